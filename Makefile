@@ -1,0 +1,26 @@
+# What a developer types. `python` is whichever environment is active.
+PYTHON ?= python
+
+.PHONY: check format lint types test stages bench
+
+check: lint types test  ## everything that must be green before a commit
+
+format:
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+lint:
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+
+types:
+	$(PYTHON) -m mypy
+
+test:
+	$(PYTHON) -m pytest -q
+
+stages:  ## train the lecture's six small stages, three seeds each, and compare with the lecture's losses
+	$(PYTHON) benchmarks/stages.py
+
+bench:  ## time a training step of the presets on this machine
+	$(PYTHON) benchmarks/step.py

@@ -1,0 +1,97 @@
+"""What a run will need, said before it starts: bytes counted from the op table, seconds from a timed step."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gpt.config import ModelConfig, TrainConfig
+from gpt.params import Param, ParamTable
+from gpt.stages import MODELS
+from tensorlite.shapes import ShapeArray, ShapeOps, cache_bytes
+
+FLOAT = 4  # bytes of a float32
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Counted, not measured."""
+
+    n_params: int
+    state_bytes: int  # parameters, gradients, Adam's two moments
+    cache_bytes: int  # what forward keeps for backward, one micro-batch
+    scratch_bytes: int  # the largest op's temporaries
+    flops: float  # of one update
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.state_bytes + self.cache_bytes + self.scratch_bytes
+
+
+class _ShapeTable(ParamTable):
+    """A parameter table whose views are shapes."""
+
+    def view(self, flat: Any, param: Param) -> Any:  # noqa: ARG002
+        return ShapeArray(param.shape or ())
+
+
+def count(config: ModelConfig, train: TrainConfig) -> Cost:
+    """Run one step on shapes alone."""
+    model = MODELS[config.model]
+    table = _ShapeTable(model.init(config))
+    params = table.tree(None)
+    ops = ShapeOps()
+    B, T, V = train.batch_size, config.block_size, config.vocab_size
+    idx = ShapeArray((B, T), 8)
+    _, cache = model.forward(ops, params, idx, idx, config, key=ops.key(0, 0))
+    model.backward(ops, 1.0, cache)
+    largest = max(B * config.n_head * T * T, B * T * 4 * config.n_embd, B * T * V, table.size)
+    return Cost(
+        n_params=table.n_params,
+        state_bytes=4 * FLOAT * table.size,
+        cache_bytes=cache_bytes(cache, params),
+        scratch_bytes=5 * FLOAT * largest,  # an expression of array arithmetic holds up to five arrays of its size
+        flops=sum(ops.flops.values()) * train.gradient_accumulation_steps,
+    )
+
+
+def available_bytes(xp: Any) -> int | None:
+    """Memory of the device that a run could have, where the system tells."""
+    if xp.__name__ == "cupy":
+        return int(xp.cuda.runtime.memGetInfo()[0])
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def seconds_of(work: Callable[[], Any], enough: float = 1.0) -> float:
+    """Time a call: once if it takes long, else the median of as many as fit, the first left out: it warms things up."""
+    times: list[float] = []
+    while not times or (len(times) < 100 and sum(times) < enough):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:] or times)
+
+
+def human_bytes(n: float) -> str:
+    """123456789 -> '118 MiB'."""
+    for unit in ("B", "KiB", "MiB"):
+        if n < 1024:
+            return f"{n:.0f} {unit}"
+        n /= 1024
+    return f"{n:.1f} GiB"
+
+
+def human_seconds(seconds: float) -> str:
+    """5025 -> '1 h 24 min'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 72 else f"{hours / 24:.1f} days"

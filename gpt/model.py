@@ -1,0 +1,112 @@
+"""The full model: a pre-norm decoder-only Transformer (presets layernorm, laptop, shakespeare).
+
+Forward directly above backward, op calls alone: no arithmetic and no allocation happens here, a test makes sure. Read a forward
+line by line downwards and its backward upwards; `diff gpt/stages/residual.py gpt/model.py` is what layernorm adds.
+Shapes: idx, targets (B, T); x, h, a, m (B, T, C); logits (B, T, V).
+"""
+
+from typing import Any
+
+from gpt.config import ModelConfig
+from gpt.params import Param
+
+
+def init(config: ModelConfig) -> list[Param]:
+    """The parameters and how they start."""
+    C, V, T, std = config.n_embd, config.vocab_size, config.block_size, config.init_std
+
+    def bias(*shape: int) -> tuple[int, ...] | None:
+        return shape if config.bias else None
+
+    params = [Param("wte", (V, C), std), Param("wpe", (T, C), std)]
+    for i in range(config.n_layer):
+        params += [
+            Param(f"blocks.{i}.ln1_w", (C,), fill=1.0),
+            Param(f"blocks.{i}.ln1_b", bias(C)),
+            Param(f"blocks.{i}.qkv_w", (C, 3 * C), std),
+            Param(f"blocks.{i}.attn_proj_w", (C, C), std),
+            Param(f"blocks.{i}.attn_proj_b", bias(C)),
+            Param(f"blocks.{i}.ln2_w", (C,), fill=1.0),
+            Param(f"blocks.{i}.ln2_b", bias(C)),
+            Param(f"blocks.{i}.fc_w", (C, 4 * C), std),
+            Param(f"blocks.{i}.fc_b", bias(4 * C)),
+            Param(f"blocks.{i}.mlp_proj_w", (4 * C, C), std),
+            Param(f"blocks.{i}.mlp_proj_b", bias(C)),
+        ]
+    params += [Param("lnf_w", (C,), fill=1.0), Param("lnf_b", bias(C))]
+    params += [Param("head_w", None if config.tied else (C, V), std), Param("head_b", bias(V))]
+    return params
+
+
+def block_forward(ops: Any, x: Any, p: dict, config: ModelConfig, layer: int, key: Any, past: Any) -> tuple[Any, tuple]:
+    """x = x + attention(layernorm(x));  x = x + mlp(layernorm(x))"""
+    H, drop = config.n_head, config.dropout
+    h, ln1 = ops.layernorm_forward(x, p["ln1_w"], p["ln1_b"])
+    a, attn = ops.self_attention_forward(
+        h, p["qkv_w"], None, p["attn_proj_w"], p["attn_proj_b"], H, drop, ops.site(key, layer, "attention"), past
+    )
+    (x, h), ln2 = ops.add_layernorm_forward(x, a, p["ln2_w"], p["ln2_b"], drop, ops.site(key, layer, "attention_residual"))
+    m, mlp = ops.mlp_forward(h, p["fc_w"], p["fc_b"], p["mlp_proj_w"], p["mlp_proj_b"], config.activation)
+    x, residual = ops.residual_forward(x, m, drop, ops.site(key, layer, "mlp_residual"))
+    return x, (ln1, attn, ln2, mlp, residual)
+
+
+def block_backward(ops: Any, dx: Any, cache: tuple) -> tuple[Any, dict]:
+    """The same lines upwards. x was used twice by each half, so its gradients add: once inside add_layernorm, once below."""
+    ln1, attn, ln2, mlp, residual = cache
+    d: dict = {}
+    dx, dm = ops.residual_backward(dx, residual)
+    dh, d["fc_w"], d["fc_b"], d["mlp_proj_w"], d["mlp_proj_b"] = ops.mlp_backward(dm, mlp)
+    dx, da, d["ln2_w"], d["ln2_b"] = ops.add_layernorm_backward((dx, dh), ln2)
+    dh, d["qkv_w"], _, d["attn_proj_w"], d["attn_proj_b"] = ops.self_attention_backward(da, attn)
+    dx_ln1, d["ln1_w"], d["ln1_b"] = ops.layernorm_backward(dh, ln1)
+    return ops.add(dx, dx_ln1), d
+
+
+def trunk_forward(ops: Any, params: dict, idx: Any, config: ModelConfig, key: Any, keep: bool, past: Any) -> tuple[Any, tuple]:
+    """Everything below the head: embeddings, blocks, the final layernorm. keep=False forgets each block's cache at once."""
+    tok, emb = ops.embedding_forward(idx, params["wte"])
+    x, pos = ops.positions_forward(tok, params["wpe"], past.length if past else 0)
+    blocks = []
+    for i, p in enumerate(params["blocks"]):
+        x, block = block_forward(ops, x, p, config, i, key, past.layers[i] if past else None)
+        blocks.append(block if keep else None)
+    x, lnf = ops.layernorm_forward(x, params["lnf_w"], params["lnf_b"])
+    return x, (emb, pos, blocks, lnf)
+
+
+def head_weight(params: dict) -> Any:
+    """(C, V): a matrix of its own, or the token embedding transposed."""
+    return params["wte"].T if params["head_w"] is None else params["head_w"]
+
+
+def forward(
+    ops: Any, params: dict, idx: Any, targets: Any, config: ModelConfig, key: Any = None, keep: bool = True
+) -> tuple[Any, tuple]:
+    """The loss of predicting targets: (B, T) from idx: (B, T), in nats a token. key None: no dropout. keep False: no cache."""
+    x, trunk = trunk_forward(ops, params, idx, config, key, keep, past=None)
+    loss, head = ops.head_loss_forward(x, head_weight(params), params["head_b"], targets)
+    return loss, (trunk, head, params["head_w"] is None) if keep else ()
+
+
+def backward(ops: Any, dloss: Any, cache: tuple) -> dict:
+    """The gradient of every parameter, as a tree of the same names; dloss scales all of them."""
+    (emb, pos, blocks, lnf), head, tied = cache
+    d: dict = {"blocks": [None] * len(blocks)}
+    dx, d["head_w"], d["head_b"] = ops.head_loss_backward(dloss, head)
+    dx, d["lnf_w"], d["lnf_b"] = ops.layernorm_backward(dx, lnf)
+    for i in reversed(range(len(blocks))):
+        dx, d["blocks"][i] = block_backward(ops, dx, blocks[i])
+    dx, d["wpe"] = ops.positions_backward(dx, pos)
+    d["wte"] = ops.embedding_backward(dx, emb)
+    if tied:  # the table was used twice: to look tokens up, and transposed to score them
+        d["wte"] = ops.add(d["wte"], d["head_w"].T)
+        d["head_w"] = None
+    return d
+
+
+def logits(ops: Any, params: dict, idx: Any, config: ModelConfig, past: Any = None) -> Any:
+    """(B, T, V): scores of the next token after each position. past: a KVCache of the text before idx, extended by it."""
+    x, _ = trunk_forward(ops, params, idx, config, None, False, past)
+    y, _ = ops.linear_forward(x, head_weight(params), params["head_b"])
+    return y

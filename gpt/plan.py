@@ -1,0 +1,88 @@
+"""What flags, preset and checkpoint add up to, settled before any work: a new run, a resumed or a fine-tuning one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt import checkpoint, folder
+from gpt.checkpoint import Checkpoint
+from gpt.config import ModelConfig, Preset, TrainConfig, override
+from gpt.data import Corpus, load_corpus
+from gpt.errors import CheckpointError, ConfigError
+from gpt.params import ParamTable
+from gpt.stages import MODELS
+from gpt.tokenizer import CharTokenizer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a run needs but a device."""
+
+    out: Path
+    model: ModelConfig
+    train: TrainConfig
+    corpus: Corpus
+    seed: int
+    params: np.ndarray  # (size,) the parameters to start from
+    resumed: Checkpoint | None = None  # where a resumed run stood
+
+
+def new_run(
+    preset: Preset, model_fields: dict[str, Any], train_fields: dict[str, Any], out: Path, data: Path | None, seed: int
+) -> Plan:
+    """A preset with some fields changed, on a text whose characters make the vocabulary."""
+    model = override(preset.model, model_fields)
+    train = _override_train(preset.train, train_fields)
+    corpus = load_corpus(data, model.block_size)
+    model = override(model, {"vocab_size": len(corpus.tokenizer)})
+    params = ParamTable(MODELS[model.model].init(model)).initial(seed)
+    return Plan(out, model, train, corpus, seed, params)
+
+
+def fine_tune(
+    path: Path,
+    base: TrainConfig | None,
+    model_fields: dict[str, Any],
+    train_fields: dict[str, Any],
+    out: Path,
+    data: Path | None,
+    drop_unknown: bool,
+    seed: int,
+) -> Plan:
+    """A checkpoint's weights, model and vocabulary on another text. base: the training fields; the checkpoint's if None."""
+    start = checkpoint.load(path)
+    model = _unchanged(start.model, model_fields, may_change=("dropout",))
+    train = _override_train(base or start.train, train_fields)
+    corpus = load_corpus(data, model.block_size, CharTokenizer(start.vocabulary), drop_unknown)
+    return Plan(out, model, train, corpus, seed, start.params)
+
+
+def resume(out: Path, model_fields: dict[str, Any], train_fields: dict[str, Any], data: Path | None) -> Plan:
+    """The run that `last.safetensors` in a folder froze, training fields possibly changed (a longer max_iters, say)."""
+    start = checkpoint.load(folder.last_path(out))
+    model = _unchanged(start.model, model_fields)
+    train = _override_train(start.train, train_fields)
+    corpus = load_corpus(data, model.block_size, CharTokenizer(start.vocabulary))
+    if corpus.sha256 != start.data_sha256:
+        raise CheckpointError(
+            f"{out} was trained on another text; give the same --data, or start from its weights with --init-from"
+        )
+    return Plan(out, model, train, corpus, start.seed, start.params, start)
+
+
+def _unchanged(model: ModelConfig, fields: dict[str, Any], may_change: tuple[str, ...] = ()) -> ModelConfig:
+    for field, value in fields.items():
+        if field not in may_change and value != getattr(model, field):
+            raise ConfigError(
+                f"{field} is {getattr(model, field)} in the checkpoint and cannot become {value}; start a new run for that"
+            )
+    return override(model, fields)
+
+
+def _override_train(base: TrainConfig, fields: dict[str, Any]) -> TrainConfig:
+    """A new learning rate takes min_lr along, in the same proportion, unless that is given too."""
+    if "learning_rate" in fields and "min_lr" not in fields:
+        fields = fields | {"min_lr": fields["learning_rate"] * (base.min_lr / base.learning_rate)}
+    return override(base, fields)

@@ -1,0 +1,60 @@
+"""Stage 3, multihead: as stage 2 with n_head smaller heads side by side.
+
+Shapes: idx, targets (B, T); x, a (B, T, C); logits (B, T, V).
+"""
+
+from typing import Any
+
+from gpt.config import ModelConfig
+from gpt.params import Param
+
+
+def init(config: ModelConfig) -> list[Param]:
+    """The parameters and how they start."""
+    C, V, T, std = config.n_embd, config.vocab_size, config.block_size, config.init_std
+    return [
+        Param("wte", (V, C), std),
+        Param("wpe", (T, C), std),
+        Param("qkv_w", (C, 3 * C), std),
+        Param("head_w", (C, V), std),
+        Param("head_b", (V,) if config.bias else None),
+    ]
+
+
+def trunk_forward(ops: Any, params: dict, idx: Any, config: ModelConfig, key: Any, past: Any) -> tuple[Any, tuple]:
+    """Everything below the head."""
+    tok, emb = ops.embedding_forward(idx, params["wte"])
+    x, pos = ops.positions_forward(tok, params["wpe"], past.length if past else 0)
+    h, qkv = ops.linear_forward(x, params["qkv_w"])
+    a, attn = ops.attention_forward(
+        h, config.n_head, config.dropout, ops.site(key, 0, "attention"), past.layers[0] if past else None
+    )
+    return a, (emb, pos, qkv, attn)
+
+
+def forward(
+    ops: Any, params: dict, idx: Any, targets: Any, config: ModelConfig, key: Any = None, keep: bool = True
+) -> tuple[Any, tuple]:
+    """The loss of predicting targets from idx, in nats a token."""
+    a, trunk = trunk_forward(ops, params, idx, config, key, past=None)
+    loss, head = ops.head_loss_forward(a, params["head_w"], params["head_b"], targets)
+    return loss, (trunk, head) if keep else ()
+
+
+def backward(ops: Any, dloss: Any, cache: tuple) -> dict:
+    """The gradient of every parameter."""
+    (emb, pos, qkv, attn), head = cache
+    d: dict = {}
+    da, d["head_w"], d["head_b"] = ops.head_loss_backward(dloss, head)
+    dh = ops.attention_backward(da, attn)
+    dx, d["qkv_w"], _ = ops.linear_backward(dh, qkv)
+    dx, d["wpe"] = ops.positions_backward(dx, pos)
+    d["wte"] = ops.embedding_backward(dx, emb)
+    return d
+
+
+def logits(ops: Any, params: dict, idx: Any, config: ModelConfig, past: Any = None) -> Any:
+    """(B, T, V): scores of the next token."""
+    a, _ = trunk_forward(ops, params, idx, config, None, past)
+    y, _ = ops.linear_forward(a, params["head_w"], params["head_b"])
+    return y

@@ -1,0 +1,68 @@
+"""One training step, written once, in ops: batch, forward, backward, clip, AdamW. Nothing here waits for the device."""
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from gpt.config import ModelConfig, TrainConfig
+from gpt.params import ParamTable
+from tensorlite.xp import Array
+
+
+@dataclass
+class TrainState:
+    """What training changes: four flat buffers and the number of updates made. All else is a function of (seed, step)."""
+
+    table: ParamTable
+    params: Array  # (size,) as are the others
+    grads: Array
+    m: Array
+    v: Array
+    step: int = 0
+
+    @classmethod
+    def start(cls, table: ParamTable, params: Array, xp: Any) -> "TrainState":
+        """A state at step 0 with these parameters."""
+        params = xp.asarray(params)
+        return cls(table, params, xp.zeros_like(params), xp.zeros_like(params), xp.zeros_like(params))
+
+
+def loss_and_gradients(
+    ops: Any, model: ModuleType, state: TrainState, data: Array, config: ModelConfig, train: TrainConfig, seed: int
+) -> Array:
+    """The mean loss of this step's batch, its gradient left in state.grads. Micro-batches are rows of one global batch."""
+    params, slots = state.table.tree(state.params), state.table.views(state.grads)
+    share = 1.0 / train.gradient_accumulation_steps
+    total = None
+    for micro in range(train.gradient_accumulation_steps):
+        key = ops.key(seed, state.step, micro * train.batch_size)
+        idx, targets = ops.sample_batch(data, ops.site(key, 0, "batch"), train.batch_size, config.block_size)
+        loss, cache = model.forward(ops, params, idx, targets, config, key if config.dropout else None)
+        grads = model.backward(ops, share, cache)
+        ops.gather(state.table.leaves(grads), slots, add=micro > 0)
+        total = loss * share if total is None else total + loss * share
+    return total
+
+
+def train_step(
+    ops: Any, model: ModuleType, state: TrainState, data: Array, config: ModelConfig, train: TrainConfig, seed: int
+) -> tuple[Array, Array]:
+    """Make one update. Returns the loss and the gradient's norm before clipping, both still on the device."""
+    with ops.step():
+        loss = loss_and_gradients(ops, model, state, data, config, train, seed)
+        norm = ops.clip_(state.grads, train.grad_clip)
+        lr = ops.schedule(state.step, train.learning_rate, train.min_lr, train.warmup_iters, train.max_iters)
+        ops.adamw_(
+            state.params,
+            state.grads,
+            state.m,
+            state.v,
+            t=state.step + 1,
+            lr=lr,
+            beta1=train.beta1,
+            beta2=train.beta2,
+            weight_decay=train.weight_decay,
+            n_decay=state.table.n_decay,
+        )
+    state.step += 1
+    return loss, norm

@@ -1,0 +1,212 @@
+"""The loop that train.py drives: steps, evaluation, log, pictures, checkpoints."""
+
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from gpt import checkpoint, folder
+from gpt.checkpoint import Checkpoint
+from gpt.config import ModelConfig, TrainConfig
+from gpt.data import Corpus
+from gpt.errors import TrainingError
+from gpt.evaluate import split_loss, train_loss
+from gpt.params import ParamTable
+from gpt.pictures import loss_curve
+from gpt.plan import Plan
+from gpt.stages import MODELS
+from gpt.step import TrainState, train_step
+from tensorlite.xp import to_numpy
+
+
+@dataclass
+class Trainer:
+    """One run. `state` and the log change; everything else is fixed at the start."""
+
+    ops: Any
+    xp: Any
+    model_config: ModelConfig
+    train_config: TrainConfig
+    corpus: Corpus
+    state: TrainState
+    seed: int
+    out: Path
+    say: Callable[[str], None] = tqdm.write
+    records: list[dict[str, Any]] = field(default_factory=list)
+    best_val: float = math.inf
+    trained_seconds: float = 0.0  # in training steps alone, of this process
+    trained_steps: int = 0
+    elapsed_before: float = 0.0  # of the stretches before a resume
+
+    def __post_init__(self) -> None:
+        self.model = MODELS[self.model_config.model]
+        self.train_data, self.val_data = self.xp.asarray(self.corpus.train), self.xp.asarray(self.corpus.val)
+        self.step = self.ops.compile(train_step)
+        self.started = time.perf_counter()
+
+    @classmethod
+    def of(cls, plan: Plan, ops: Any, xp: Any) -> "Trainer":
+        """Put a planned run on a device; a resumed one takes up its log and its best loss."""
+        fixed = (ops, xp, plan.model, plan.train, plan.corpus)
+        if plan.resumed is None:
+            table = ParamTable(MODELS[plan.model.model].init(plan.model))
+            return cls(*fixed, TrainState.start(table, plan.params, xp), plan.seed, plan.out)
+        records = folder.read_metrics(plan.out, plan.resumed.step)
+        elapsed = records[-1]["elapsed_s"] if records else 0.0
+        state, best = plan.resumed.state(xp), plan.resumed.best_val
+        return cls(*fixed, state, plan.seed, plan.out, records=records, best_val=best, elapsed_before=elapsed)
+
+    def _call(self, function: Callable) -> Any:
+        return function(self.ops, self.model, self.state, self.train_data, self.model_config, self.train_config, self.seed)
+
+    def probe(self) -> None:
+        """The next step, made on a copy of the state: something to time."""
+        state, buffers = self.state, ("params", "grads", "m", "v")
+        self.state = dataclasses.replace(state, **{name: getattr(state, name).copy() for name in buffers})
+        try:
+            float(self._call(self.step)[0])
+        finally:
+            self.state = state
+
+    def run(self) -> int | None:
+        """Train to max_iters. Returns None, or the signal that ended the run early (its work is saved)."""
+        cfg, state = self.train_config, self.state
+        if not self.records:
+            self.evaluate()
+        with (
+            _signals() as caught,
+            tqdm(total=cfg.max_iters, initial=state.step, unit="step", dynamic_ncols=True, disable=None) as bar,
+        ):
+            while state.step < cfg.max_iters:
+                start = time.perf_counter()
+                loss, norm = (float(x) for x in self._call(self.step))
+                self.trained_seconds += time.perf_counter() - start
+                self.trained_steps += 1
+                self._stop_unless_finite(loss, norm)
+                bar.update()
+                bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+                if state.step % cfg.eval_interval == 0 or state.step == cfg.max_iters:
+                    self.evaluate()
+                elif caught:
+                    self.save(folder.last_path(self.out), val_loss=math.nan)
+                if caught:
+                    return caught[0]
+        return None
+
+    def _stop_unless_finite(self, loss: float, norm: float) -> None:
+        """A run whose numbers are gone stops at once; the checkpoints of its better days stay as they are."""
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        tensors = (("gradient", self.state.grads), ("parameter", self.state.params))
+        bad = [f"{kind} {p.name}" for kind, flat in tensors for p in self.state.table if not self._finite(flat, p)]
+        what = f"the loss is {loss}, the gradient's norm {norm}" + (f", first bad {bad[0]}" if bad else "")
+        raise TrainingError(f"step {self.state.step}: {what}; lower --learning-rate or set --grad-clip 1")
+
+    def _finite(self, flat: Any, param: Any) -> bool:
+        return bool(self.xp.isfinite(self.state.table.view(flat, param)).all())
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.train_config.batch_size * self.train_config.gradient_accumulation_steps * self.model_config.block_size
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.trained_steps * self.tokens_per_step / self.trained_seconds if self.trained_seconds else 0.0
+
+    @property
+    def elapsed(self) -> float:
+        return self.elapsed_before + time.perf_counter() - self.started
+
+    def train_loss(self) -> float:
+        """Mean over eval_batches random batches of the training text."""
+        cfg, params = self.train_config, self.state.table.tree(self.state.params)
+        return train_loss(
+            self.ops, self.model, params, self.train_data, self.model_config, cfg.eval_batches, cfg.batch_size, self.seed
+        )
+
+    def val_loss(self) -> float:
+        """Over the whole validation split."""
+        params = self.state.table.tree(self.state.params)
+        return split_loss(self.ops, self.model, params, self.val_data, self.model_config, self.train_config.batch_size)
+
+    def evaluate(self) -> None:
+        """Measure both losses, log them, and write the checkpoints and the picture."""
+        cfg, state = self.train_config, self.state
+        train, val = self.train_loss(), self.val_loss()
+        self.say(f"step {state.step}: train loss {train:.4f}, val loss {val:.4f}")
+        if not math.isfinite(val):
+            raise TrainingError(f"step {state.step}: the validation loss is {val}; lower --learning-rate or set --grad-clip 1")
+        lr = self.ops.schedule(max(0, state.step - 1), cfg.learning_rate, cfg.min_lr, cfg.warmup_iters, cfg.max_iters)
+        self.records.append(
+            {
+                "step": state.step,
+                "train_loss": train,
+                "val_loss": val,
+                "lr": lr,
+                "tokens_per_s": round(self.tokens_per_second, 1),
+                "elapsed_s": round(self.elapsed, 3),
+            }
+        )
+        better = val < self.best_val
+        self.best_val = min(val, self.best_val)
+        if better:
+            self.save(folder.best_path(self.out), val)
+        self.save(folder.last_path(self.out), val)
+        folder.write_metrics(self.out, self.records)
+        loss_curve(self.out / "loss.png", self.records, self.out.name)
+
+    def save(self, path: Path, val_loss: float) -> None:
+        """Write the run as it stands into a checkpoint."""
+        buffers = {name: to_numpy(getattr(self.state, name)) for name in checkpoint.BUFFERS}
+        checkpoint.save(
+            path,
+            Checkpoint(
+                model=self.model_config,
+                train=self.train_config,
+                vocabulary=self.corpus.tokenizer.vocabulary,
+                seed=self.seed,
+                step=self.state.step,
+                val_loss=val_loss,
+                best_val=self.best_val,
+                data_sha256=self.corpus.sha256,
+                **buffers,
+            ),
+        )
+
+    def summary(self) -> str:
+        """The last line of a run."""
+        last = self.records[-1]
+        return (
+            f"done: step {self.state.step} | train {last['train_loss']:.4f} | val {last['val_loss']:.4f} | "
+            f"best val {self.best_val:.4f} | {self.tokens_per_second:.0f} tok/s | {self.elapsed:.1f} s"
+        )
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Note SIGINT and SIGTERM instead of dying in the middle of a step; a second one acts at once."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield caught
+        return
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, _frame: Any) -> None:
+        caught.append(number)
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,89 @@
+"""What a gradient check found, as data and as text."""
+
+import json
+from dataclasses import asdict, dataclass, field
+
+PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a gradient on which backward and the numeric derivative disagree."""
+
+    index: tuple[int, ...]
+    analytic: float  # what backward returned
+    numeric: float  # what the differences gave
+    error: float  # how far `numeric` can be trusted
+    left: float | None = None  # one-sided derivatives, where they differ: the function has a kink here
+    right: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        """analytic / numeric: -1 is a sign, 2 a factor, 8/7 an n - 1 for an n."""
+        return self.analytic / self.numeric if self.numeric else float("inf")
+
+    def __str__(self) -> str:
+        text = f"[{', '.join(map(str, self.index))}] backward {self.analytic:.9g}, numeric {self.numeric:.9g} +- {self.error:.1g}"
+        if self.left is not None:
+            return f"{text}: not differentiable here (left {self.left:.6g}, right {self.right:.6g})"
+        return f"{text}, ratio {self.ratio:.7g}"
+
+
+@dataclass
+class Argument:
+    """The verdict on the gradient of one argument."""
+
+    name: str
+    shape: tuple[int, ...]
+    method: str  # "fd" or "complex"
+    checked: str  # "every entry" or "3 directions"
+    tolerance: float
+    status: str = PASS
+    worst: float = 0.0  # the largest disagreement, in units of the tolerance
+    bad: int = 0  # entries found wrong
+    more: bool = False  # whether the search stopped before it had seen all
+    entries: list[Entry] = field(default_factory=list)  # some of them, worst first
+    note: str = ""
+
+    def __str__(self) -> str:
+        head = f"{self.status:12s} d{self.name} {self.shape}: {self.checked} ({self.method}), worst {self.worst:.2g} of tolerance"
+        lines = [head + (f"; {self.note}" if self.note else "")]
+        if self.bad:
+            at_least = "at least " if self.more else ""
+            lines[0] += f", {at_least}{self.bad} wrong"
+        return "\n".join(lines + [f"    d{self.name}{entry}" for entry in self.entries])
+
+
+@dataclass
+class GradReport:
+    """The verdict on one forward/backward pair. `ok` only when every argument passed and no rule of the contract was broken."""
+
+    arguments: list[Argument] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)  # rules of the contract that do not hold
+
+    @property
+    def ok(self) -> bool:
+        return not self.broken and all(a.status == PASS for a in self.arguments)
+
+    @property
+    def status(self) -> str:
+        if self.broken or any(a.status == FAIL for a in self.arguments):
+            return FAIL
+        return PASS if self.ok else INCONCLUSIVE
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [f"gradcheck: {self.status}", *(f"contract     {rule}" for rule in self.broken), *map(str, self.arguments)]
+        )
+
+    def to_json(self) -> str:
+        """The report as a JSON object."""
+        return json.dumps({"status": self.status, **asdict(self)}, indent=1)
+
+
+class GradcheckError(AssertionError):
+    """A gradient check that did not pass; `report` holds what was found."""
+
+    def __init__(self, report: GradReport) -> None:
+        super().__init__(str(report))
+        self.report = report

@@ -1,0 +1,118 @@
+"""The reference backend: the functions of this library gathered under one object, which models take as `ops`.
+
+Another backend (`tensorlite.cpu.Ops`, `tensorlite.cuda.Ops`) is a subclass that overrides some of these names with the same
+signatures. The model code is the same for all.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tensorlite import activations, attention, composites, cross_entropy, dropout, embedding, layernorm, linear, optim, softmax
+from tensorlite.random import Key, make_key, site_key, uint64_rows
+from tensorlite.xp import Array, namespace
+
+ACTIVATIONS = ("gelu", "relu")
+
+
+class Reference:
+    """Plain array code on NumPy or CuPy, by the type of the arguments.
+
+    check: look at the range of ids and targets at every call. A trainer that has validated its text passes False, because on a
+    GPU the look would wait for the device.
+    """
+
+    name = "reference"
+
+    def __init__(self, *, check: bool = True) -> None:
+        self.check = check
+
+    # primitives: the functions of the modules
+    linear_forward = staticmethod(linear.linear_forward)
+    linear_backward = staticmethod(linear.linear_backward)
+    embedding_backward = staticmethod(embedding.embedding_backward)
+    positions_forward = staticmethod(embedding.positions_forward)
+    positions_backward = staticmethod(embedding.positions_backward)
+    layernorm_forward = staticmethod(layernorm.layernorm_forward)
+    layernorm_backward = staticmethod(layernorm.layernorm_backward)
+    gelu_forward = staticmethod(activations.gelu_forward)
+    gelu_backward = staticmethod(activations.gelu_backward)
+    relu_forward = staticmethod(activations.relu_forward)
+    relu_backward = staticmethod(activations.relu_backward)
+    softmax_forward = staticmethod(softmax.softmax_forward)
+    softmax_backward = staticmethod(softmax.softmax_backward)
+    attention_forward = staticmethod(attention.attention_forward)
+    attention_backward = staticmethod(attention.attention_backward)
+    dropout_forward = staticmethod(dropout.dropout_forward)
+    dropout_backward = staticmethod(dropout.dropout_backward)
+    residual_forward = staticmethod(dropout.residual_forward)
+    residual_backward = staticmethod(dropout.residual_backward)
+    cross_entropy_backward = staticmethod(cross_entropy.cross_entropy_backward)
+
+    def embedding_forward(self, ids: Array, table: Array) -> tuple[Array, tuple]:
+        return embedding.embedding_forward(ids, table, check=self.check)
+
+    def cross_entropy_forward(self, logits: Array, targets: Array) -> tuple[Array, tuple]:
+        return cross_entropy.cross_entropy_forward(logits, targets, check=self.check)
+
+    # composites: functions whose first argument is the backend, hence methods
+    mlp_forward = composites.mlp_forward
+    mlp_backward = composites.mlp_backward
+    self_attention_forward = composites.self_attention_forward
+    self_attention_backward = composites.self_attention_backward
+    add_layernorm_forward = composites.add_layernorm_forward
+    add_layernorm_backward = composites.add_layernorm_backward
+    head_loss_forward = composites.head_loss_forward
+    head_loss_backward = composites.head_loss_backward
+
+    def activation_forward(self, x: Array, name: str) -> tuple[Array, Any]:
+        """GELU or ReLU, by name."""
+        return (self.gelu_forward if name == "gelu" else self.relu_forward)(x)
+
+    def activation_backward(self, dy: Array, name: str, cache: Any) -> Array:
+        return (self.gelu_backward if name == "gelu" else self.relu_backward)(dy, cache)
+
+    @staticmethod
+    def add(a: Array, b: Array) -> Array:
+        """a + b: where a value is used twice, its two gradients add."""
+        namespace(a, b)
+        return a + b
+
+    # randomness: keys are values, see random.py
+    key = staticmethod(make_key)
+    site = staticmethod(site_key)
+
+    @staticmethod
+    def sample_batch(data: Array, key: Key, rows: int, block_size: int) -> tuple[Array, Array]:
+        """Draw `rows` windows of the text: idx and targets, both (rows, block_size), targets one character later.
+
+        data: (n,) integers, n > block_size. Row r's window is a function of the key and the global row number row0 + r.
+        """
+        xp = namespace(data)
+        starts = uint64_rows(xp, key, rows) % xp.uint64(len(data) - block_size)  # (B,)
+        at = starts.astype("int64")[:, None] + xp.arange(block_size)  # (B, T)
+        return data[at], data[at + 1]
+
+    # one training step: gradients into a flat buffer, then the optimizer
+    @staticmethod
+    def gather(leaves: Sequence[Array], slots: Sequence[Array], add: bool = False) -> None:
+        """Copy (or, with add, sum) each gradient into its slot, a view of the flat gradient buffer."""
+        for leaf, slot in zip(leaves, slots, strict=True):
+            if add:
+                slot += leaf
+            else:
+                slot[...] = leaf
+
+    global_norm = staticmethod(optim.global_norm)
+    clip_ = staticmethod(optim.clip_)
+    adamw_ = staticmethod(optim.adamw_)
+    schedule = staticmethod(optim.schedule)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """The extent of one training step. A fast backend takes results from reused memory inside it; here nothing happens."""
+        yield
+
+    def compile(self, function: Callable) -> Callable:
+        """Return a faster equal of a step function, where the backend has one; here the function itself."""
+        return function

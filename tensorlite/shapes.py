@@ -1,0 +1,116 @@
+"""A backend whose arrays are only shapes: it runs a model without computing anything.
+
+It proves that a model is built from op calls alone (its arrays refuse arithmetic), and it counts what a step costs before the
+step is tried: the bytes that the caches hold, and the operations of forward and backward.
+"""
+
+import inspect
+from math import prod
+from types import SimpleNamespace
+from typing import Any
+
+from tensorlite import optable
+from tensorlite.reference import Reference
+
+
+class ShapeArray:
+    """An array with a shape and an item size and nothing in it. Views share the `base` that owns the bytes."""
+
+    def __init__(self, shape: tuple[int, ...], itemsize: int = 4, base: "ShapeArray | None" = None) -> None:
+        self.shape = tuple(shape)
+        self.itemsize = itemsize
+        self.base = base or self
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.itemsize
+
+    @property
+    def T(self) -> "ShapeArray":
+        return ShapeArray(self.shape[::-1], self.itemsize, self.base)
+
+    def __repr__(self) -> str:
+        return f"ShapeArray{self.shape}"
+
+
+class ShapeOps(Reference):
+    """Reference with every primitive replaced by its row in the op table. `flops` adds up as ops are called."""
+
+    name = "shapes"
+
+    def __init__(self) -> None:
+        super().__init__(check=False)
+        self.flops: dict[str, float] = {}
+
+    def count(self, name: str, flops: float) -> None:
+        self.flops[name] = self.flops.get(name, 0.0) + flops
+
+    @staticmethod
+    def add(a: ShapeArray, b: ShapeArray) -> ShapeArray:
+        if a.shape != b.shape:
+            raise ValueError(f"add: {a.shape} and {b.shape} differ")
+        return ShapeArray(a.shape, a.itemsize)
+
+
+def _forward(op: optable.Op) -> Any:
+    parameters = inspect.signature(getattr(Reference, f"{op.name}_forward")).parameters
+
+    def forward(self: ShapeOps, *args: Any, **kwargs: Any) -> tuple[ShapeArray, Any]:
+        given = dict(zip([name for name in parameters if name != "self"], args, strict=False)) | kwargs
+        defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+        a = SimpleNamespace(**defaults | given)
+        itemsize = getattr(a, op.inputs[0]).itemsize
+        y = ShapeArray(op.output(a), itemsize)
+        self.count(f"{op.name}_forward", op.flops(a))
+        kept = [y if name == "y" else getattr(a, name) for name in op.keeps]
+        saved = [ShapeArray(shape, itemsize if dtype == "float" else 1) for shape, dtype in op.saves(a)]
+        if op.name == "attention" and a.past is not None:
+            a.past.length += a.qkv.shape[1]
+        return y, (SimpleNamespace(a=a, y=y), kept, saved)
+
+    return forward
+
+
+def _backward(op: optable.Op) -> Any:
+    def backward(self: ShapeOps, dy: Any, cache: Any) -> Any:
+        a, y = cache[0].a, cache[0].y
+        if y.shape and dy.shape != y.shape:
+            raise ValueError(f"{op.name}_backward: dy {dy.shape} does not fit y {y.shape}")
+        self.count(f"{op.name}_backward", op.backward_flops(a))
+        inputs = [getattr(a, name) for name in op.inputs]
+        grads = tuple(None if x is None else ShapeArray(x.shape, x.itemsize) for x in inputs)
+        return grads if len(grads) > 1 else grads[0]
+
+    return backward
+
+
+for _op in optable.TABLE:
+    setattr(ShapeOps, f"{_op.name}_forward", _forward(_op))
+    setattr(ShapeOps, f"{_op.name}_backward", _backward(_op))
+
+
+def cache_bytes(cache: Any, params: Any = ()) -> int:
+    """Bytes of the distinct arrays that a cache refers to, those in `params` left out. Works for real arrays too."""
+    owned = {id(_owner(a)) for a in _arrays(params)}
+    found = {id(_owner(a)): _owner(a).nbytes for a in _arrays(cache)}
+    return sum(n for key, n in found.items() if key not in owned)
+
+
+def _owner(a: Any) -> Any:
+    while getattr(a, "base", None) is not None and a.base is not a:
+        a = a.base
+    return a
+
+
+def _arrays(tree: Any) -> list[Any]:
+    if hasattr(tree, "nbytes"):
+        return [tree] if tree.shape else []
+    if isinstance(tree, SimpleNamespace):  # what ShapeOps notes to know its gradients' shapes
+        return []
+    if isinstance(tree, dict):
+        tree = tree.values()
+    return [a for item in tree for a in _arrays(item)] if isinstance(tree, list | tuple | type({}.values())) else []

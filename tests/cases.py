@@ -1,0 +1,139 @@
+"""For each op of the table: how to draw inputs, and what is known of it. An op without a case fails test_optable.py."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import references
+from hypothesis import strategies as st
+
+from tensorlite import Key, Reference
+from tensorlite.testing import gains, leading, seeds, sizes, weights
+
+OPS = Reference()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op: its inputs are drawn as a dict in the order of the forward's arguments."""
+
+    name: str
+    inputs: st.SearchStrategy[dict[str, Any]]
+    batched: tuple[str, ...]  # inputs whose first axis is the batch
+    reference: Callable[..., Any]
+    analytic: bool = True  # the complex step applies
+    mean: bool = False  # y is a mean over the batch
+    inert: tuple[str, ...] = field(default=("key",))  # None here means an option, not an absent parameter
+
+    @property
+    def forward(self) -> Callable:
+        return getattr(OPS, f"{self.name}_forward")
+
+    @property
+    def backward(self) -> Callable:
+        return getattr(OPS, f"{self.name}_backward")
+
+    def split(self, inputs: dict[str, Any]) -> tuple[Callable, Callable, dict[str, Any]]:
+        """The forward with its options bound, the backward, and the arrays (and absent parameters) alone."""
+        options = {k: v for k, v in inputs.items() if k in self.inert or not (v is None or isinstance(v, np.ndarray))}
+        arrays = {k: v for k, v in inputs.items() if k not in options}
+        return (lambda **a: self.forward(**a, **options)), self.backward, arrays
+
+
+def batch() -> st.SearchStrategy[tuple[int, ...]]:
+    """Leading axes, at least one: the batch."""
+    return st.tuples(sizes(4), leading(1, 3)).map(lambda t: (t[0], *t[1]))
+
+
+@st.composite
+def linear(draw):
+    lead, C, D, random = draw(batch()), draw(sizes(6)), draw(sizes(5)), np.random.default_rng(draw(seeds()))
+    return {
+        "x": weights(random, *lead, C),
+        "w": weights(random, C, D),
+        "b": weights(random, D) if draw(st.booleans()) else None,
+    }
+
+
+@st.composite
+def embedding(draw):
+    lead, V, C, random = draw(batch()), draw(sizes(7)), draw(sizes(5)), np.random.default_rng(draw(seeds()))
+    kind = draw(st.sampled_from([np.int64, np.uint8, np.uint16, np.int32]))
+    return {"ids": random.integers(0, V, lead).astype(kind), "table": weights(random, V, C)}
+
+
+@st.composite
+def positions(draw):
+    B, T, C, random = draw(sizes(4)), draw(sizes(5)), draw(sizes(4)), np.random.default_rng(draw(seeds()))
+    start = draw(st.integers(0, 3))
+    return {"x": weights(random, B, T, C), "wpe": weights(random, T + start + draw(st.integers(0, 3)), C), "start": start}
+
+
+@st.composite
+def layernorm(draw):
+    lead, C, random = draw(batch()), draw(sizes(7)), np.random.default_rng(draw(seeds()))
+    eps = draw(st.sampled_from([1e-5, 1e-2, 1.0]))
+    b = weights(random, C) if draw(st.booleans()) else None
+    return {"x": weights(random, *lead, C), "w": gains(random, C), "b": b, "eps": eps}
+
+
+@st.composite
+def elementwise(draw):
+    return {"x": weights(np.random.default_rng(draw(seeds())), *draw(batch()), draw(sizes(6)))}
+
+
+@st.composite
+def away_from_zero(draw):
+    """For ReLU: no entry within reach of the kink."""
+    x = draw(elementwise())["x"]
+    return {"x": np.where(np.abs(x) < 0.01, 0.5, x)}
+
+
+@st.composite
+def attention(draw):
+    B, T, H, D = draw(sizes(3)), draw(sizes(5)), draw(sizes(3)), draw(sizes(4))
+    random = np.random.default_rng(draw(seeds()))
+    return {"qkv": weights(random, B, T, 3 * H * D), "n_head": H} | draw(drops())
+
+
+@st.composite
+def drops(draw):
+    """p and key of a dropout: often none."""
+    key = draw(st.none() | st.builds(Key, st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.just(0)))
+    return {"p": draw(st.sampled_from([0.0, 0.2, 0.5, 0.9])), "key": key}
+
+
+@st.composite
+def dropout(draw):
+    return draw(elementwise()) | draw(drops())
+
+
+@st.composite
+def residual(draw):
+    x = draw(elementwise())["x"]
+    return {"x": x, "y": weights(np.random.default_rng(draw(seeds())), *x.shape)} | draw(drops())
+
+
+@st.composite
+def cross_entropy(draw):
+    lead, V, random = draw(batch()), draw(sizes(7)), np.random.default_rng(draw(seeds()))
+    return {"logits": weights(random, *lead, V), "targets": random.integers(0, V, lead)}
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case("linear", linear(), ("x",), references.linear),
+        Case("embedding", embedding(), ("ids",), references.embedding),
+        Case("positions", positions(), ("x",), references.positions),
+        Case("layernorm", layernorm(), ("x",), references.layernorm),
+        Case("gelu", elementwise(), ("x",), references.gelu),
+        Case("relu", away_from_zero(), ("x",), references.relu),
+        Case("softmax", elementwise(), ("x",), references.softmax),
+        Case("attention", attention(), ("qkv",), references.attention, inert=("key", "past")),
+        Case("dropout", dropout(), ("x",), references.dropout),
+        Case("residual", residual(), ("x", "y"), references.residual),
+        Case("cross_entropy", cross_entropy(), ("logits", "targets"), references.cross_entropy, mean=True),
+    )
+}

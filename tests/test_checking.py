@@ -1,0 +1,151 @@
+"""The checker itself: it must pass the right, fail the wrong, and say where and why."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tensorlite import GradcheckError, Reference, gradcheck
+
+OPS = Reference()
+RANDOM = np.random.default_rng(0).standard_normal
+
+
+def scaled(factor, index=...):
+    """A GELU backward that is wrong by a factor, everywhere or at one entry."""
+
+    def backward(dy, cache):
+        dx = OPS.gelu_backward(dy, cache).copy()
+        dx[index] *= factor
+        return dx
+
+    return backward
+
+
+@pytest.mark.parametrize("factor", [-1.0, 2.0, 8 / 7, 1.01, 1.001, 1 + 1e-5])
+@pytest.mark.parametrize("shape", [(3, 4), (50, 40)])
+def test_a_wrong_factor_is_found_and_its_ratio_reported(factor, shape):
+    with pytest.raises(GradcheckError) as caught:
+        gradcheck(OPS.gelu_forward, scaled(factor), {"x": RANDOM(shape)})
+    argument = caught.value.report.arguments[0]
+    assert argument.status == "fail"
+    assert all(np.isclose(e.ratio, factor, rtol=1e-6) for e in argument.entries)
+
+
+def test_one_wrong_entry_of_64000_is_named():
+    x = RANDOM((40, 40, 40))
+    x[3, 17, 31] = 0.8
+    report = gradcheck(OPS.gelu_forward, scaled(1.01, (3, 17, 31)), {"x": x}, raise_on_fail=False)
+    (entry,) = report.arguments[0].entries
+    assert entry.index == (3, 17, 31)
+    assert np.isclose(entry.ratio, 1.01, rtol=1e-6)
+    assert "[3, 17, 31]" in str(report)
+    assert report.arguments[0].bad == 1
+
+
+def test_the_count_of_wrong_entries_is_exact_where_all_are_checked():
+    report = gradcheck(OPS.gelu_forward, scaled(1.1, np.s_[:, 1]), {"x": RANDOM((6, 4)) + 1}, raise_on_fail=False)
+    assert report.arguments[0].bad == 6
+    assert len(report.arguments[0].entries) == 5
+
+
+def test_a_kink_is_told_from_a_mistake():
+    x = np.array([[1.0, 0.0, -2.0]])
+    report = gradcheck(OPS.relu_forward, OPS.relu_backward, {"x": x}, raise_on_fail=False)
+    assert report.status == "inconclusive"
+    assert not report.ok
+    (entry,) = report.arguments[0].entries
+    assert entry.index == (0, 1)
+    assert sorted([abs(entry.left), abs(entry.right)])[0] < 1e-9
+    assert "not differentiable here" in str(report)
+
+
+def test_a_kink_close_by_is_stepped_around():
+    gradcheck(OPS.relu_forward, OPS.relu_backward, {"x": np.array([[1e-3, -1e-5, 0.5]])})
+
+
+def test_a_jump_is_inconclusive_not_a_pass():
+    """Numeric derivatives of rounding mean nothing; the checker says so."""
+    report = gradcheck(
+        lambda x: (np.round(x * 1e3) / 1e3, x), lambda dy, cache: dy * 1.0, {"x": RANDOM(4) + 0.0004}, raise_on_fail=False
+    )
+    assert report.status != "pass"
+
+
+CONTRACT = {
+    "writes into its cache": (OPS.gelu_forward, lambda dy, x: np.multiply(x, dy, out=x)),
+    "writes into dy": (OPS.gelu_forward, lambda dy, x: np.multiply(dy, 1.0 + 0 * x, out=dy) * 2 + dy.__imul__(2)),
+    "not exactly 0": (OPS.gelu_forward, lambda dy, x: OPS.gelu_backward(dy, x) + 1e-12),
+    "not linear in dy": (OPS.gelu_forward, lambda dy, x: OPS.gelu_backward(dy, x) * abs(dy)),
+    r"dx is \(4,\)": (OPS.gelu_forward, lambda dy, x: OPS.gelu_backward(dy, x).sum(axis=0)),
+    "float32": (OPS.gelu_forward, lambda dy, x: OPS.gelu_backward(dy, x).astype(np.float32)),
+    "returns 2 gradients": (OPS.gelu_forward, lambda dy, x: (dy, dy)),
+    "returns a list": (OPS.gelu_forward, lambda dy, x: (OPS.gelu_backward(dy, x).tolist(),)),
+    "forward writes into its inputs": (lambda x: (np.multiply(x, 2, out=x), x), lambda dy, x: 2 * dy),
+}
+
+
+@pytest.mark.parametrize("rule", CONTRACT)
+def test_broken_contracts_are_named(rule):
+    forward, backward = CONTRACT[rule]
+    with pytest.raises(GradcheckError, match=rule):
+        gradcheck(forward, backward, {"x": RANDOM((3, 4))})
+
+
+def test_unrepeatable_functions_are_named():
+    noise = np.random.default_rng(1)
+    with pytest.raises(GradcheckError, match="forward is not repeatable"):
+        gradcheck(lambda x: (x * noise.random(), x), lambda dy, x: dy, {"x": RANDOM(3)})
+    with pytest.raises(GradcheckError, match="backward is not repeatable"):
+        gradcheck(lambda x: (x, x), lambda dy, x: dy * noise.random(), {"x": RANDOM(3)})
+
+
+def test_nan_is_never_a_pass():
+    report = gradcheck(lambda x: (x, x), lambda dy, x: dy * np.nan, {"x": RANDOM(3)}, raise_on_fail=False)
+    assert report.status == "fail"
+    with np.errstate(all="ignore"):
+        report = gradcheck(lambda x: (np.log(x), x), lambda dy, x: dy / x, {"x": np.array([-1.0])}, raise_on_fail=False)
+    assert report.status != "pass"
+
+
+def test_several_outputs_and_absent_inputs():
+    def forward(a, b, c, power=2):
+        return (a * b, a**power), (a, b, power)
+
+    def backward(dy, cache):
+        (d1, d2), (a, b, power) = dy, cache
+        return d1 * b + d2 * power * a ** (power - 1), d1 * a, None
+
+    report = gradcheck(forward, backward, {"a": RANDOM(3), "b": RANDOM(3), "c": None, "power": 3})
+    assert [a.name for a in report.arguments] == ["a", "b"]
+    assert gradcheck(forward, backward, {"a": RANDOM(3), "b": RANDOM(3), "c": None}, wrt=["b"]).arguments[0].name == "b"
+
+
+def test_methods_agree_and_abs_is_no_analytic_code():
+    for method in ("fd", "complex", "auto"):
+        assert gradcheck(OPS.gelu_forward, OPS.gelu_backward, {"x": RANDOM((3, 4))}, method=method).ok
+    report = gradcheck(
+        lambda x: (abs(x), x), lambda dy, x: dy * np.sign(x), {"x": RANDOM(5)}, method="complex", raise_on_fail=False
+    )
+    assert not report.ok
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "words"),
+    [
+        ({"x": np.ones(3, np.float32)}, {}, "float64"),
+        ({"x": np.ones(3)}, {"wrt": ["z"]}, "'z'"),
+        ({"x": np.ones(3)}, {"method": "magic"}, "method"),
+    ],
+)
+def test_bad_questions_are_refused(inputs, options, words):
+    with pytest.raises(ValueError, match=words):
+        gradcheck(OPS.gelu_forward, OPS.gelu_backward, inputs, **options)
+
+
+def test_the_report_is_data():
+    report = gradcheck(OPS.gelu_forward, scaled(2.0), {"x": RANDOM((2, 2))}, raise_on_fail=False)
+    data = json.loads(report.to_json())
+    assert data["status"] == "fail"
+    assert data["arguments"][0]["entries"][0]["analytic"]
+    assert gradcheck(OPS.gelu_forward, OPS.gelu_backward, {"x": RANDOM((2, 2))}).ok

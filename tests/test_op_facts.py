@@ -1,0 +1,331 @@
+"""What is true of one op alone: the facts that finite differences cannot see, because the backward would follow a wrong forward."""
+
+import math
+
+import numpy as np
+import pytest
+import references
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tensorlite import Key, KVCache, Reference
+from tensorlite.testing import gains, seeds, sizes
+
+OPS = Reference()
+KEY = Key(123, 456)
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+# linear
+
+
+@given(seeds(), sizes(6), sizes(6), sizes(6))
+def test_linear_adjoint_identity(seed, N, C, D):
+    """<dy, x w> = <dy w^T, x> = <x^T dy, w>: backward is the transpose of forward."""
+    x, w, dy = normal(seed, N, C), normal(seed + 1, C, D), normal(seed + 2, N, D)
+    y, cache = OPS.linear_forward(x, w)
+    dx, dw, db = OPS.linear_backward(dy, cache)
+    assert db is None
+    assert np.isclose((dy * y).sum(), (dx * x).sum(), rtol=1e-12, atol=1e-12)
+    assert np.isclose((dy * y).sum(), (dw * w).sum(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("x", "w", "b"), [((2, 3), (4, 5), None), ((2, 3), (3, 5), (1,)), ((2, 3), (3, 5), (3,))])
+def test_linear_refuses_shapes_that_do_not_fit(x, w, b):
+    with pytest.raises(ValueError, match="linear"):
+        OPS.linear_forward(np.ones(x), np.ones(w), None if b is None else np.ones(b))
+
+
+# embeddings
+
+
+def test_embedding_adds_repeated_ids_and_leaves_unused_rows_zero():
+    dy = normal(0, 4, 3)
+    _, cache = OPS.embedding_forward(np.array([2, 0, 2, 2]), normal(1, 4, 3))
+    dtable = OPS.embedding_backward(dy, cache)
+    np.testing.assert_allclose(dtable[2], dy[0] + dy[2] + dy[3], rtol=1e-15)
+    np.testing.assert_array_equal(dtable[0], dy[1])
+    assert not dtable[[1, 3]].any()
+
+
+def test_positions_refuse_to_run_out():
+    with pytest.raises(ValueError, match="context of 4"):
+        OPS.positions_forward(np.ones((1, 3, 2)), np.ones((4, 2)), 2)
+    with pytest.raises(ValueError, match="channels"):
+        OPS.positions_forward(np.ones((1, 3, 2)), np.ones((4, 1)))
+
+
+def test_positions_outside_the_window_get_no_gradient():
+    _, cache = OPS.positions_forward(normal(0, 2, 3, 2), normal(1, 8, 2), 2)
+    _, dwpe = OPS.positions_backward(normal(2, 2, 3, 2), cache)
+    assert dwpe[2:5].all()
+    assert not dwpe[:2].any()
+    assert not dwpe[5:].any()
+
+
+# layernorm
+
+
+@given(seeds(), sizes(4), st.integers(2, 7), st.floats(0.1, 10.0), st.floats(-5, 5))
+def test_layernorm_ignores_scale_and_shift(seed, N, C, a, c):
+    """layernorm(a x + c) = layernorm(x) for a > 0, when eps is scaled by a^2."""
+    x, w, b = normal(seed, N, C), gains(np.random.default_rng(seed), C), normal(seed + 1, C)
+    y, _ = OPS.layernorm_forward(x, w, b, 1e-5)
+    y2, _ = OPS.layernorm_forward(a * x + c, w, b, 1e-5 * a * a)
+    np.testing.assert_allclose(y2, y, rtol=1e-8, atol=1e-8)
+
+
+@given(seeds(), sizes(4), st.integers(2, 7), st.sampled_from([1e-5, 0.1]))
+def test_layernorm_gradient_has_lost_two_directions(seed, N, C, eps):
+    """Rows of dx sum to 0, and sum(dx xhat) = rstd eps / (var + eps) sum(g xhat)."""
+    x, w, dy = normal(seed, N, C), gains(np.random.default_rng(seed), C), normal(seed + 2, N, C)
+    _, cache = OPS.layernorm_forward(x, w, None, eps)
+    dx, _, _ = OPS.layernorm_backward(dy, cache)
+    var = x.var(axis=-1)
+    rstd = 1 / np.sqrt(var + eps)
+    xhat = (x - x.mean(axis=-1, keepdims=True)) * rstd[:, None]
+    np.testing.assert_allclose(dx.sum(axis=-1), 0, atol=1e-10 * rstd.max() * 10)
+    expected = rstd * eps / (var + eps) * (dy * w * xhat).sum(axis=-1)
+    np.testing.assert_allclose((dx * xhat).sum(axis=-1), expected, rtol=1e-7, atol=1e-9 * rstd.max())
+
+
+def test_layernorm_of_a_constant_row_is_finite():
+    y, cache = OPS.layernorm_forward(np.full((2, 5), 3.0), np.ones(5), np.zeros(5))
+    assert not y.any()
+    assert all(np.isfinite(g).all() for g in OPS.layernorm_backward(normal(0, 2, 5), cache))
+
+
+def test_layernorm_survives_a_large_mean():
+    """Two passes: E[x^2] - E[x]^2 would lose all digits here."""
+    x, w = normal(0, 3, 8), np.ones(8)
+    y, _ = OPS.layernorm_forward(x, w)
+    np.testing.assert_allclose(OPS.layernorm_forward(x + 1e6, w)[0], y, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(("w", "b"), [((1,), None), ((5,), (1,)), ((4,), None)])
+def test_layernorm_refuses_shapes_that_would_broadcast(w, b):
+    with pytest.raises(ValueError, match="layernorm"):
+        OPS.layernorm_forward(np.ones((2, 5)), np.ones(w), None if b is None else np.ones(b))
+
+
+# softmax, GELU, ReLU
+
+
+@given(seeds(), sizes(4), sizes(6), st.sampled_from([-1e4, 0.0, 1e4]))
+def test_softmax_rows_sum_to_one_and_ignore_a_shift(seed, N, K, shift):
+    x = normal(seed, N, K)
+    y, cache = OPS.softmax_forward(x + shift)
+    np.testing.assert_allclose(y.sum(axis=-1), 1, rtol=1e-14)
+    np.testing.assert_allclose(y, OPS.softmax_forward(x)[0], rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(OPS.softmax_backward(normal(seed + 1, N, K), cache).sum(axis=-1), 0, atol=1e-14)
+
+
+def test_softmax_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="empty"):
+        OPS.softmax_forward(np.ones((3, 0)))
+
+
+@given(st.floats(-1e4, 1e4))
+def test_gelu_is_its_own_mirror(v):
+    """gelu(x) - gelu(-x) = x, and both value and gradient stay finite far out."""
+    x = np.array([v, -v])
+    y, cache = OPS.gelu_forward(x)
+    assert math.isclose(y[0] - y[1], v, rel_tol=1e-12, abs_tol=1e-300)
+    assert np.isfinite(OPS.gelu_backward(np.ones(2), cache)).all()
+
+
+@pytest.mark.parametrize("act", ["gelu", "relu"])
+def test_activations_pass_nan_on(act):
+    """A NaN that a layer swallows is a bug that nobody finds."""
+    y, _ = OPS.activation_forward(np.array([np.nan, 1.0]), act)
+    assert np.isnan(y[0])
+
+
+def test_relu_chooses_zero_at_zero():
+    y, cache = OPS.relu_forward(np.array([-1.0, 0.0, 2.0]))
+    np.testing.assert_array_equal(y, [0, 0, 2])
+    np.testing.assert_array_equal(OPS.relu_backward(np.array([5.0, 6.0, 7.0]), cache), [0, 0, 7])
+
+
+# attention
+
+
+@st.composite
+def attentions(draw):
+    B, T, H, D = draw(sizes(3)), draw(st.integers(2, 6)), draw(sizes(3)), draw(sizes(4))
+    return normal(draw(seeds()), B, T, 3 * H * D), H
+
+
+@given(attentions(), st.data())
+def test_attention_cannot_see_the_future(case, data):
+    """Changing inputs after t leaves outputs up to t bit-equal; a gradient at t or before leaves inputs after t exactly alone."""
+    qkv, H = case
+    t = data.draw(st.integers(0, qkv.shape[1] - 2))
+    y, cache = OPS.attention_forward(qkv, H)
+    changed = qkv.copy()
+    changed[:, t + 1 :] = normal(99, *changed[:, t + 1 :].shape)
+    np.testing.assert_array_equal(OPS.attention_forward(changed, H)[0][:, : t + 1], y[:, : t + 1])
+    dy = normal(98, *y.shape)
+    dy[:, t + 1 :] = 0
+    assert not OPS.attention_backward(dy, cache)[:, t + 1 :].any()
+
+
+@given(attentions())
+def test_attention_at_position_zero_is_the_first_value(case):
+    qkv, H = case
+    C = qkv.shape[-1] // 3
+    np.testing.assert_allclose(OPS.attention_forward(qkv, H)[0][:, 0], qkv[:, 0, 2 * C :], rtol=1e-14)
+
+
+@given(attentions())
+def test_attention_with_equal_scores_is_the_running_mean(case):
+    qkv, H = case
+    C = qkv.shape[-1] // 3
+    qkv = qkv.copy()
+    qkv[..., :C] = 0
+    mean = np.cumsum(qkv[..., 2 * C :], axis=1) / np.arange(1, qkv.shape[1] + 1)[:, None]
+    np.testing.assert_allclose(OPS.attention_forward(qkv, H)[0], mean, rtol=1e-12, atol=1e-13)
+
+
+@given(attentions())
+def test_attention_scale_is_one_over_root_d(case):
+    """Two positions, one head: the ratio of the probabilities gives the scale away."""
+    qkv, H = case
+    C = qkv.shape[-1] // 3
+    D = C // H
+    one = qkv[:1, :2].copy()
+    one[..., 2 * C :] = 0
+    one[:, 1, 2 * C :] = 1  # y at position 1 is then the probability of looking at itself
+    p = OPS.attention_forward(one, H)[0][0, 1, ::D]
+    q, k = one[0, 1, :C].reshape(H, D), one[0, :, C : 2 * C].reshape(2, H, D)
+    gap = ((q * k[1]).sum(-1) - (q * k[0]).sum(-1)) / math.sqrt(D)
+    np.testing.assert_allclose(p, 1 / (1 + np.exp(-gap)), rtol=1e-10)
+
+
+@given(attentions(), seeds())
+def test_attention_heads_are_independent(case, seed):
+    """Permuting the heads of q, k and v permutes the heads of y."""
+    qkv, H = case
+    B, T, C3 = qkv.shape
+    order = np.random.default_rng(seed).permutation(H)
+    permuted = qkv.reshape(B, T, 3, H, -1)[:, :, :, order].reshape(B, T, C3)
+    y = OPS.attention_forward(qkv, H)[0].reshape(B, T, H, -1)
+    np.testing.assert_allclose(OPS.attention_forward(permuted, H)[0].reshape(B, T, H, -1), y[:, :, order], rtol=1e-13, atol=1e-14)
+
+
+@given(attentions())
+def test_a_bias_on_the_keys_could_learn_nothing(case):
+    """Adding one vector to all keys shifts each row of scores, which softmax ignores: so y is unchanged and dk sums to 0 over T."""
+    qkv, H = case
+    C = qkv.shape[-1] // 3
+    y, cache = OPS.attention_forward(qkv, H)
+    dqkv = OPS.attention_backward(normal(5, *y.shape), cache)
+    np.testing.assert_allclose(dqkv[..., C : 2 * C].sum(axis=1), 0, atol=1e-12 * max(1.0, np.abs(dqkv).max()))
+
+
+@given(attentions(), st.data())
+def test_attention_in_pieces_equals_attention_at_once(case, data):
+    """With the past cached, feeding the text in pieces gives the outputs of the whole."""
+    qkv, H = case
+    T = qkv.shape[1]
+    cut = data.draw(st.integers(1, T - 1))
+    past = KVCache(1, T).layers[0]
+    pieces = [OPS.attention_forward(part, H, 0.0, None, past)[0] for part in (qkv[:, :cut], qkv[:, cut:])]
+    np.testing.assert_allclose(np.concatenate(pieces, axis=1), OPS.attention_forward(qkv, H)[0], rtol=1e-12, atol=1e-13)
+    with pytest.raises(ValueError, match=f"context of {T}"):
+        OPS.attention_forward(qkv[:, :1], H, 0.0, None, past)
+
+
+def test_attention_refuses_channels_that_do_not_split():
+    with pytest.raises(ValueError, match="4 heads"):
+        OPS.attention_forward(np.ones((1, 2, 15)), 4)
+    with pytest.raises(ValueError, match="0 heads"):
+        OPS.attention_forward(np.ones((1, 2, 12)), 0)
+
+
+def test_attention_drops_probabilities_not_outputs():
+    """The mask is drawn over (B, H, T, T) and a dropped probability is not redistributed."""
+    qkv = normal(0, 2, 5, 12)
+    y, _ = OPS.attention_forward(qkv, 2, 0.5, KEY)
+    np.testing.assert_allclose(y, references.attention(qkv, 2, 0.5, KEY), rtol=1e-12)
+    assert not np.allclose(y, OPS.attention_forward(qkv, 2)[0])
+
+
+# cross-entropy
+
+
+@given(seeds(), sizes(5), sizes(7))
+def test_cross_entropy_gradient_rows_sum_to_zero(seed, N, V):
+    targets = np.random.default_rng(seed).integers(0, V, N)
+    _, cache = OPS.cross_entropy_forward(normal(seed, N, V), targets)
+    np.testing.assert_allclose(OPS.cross_entropy_backward(1.0, cache).sum(axis=-1), 0, atol=1e-15)
+
+
+@given(sizes(5), sizes(70), st.floats(-100, 100))
+def test_cross_entropy_of_uniform_logits_is_log_v(N, V, value):
+    loss, _ = OPS.cross_entropy_forward(np.full((N, V), value), np.zeros(N, int))
+    assert math.isclose(loss, math.log(V), abs_tol=1e-12)
+
+
+@given(seeds(), sizes(3), sizes(3), sizes(5))
+def test_cross_entropy_does_not_mind_the_leading_axes(seed, B, T, V):
+    logits, targets = normal(seed, B, T, V), np.random.default_rng(seed).integers(0, V, (B, T))
+    loss, cache = OPS.cross_entropy_forward(logits, targets)
+    flat, flat_cache = OPS.cross_entropy_forward(logits.reshape(-1, V), targets.reshape(-1))
+    assert loss == flat
+    d, d_flat = OPS.cross_entropy_backward(0.7, cache), OPS.cross_entropy_backward(0.7, flat_cache)
+    np.testing.assert_array_equal(d.reshape(-1, V), d_flat)
+
+
+def test_cross_entropy_of_a_huge_gap_is_finite():
+    logits = np.array([[1e4, 0.0], [0.0, -1e4]])
+    loss, cache = OPS.cross_entropy_forward(logits, np.array([1, 0]))
+    assert loss == 5000.0
+    assert np.isfinite(OPS.cross_entropy_backward(1.0, cache)).all()
+
+
+@pytest.mark.parametrize(("logits", "targets"), [((0, 3), (0,)), ((2, 0), (2,)), ((2, 3), (3,)), ((2, 3), (2, 1))])
+def test_cross_entropy_refuses_the_mean_of_nothing_and_wrong_shapes(logits, targets):
+    with pytest.raises(ValueError, match="cross_entropy"):
+        OPS.cross_entropy_forward(np.ones(logits), np.zeros(targets, int))
+
+
+# dropout and residual
+
+
+@given(seeds(), st.sampled_from([0.1, 0.2, 0.5, 0.9]))
+def test_dropout_keeps_values_scaled_exactly(seed, p):
+    x = normal(seed, 8, 16)
+    y, cache = OPS.dropout_forward(x, p, Key(seed, 7))
+    scale = 65536 / (65536 - round(p * 65536))
+    kept = y != 0
+    np.testing.assert_array_equal(y[kept], (x * scale)[kept])
+    np.testing.assert_array_equal(OPS.dropout_backward(np.ones_like(x), cache), kept * scale)
+
+
+@pytest.mark.parametrize("p", [0.0, 1e-6])
+def test_dropout_of_nothing_is_the_identity(p):
+    x = normal(0, 3, 4)
+    assert OPS.dropout_forward(x, p, KEY)[0] is x
+    assert OPS.dropout_forward(x, 0.5, None)[0] is x
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.0, 1.5, float("nan")])
+def test_dropout_refuses_nonsense(p):
+    with pytest.raises(ValueError, match=r"\[0, 1\)"):
+        OPS.dropout_forward(np.ones((2, 2)), p, KEY)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.2, 0.5])
+def test_dropout_keeps_the_expectation(p):
+    """The mean over a million values of 1 is 1 within 5 sigma."""
+    y, _ = OPS.dropout_forward(np.ones((1000, 1000)), p, KEY)
+    assert abs(y.mean() - 1) < 5 * math.sqrt(p / (1 - p) / y.size)
+
+
+def test_residual_refuses_to_broadcast():
+    with pytest.raises(ValueError, match="residual"):
+        OPS.residual_forward(np.ones((2, 3)), np.ones((1, 3)))

@@ -1,0 +1,230 @@
+"""Training: resume equals a straight run, accumulation equals a larger batch, evaluation counts every character once."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+
+import fake_cupy
+import numpy as np
+import pytest
+from small import config_of, start
+
+from gpt import checkpoint, folder, plan
+from gpt.config import PRESETS, Preset, TrainConfig
+from gpt.errors import CheckpointError, ConfigError, TrainingError
+from gpt.estimate import count, human_bytes, human_seconds
+from gpt.evaluate import split_loss, train_loss
+from gpt.generate import generate
+from gpt.stages import MODELS
+from gpt.step import TrainState, loss_and_gradients, train_step
+from gpt.trainer import Trainer
+from tensorlite import Reference, to_numpy
+
+OPS = Reference()
+TEXT = "the quick brown fox jumps over the lazy dog. " * 20
+TRAIN = TrainConfig(batch_size=4, max_iters=12, learning_rate=0.01, min_lr=0.001, eval_interval=4, eval_batches=3, grad_clip=1.0)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    (tmp_path / "text").write_text(TEXT)
+    return tmp_path / "text"
+
+
+def preset(train=TRAIN, **fields):
+    return Preset(config_of("gpt", dropout=0.2, **fields), train, "")
+
+
+def trainer(corpus, out, train_fields=None, resume=False, **fields):
+    if resume:
+        p = plan.resume(out, {}, train_fields or {}, corpus)
+    else:
+        p = plan.new_run(preset(**fields), {}, train_fields or {}, out, corpus, seed=1)
+    out.mkdir(exist_ok=True)
+    return Trainer.of(p, OPS, np)
+
+
+def without_time(records):
+    return [{k: v for k, v in r.items() if k not in ("tokens_per_s", "elapsed_s")} for r in records]
+
+
+@pytest.mark.parametrize("stop", [4, 8])
+def test_resume_equals_a_straight_run(corpus, tmp_path, stop):
+    """Bit for bit, with dropout, clipping, a schedule and accumulation."""
+    accumulated = dataclasses.replace(TRAIN, gradient_accumulation_steps=2)
+    straight = trainer(corpus, tmp_path / "a", train=accumulated)
+    assert straight.run() is None
+    first = trainer(corpus, tmp_path / "b", train=accumulated)
+    first.train_config = dataclasses.replace(accumulated, max_iters=12)
+
+    def stop_there(text, wanted=f"step {stop}:"):
+        if text.startswith(wanted):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    first.say = stop_there
+    assert first.run() == signal.SIGINT
+    assert first.state.step == stop
+    second = trainer(corpus, tmp_path / "b", resume=True)
+    second.run()
+    for name in ("params", "m", "v"):
+        np.testing.assert_array_equal(getattr(second.state, name), getattr(straight.state, name))
+    assert without_time(second.records) == without_time(straight.records)
+    assert second.best_val == straight.best_val
+
+
+def test_an_interrupt_between_evaluations_saves_too(corpus, tmp_path):
+    run = trainer(corpus, tmp_path / "a")
+    step, calls = run.step, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*args)
+
+    run.step = interrupted
+    assert run.run() == signal.SIGTERM
+    assert checkpoint.load(folder.last_path(tmp_path / "a")).step == 6
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_run_leaves_its_files(corpus, tmp_path):
+    run = trainer(corpus, tmp_path / "a")
+    run.run()
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
+        "best.safetensors",
+        "last.safetensors",
+        "loss.png",
+        "metrics.jsonl",
+    ]
+    records = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records] == [0, 4, 8, 12]
+    assert set(records[0]) == {"step", "train_loss", "val_loss", "lr", "tokens_per_s", "elapsed_s"}
+    assert records[-1]["val_loss"] < records[0]["val_loss"]
+    assert (tmp_path / "a" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    best = checkpoint.load(tmp_path / "a")
+    assert best.val_loss == best.best_val == min(r["val_loss"] for r in records)
+    assert run.summary().startswith(f"done: step 12 | train {records[-1]['train_loss']:.4f} | val ")
+
+
+def test_best_and_last_are_kept_apart(corpus, tmp_path):
+    """A rate that ruins the model: last is the ruin, best is from before."""
+    run = trainer(corpus, tmp_path / "a", {"learning_rate": 5.0, "min_lr": 5.0})
+    run.run()
+    best, last = checkpoint.load(tmp_path / "a"), checkpoint.load(folder.last_path(tmp_path / "a"))
+    assert best.step < last.step == 12
+    assert best.val_loss < last.val_loss
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_accumulation_is_a_larger_batch(dropout):
+    """2 x 3 rows and 3 x 2 rows are the same 6 rows, masks included: the same loss and gradient to rounding."""
+    config = config_of("gpt", dropout=dropout)
+    data = np.random.default_rng(0).integers(0, config.vocab_size, 500)
+    found = []
+    for rows, steps in ((6, 1), (3, 2), (2, 3)):
+        state = start(config, std=0.3)
+        train = dataclasses.replace(TRAIN, batch_size=rows, gradient_accumulation_steps=steps)
+        loss = loss_and_gradients(OPS, MODELS["gpt"], state, data, config, train, seed=3)
+        found.append((float(loss), state.grads))
+    for loss, grads in found[1:]:
+        assert math.isclose(loss, found[0][0], rel_tol=1e-12)
+        np.testing.assert_allclose(grads, found[0][1], rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("n", [2, 5, 6, 7, 31, 32, 200])
+def test_validation_counts_every_character_once(n):
+    """Against one window at a time, remainder included."""
+    config = config_of("gpt")
+    state = start(config, std=0.3)
+    params = state.table.tree(state.params)
+    data = np.random.default_rng(n).integers(0, config.vocab_size, n)
+    T, total = config.block_size, 0.0
+    for a in range(0, n - 1, T):
+        idx, targets = data[None, a : min(a + T, n - 1)], data[None, a + 1 : min(a + T, n - 1) + 1]
+        total += float(MODELS["gpt"].forward(OPS, params, idx, targets, config)[0]) * idx.size
+    for rows in (1, 3, 1000):
+        assert math.isclose(split_loss(OPS, MODELS["gpt"], params, data, config, rows), total / (n - 1), rel_tol=1e-12)
+
+
+def test_train_loss_is_a_mean_over_the_same_batches_each_time():
+    config = config_of("gpt", block_size=64, dropout=0.5)
+    state = start(config, std=0.3)
+    params, data = state.table.tree(state.params), np.random.default_rng(0).integers(0, config.vocab_size, 900)
+    losses = [
+        train_loss(OPS, MODELS["gpt"], params, data, config, batches=b, rows=r, seed=1) for b, r in ((6, 20), (6, 20), (120, 1))
+    ]
+    assert losses[0] == losses[1]
+    assert math.isclose(losses[0], losses[2], rel_tol=1e-12)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_good_files(corpus, tmp_path):
+    run = trainer(corpus, tmp_path / "a")
+    step = run.step
+
+    def poisoned(*args):
+        if run.state.step == 9:
+            run.state.table.tree(run.state.params)["blocks"][1]["fc_w"][0, 0] = np.nan
+        return step(*args)
+
+    run.step = poisoned
+    with pytest.raises(TrainingError, match=r"^step 10: the loss is nan.*first bad gradient wte"), np.errstate(invalid="ignore"):
+        run.run()
+    assert checkpoint.load(folder.last_path(tmp_path / "a")).step == 8
+
+
+def test_resume_refuses_another_model_and_another_text(corpus, tmp_path):
+    trainer(corpus, tmp_path / "a").run()
+    with pytest.raises(ConfigError, match="n_layer is 2 in the checkpoint and cannot become 3"):
+        plan.resume(tmp_path / "a", {"n_layer": 3}, {}, corpus)
+    assert plan.resume(tmp_path / "a", {"n_layer": 2}, {"max_iters": 20}, corpus).train.max_iters == 20
+    corpus.write_text(TEXT[::-1])
+    with pytest.raises(CheckpointError, match="another text"):
+        plan.resume(tmp_path / "a", {}, {}, corpus)
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        plan.resume(tmp_path / "b", {}, {}, corpus)
+
+
+def test_fine_tuning_keeps_the_vocabulary(corpus, tmp_path):
+    trainer(corpus, tmp_path / "a").run()
+    corpus.write_text(TEXT.replace("fox", "dog") * 2)
+    tuned = plan.fine_tune(tmp_path / "a", None, {"dropout": 0.0}, {"max_iters": 3}, tmp_path / "b", corpus, False, 5)
+    np.testing.assert_array_equal(tuned.params, checkpoint.load(tmp_path / "a").params)
+    assert tuned.corpus.tokenizer.vocabulary == "".join(sorted(set(TEXT)))
+    assert (tuned.model.dropout, tuned.train.max_iters, tuned.seed) == (0.0, 3, 5)
+    with pytest.raises(ConfigError, match="n_embd"):
+        plan.fine_tune(tmp_path / "a", None, {"n_embd": 12}, {}, tmp_path / "b", corpus, False, 5)
+
+
+def test_a_new_learning_rate_takes_its_floor_along(corpus, tmp_path):
+    assert plan.new_run(preset(), {}, {"learning_rate": 0.1}, tmp_path, corpus, 1).train.min_lr == pytest.approx(0.01)
+    assert plan.new_run(preset(), {}, {"learning_rate": 0.1, "min_lr": 0.05}, tmp_path, corpus, 1).train.min_lr == 0.05
+
+
+def test_training_and_generation_on_another_array_library(monkeypatch):
+    """Three steps, an evaluation and a text with CuPy's manners, and NumPy's numbers."""
+    cupy = fake_cupy.module()
+    monkeypatch.setitem(__import__("sys").modules, "cupy", cupy)
+    config = config_of("gpt", dropout=0.2)
+    data, results = np.random.default_rng(0).integers(0, config.vocab_size, 300), []
+    for xp in (np, cupy):
+        state = TrainState.start(start(config).table, start(config).params, xp)
+        on_device = xp.asarray(data)
+        losses = [float(train_step(Reference(check=False), MODELS["gpt"], state, on_device, config, TRAIN, 0)[0]) for _ in range(3)]
+        params = state.table.tree(state.params)
+        losses.append(split_loss(OPS, MODELS["gpt"], params, on_device, config, 4))
+        tokens = list(generate(OPS, MODELS["gpt"], params, xp.asarray(data[:2]), 12, config))
+        results.append((losses, tokens, to_numpy(state.params)))
+    assert results[0][:2] == results[1][:2]
+    np.testing.assert_array_equal(results[0][2], results[1][2])
+
+
+def test_estimates():
+    cost = count(PRESETS["shakespeare"].model, PRESETS["shakespeare"].train)
+    assert cost.n_params == 10_788_929
+    assert 2e9 < cost.cache_bytes < 5e9
+    assert 1.1e12 < cost.flops < 1.3e12
+    assert [human_bytes(n) for n in (5, 2048, 3 * 2**20, 5 * 2**30)] == ["5 B", "2 KiB", "3 MiB", "5.0 GiB"]
+    assert [human_seconds(n) for n in (59, 600, 4 * 3600 + 300, 864e3)] == ["59 s", "10 min", "4 h 5 min", "10.0 days"]

@@ -1,0 +1,142 @@
+"""Devices, array libraries, and what importing tensorlite needs."""
+
+import subprocess
+import sys
+import types
+
+import fake_cupy
+import numpy as np
+import pytest
+from cases import CASES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tensorlite import DeviceError, Reference, namespace, pick_device, to_numpy
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    module = fake_cupy.module()
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    return module
+
+
+def test_import_needs_numpy_alone():
+    code = """
+import sys
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in ("numpy", "tensorlite") and name.partition(".")[0] not in sys.stdlib_module_names:
+            raise ImportError(f"import tensorlite wants {name}")
+sys.meta_path.insert(0, Nothing())
+import tensorlite
+print(sorted({m.partition(".")[0] for m in sys.modules} & {"scipy", "cupy", "hypothesis", "matplotlib", "torch", "tyro"}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_namespace_tells_the_library(cupy):
+    assert namespace(np.ones(2), None, np.float64(1.0)) is np
+    assert namespace(cupy.asarray([1.0])) is cupy
+    with pytest.raises(TypeError, match="one library"):
+        namespace(np.ones(2), cupy.asarray([1.0]))
+    with pytest.raises(TypeError, match="list"):
+        namespace([1.0])
+    with pytest.raises(TypeError, match="none"):
+        namespace(None)
+    np.testing.assert_array_equal(to_numpy(cupy.asarray([1.0, 2.0])), [1.0, 2.0])
+
+
+@pytest.mark.parametrize("name", CASES)
+@settings(max_examples=20)
+@given(data=st.data())
+def test_ops_on_cupy_arrays_give_the_same_numbers(name, data):
+    """The same code on another array library: every op asks `namespace`, none falls back on NumPy."""
+    inputs = data.draw(CASES[name].inputs)
+    module = fake_cupy.module()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "cupy", module)
+        y, cache = CASES[name].forward(**inputs)
+        dy = np.asarray(np.random.default_rng(0).standard_normal(y.shape), y.dtype)
+        grads = CASES[name].backward(dy, cache)
+        moved = {k: module.asarray(v) if isinstance(v, np.ndarray) else v for k, v in inputs.items()}
+        y2, cache = CASES[name].forward(**moved)
+        grads2 = CASES[name].backward(module.asarray(dy), cache)
+        assert isinstance(y2, fake_cupy.ndarray)
+        for a, b in zip((y, *as_tuple(grads)), (y2, *as_tuple(grads2)), strict=True):
+            np.testing.assert_array_equal(a, None if b is None else b.get())
+
+
+def as_tuple(grads):
+    return grads if isinstance(grads, tuple) else (grads,)
+
+
+def test_mixed_libraries_are_refused(cupy):
+    ops = Reference()
+    with pytest.raises(TypeError, match="one library"):
+        ops.linear_forward(np.ones((2, 3)), cupy.asarray(np.ones((3, 2))))
+    y, cache = ops.linear_forward(cupy.asarray(np.ones((2, 3))), cupy.asarray(np.ones((3, 2))))
+    with pytest.raises(TypeError):
+        ops.linear_backward(np.ones((2, 2)), cache)
+    assert y.shape == (2, 2)
+
+
+@pytest.mark.parametrize("bad", [np.array([-1, 0]), np.array([0, 3]), np.array([0, 2**40])])
+@pytest.mark.parametrize("library", ["numpy", "cupy"])
+def test_indices_out_of_range_raise_on_both_libraries(bad, library, cupy):
+    to = cupy.asarray if library == "cupy" else np.asarray
+    ops = Reference()
+    with pytest.raises(IndexError, match=r"\[0, 3\)"):
+        ops.embedding_forward(to(bad), to(np.ones((3, 2))))
+    with pytest.raises(IndexError, match=r"\[0, 3\)"):
+        ops.cross_entropy_forward(to(np.ones((2, 3))), to(bad))
+    for kind in (bool, float):
+        with pytest.raises(TypeError, match="integers"):
+            ops.embedding_forward(to(bad.astype(kind)), to(np.ones((3, 2))))
+        with pytest.raises(TypeError, match="integers"):
+            ops.cross_entropy_forward(to(np.ones((2, 3))), to(bad.astype(kind)))
+
+
+def test_device_cpu():
+    assert pick_device("cpu").xp is np
+    with pytest.raises(DeviceError, match="'tpu'"):
+        pick_device("tpu")
+
+
+def test_device_without_cupy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)  # import raises ImportError
+    assert "not installed" in pick_device("auto").reason
+    assert pick_device("auto").name == "cpu"
+    with pytest.raises(DeviceError, match=r"pip install .*cuda13x"):
+        pick_device("cuda")
+
+
+class Runtime:
+    """cupy.cuda.runtime of a machine with `count` devices, or with a broken driver."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def getDeviceCount(self):
+        if self.count is None:
+            raise RuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient")
+        return self.count
+
+    def getDeviceProperties(self, _):
+        return {"name": b"Imaginary GPU"}
+
+
+@pytest.mark.parametrize(("count", "words"), [(None, "insufficient"), (0, "no device")])
+def test_device_with_cupy_and_no_gpu(count, words, cupy):
+    cupy.cuda = types.SimpleNamespace(runtime=Runtime(count), Device=lambda: types.SimpleNamespace(id=0))
+    assert words in pick_device("auto").reason
+    with pytest.raises(DeviceError, match=words):
+        pick_device("cuda")
+
+
+def test_device_with_a_gpu(cupy):
+    cupy.cuda = types.SimpleNamespace(runtime=Runtime(1), Device=lambda: types.SimpleNamespace(id=0))
+    device = pick_device("auto")
+    assert (device.name, device.xp, device.description) == ("cuda", cupy, "Imaginary GPU")

@@ -1,0 +1,233 @@
+"""Train a model of the lecture: python train.py --help"""
+
+import dataclasses
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from threadpoolctl import threadpool_limits
+
+from gpt import checkpoint, folder
+from gpt.config import PRESETS, ModelConfig, TrainConfig
+from gpt.errors import ConfigError, UserError
+from gpt.estimate import available_bytes, count, human_bytes, human_seconds, seconds_of
+from gpt.generate import generate
+from gpt.plan import Plan, fine_tune, new_run, resume
+from gpt.trainer import Trainer
+from tensorlite import Device, DeviceError, Reference, pick_device
+
+PresetName = Literal["bigram", "head", "multihead", "feedforward", "residual", "layernorm", "laptop", "shakespeare"]
+SAMPLE_LENGTH = 500
+
+_preset = tyro.conf.arg(help_behavior_hint="(default: the preset's)")
+Int = Annotated[int | None, _preset, tyro.conf.arg(metavar="INT")]
+Float = Annotated[float | None, _preset, tyro.conf.arg(metavar="FLOAT")]
+Bool = Annotated[bool | None, _preset, tyro.conf.arg(metavar="{True,False}")]
+File = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
+
+
+@dataclass
+class Args:
+    """Train a character-level GPT, from the lecture's bigram to its full Shakespeare model, with hand-derived gradients.
+
+    The presets bigram, head, multihead, feedforward, residual and layernorm are the lecture's small stages (about a minute
+    each); laptop is a small GPT for a CPU (minutes); shakespeare is the full model (10.8 million parameters; for a GPU). Any
+    field left out has the preset's value. Ctrl-C finishes the step, saves, and ends; --resume goes on from there.
+    """
+
+    preset: Annotated[PresetName | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
+    """bigram, head, multihead, feedforward, residual, layernorm, laptop or shakespeare. Default: shakespeare where CUDA works,
+    else laptop."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute. auto: CUDA where it works, else the CPU."""
+    backend: Literal["auto", "reference", "fast"] = "auto"
+    """Which implementation of the layers."""
+    out: File = None
+    """Folder for metrics.jsonl, loss.png, best.safetensors and last.safetensors; an earlier run in it is moved aside.
+    Default: runs/PRESET."""
+    data: File = None
+    """A UTF-8 text to learn. Default: the lecture's Shakespeare corpus, fetched once."""
+    seed: int = 1337
+    """Seed of the parameters, the batches and the dropout masks."""
+    resume: bool = False
+    """Go on from last.safetensors in the folder, bit for bit as if never stopped. Model fields cannot change."""
+    init_from: File = None
+    """Fine-tune: start from this checkpoint's weights, model fields and vocabulary (a file, or a folder: its best)."""
+    drop_unknown: bool = False
+    """With --init-from: leave out characters of the text that the vocabulary lacks, instead of refusing them."""
+    threads: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    """Threads for matrix products on the CPU. Default: all cores, but one for the small stages, whose matrices are small."""
+
+    n_layer: Int = None
+    """Number of blocks."""
+    n_head: Int = None
+    """Attention heads; must divide n-embd."""
+    n_embd: Int = None
+    """Channels."""
+    block_size: Int = None
+    """Context: how many characters the model sees."""
+    dropout: Float = None
+    """Probability of dropping a value in training, in [0, 1)."""
+    activation: Annotated[Literal["gelu", "relu"] | None, _preset, tyro.conf.arg(metavar="{gelu,relu}")] = None
+    """gelu, or the lecture's relu."""
+    bias: Bool = None
+    """Biases on linear layers and layernorms (q, k and v never have one)."""
+    tied: Bool = None
+    """Use the token embedding, transposed, as the head."""
+    init_std: Float = None
+    """Matrices start as N(0, init-std)."""
+    batch_size: Int = None
+    """Windows of text in one forward pass."""
+    max_iters: Int = None
+    """Number of updates."""
+    learning_rate: Float = None
+    """Peak learning rate."""
+    min_lr: Float = None
+    """Learning rate at the end of the cosine; equal to learning-rate: constant."""
+    warmup_iters: Int = None
+    """Updates over which the learning rate rises from 0."""
+    weight_decay: Float = None
+    """AdamW's decay of matrices and embeddings."""
+    beta1: Float = None
+    """AdamW's decay of the gradient mean."""
+    beta2: Float = None
+    """AdamW's decay of the squared-gradient mean."""
+    grad_clip: Float = None
+    """Largest norm of the gradient; 0: no clipping."""
+    gradient_accumulation_steps: Int = None
+    """Forward passes summed into one update: the effect of a larger batch in the memory of a small one."""
+    eval_interval: Int = None
+    """Updates between evaluations."""
+    eval_batches: Int = None
+    """Random batches in the train loss (the validation loss is over the whole split)."""
+
+    def given(self, kind: type) -> dict[str, Any]:
+        """The fields of a configuration that were set on the command line."""
+        names = [f.name for f in dataclasses.fields(kind) if hasattr(self, f.name)]
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+def main() -> int:
+    """Run the command line; return the exit status. Whatever a user can get wrong ends in one line, not in a traceback."""
+    try:
+        return run(tyro.cli(Args))
+    except (UserError, DeviceError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        print(f"error: out of memory ({error}); lower --batch-size and raise --gradient-accumulation-steps", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the checkpoints written so far are whole", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, `head` say, has gone
+        sys.stderr.close()
+        return 0
+
+
+def run(args: Args) -> int:
+    """Settle the plan, say what it will take, train, and show a sample."""
+    device = pick_device(args.device)
+    if args.backend == "fast":
+        raise ConfigError("backend fast does not exist yet; reference (or auto) is the one there is")
+    plan = make_plan(args, device)
+    threads = default_threads(plan.model) if args.threads is None else args.threads
+    if threads < 1:
+        raise ConfigError(f"threads must be at least 1, not {threads}")
+    with folder.claimed(plan.out), threadpool_limits(threads):
+        describe(plan, device, threads)
+        aside = None if plan.resumed else folder.move_aside(plan.out)
+        if aside:
+            print(f"note     an earlier run was moved to {aside}")
+        trainer = Trainer.of(plan, Reference(check=False), device.xp)
+        print(f"time     {estimated_time(trainer)}", flush=True)
+        ended_by = trainer.run()
+        if ended_by is not None:
+            print(f"stopped at step {trainer.state.step}; saved in {plan.out}; go on with --resume")
+            return 128 + ended_by
+        show_sample(trainer)
+        print(trainer.summary())
+    return 0
+
+
+def default_threads(model: ModelConfig) -> int:
+    """All cores, but one for a small stage: its matrices are done before a second thread has woken up."""
+    return 1 if model.n_embd < 100 and model.block_size < 32 else os.cpu_count() or 1
+
+
+def make_plan(args: Args, device: Device) -> Plan:
+    """Resolve every choice before any work is done."""
+    name = args.preset or ("shakespeare" if device.name == "cuda" else "laptop")
+    model_fields, train_fields = args.given(ModelConfig), args.given(TrainConfig)
+    if args.resume and args.init_from:
+        raise ConfigError("resume and init-from exclude each other: one goes on with a run, the other begins one")
+    if args.drop_unknown and not args.init_from:
+        raise ConfigError("drop-unknown needs init-from: a new vocabulary has every character of its text")
+    if args.resume:
+        return resume(args.out or Path("runs") / name, model_fields, train_fields, args.data)
+    if args.init_from:
+        base = PRESETS[name].train if args.preset else None
+        out = args.out or Path("runs") / "finetune"
+        return fine_tune(args.init_from, base, model_fields, train_fields, out, args.data, args.drop_unknown, args.seed)
+    if args.preset is None:
+        print(
+            f"preset   {name}: no --preset given, and "
+            + ("a CUDA device works" if device.name == "cuda" else "no CUDA device works")
+        )
+    return new_run(PRESETS[name], model_fields, train_fields, args.out or Path("runs") / name, args.data, args.seed)
+
+
+def describe(plan: Plan, device: Device, threads: int) -> None:
+    """Say what will run and what it needs. Raises ConfigError when the device's memory cannot hold it."""
+    model, corpus = plan.model, plan.corpus
+    cost = count(model, plan.train)
+    with_threads = f", {threads} threads" if device.name == "cpu" else ""
+    print(f"device   {device.name}: {device.description}{with_threads}" + (f" ({device.reason})" if device.reason else ""))
+    print("backend  reference: plain array code, one function an op")
+    shape = "" if model.model == "bigram" else f", {model.n_layer} layers, {model.n_head} heads, {model.n_embd} channels"
+    print(f"model    {model.model}{shape}, context {model.block_size}: {cost.n_params:,} parameters")
+    characters = len(corpus.train) + len(corpus.val)
+    dropped = f", {corpus.dropped:,} dropped" if corpus.dropped else ""
+    split = f"{len(corpus.train):,} train, {len(corpus.val):,} val"
+    print(f"text     {characters:,} characters ({split}), {model.vocab_size} symbols{dropped}")
+    memory = available_bytes(device.xp)
+    print(
+        f"memory   about {human_bytes(cost.peak_bytes)}, {human_bytes(cost.cache_bytes)} of it kept for the backward pass",
+        flush=True,
+    )
+    if memory is not None and cost.peak_bytes > memory:
+        raise ConfigError(
+            f"batch_size {plan.train.batch_size} needs about {human_bytes(cost.peak_bytes)}, the {device.name} has "
+            f"{human_bytes(memory)}; lower --batch-size and raise --gradient-accumulation-steps"
+        )
+
+
+def estimated_time(trainer: Trainer) -> str:
+    """From a timed step. An evaluation is forward alone, a third of the work per character."""
+    cfg = trainer.train_config
+    step = seconds_of(trainer.probe)
+    left = max(0, cfg.max_iters - trainer.state.step)
+    evaluated = len(trainer.val_data) + cfg.eval_batches * cfg.batch_size * trainer.model_config.block_size
+    evaluation = step / 3 * evaluated / trainer.tokens_per_step
+    total = left * step + (left // cfg.eval_interval + 1) * evaluation
+    return f"about {human_seconds(total)}: {left} steps of {step:.3g} s, timed here, and evaluations of {evaluation:.2g} s"
+
+
+def show_sample(trainer: Trainer) -> None:
+    """Print some text of the best model of this run."""
+    best = checkpoint.load(folder.best_path(trainer.out))
+    params = best.table.tree(trainer.xp.asarray(best.params))
+    tokenizer = trainer.corpus.tokenizer
+    start = "\n" if "\n" in tokenizer.vocabulary else tokenizer.vocabulary[0]
+    prompt = trainer.xp.asarray(tokenizer.encode(start))
+    tokens = generate(trainer.ops, trainer.model, params, prompt, SAMPLE_LENGTH, best.model, seed=trainer.seed)
+    print(f"\n--- {SAMPLE_LENGTH} characters from the best model (step {best.step}) ---")
+    print(tokenizer.decode(list(tokens)))
+    print("---", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
