@@ -79,12 +79,12 @@ class Trainer:
     def run(self) -> int | None:
         """Train to max_iters. Returns None, or the signal that ended the run early (its work is saved)."""
         cfg, state = self.train_config, self.state
-        if not self.records:
-            self.evaluate()
         with (
             _signals() as caught,
             tqdm(total=cfg.max_iters, initial=state.step, unit="step", dynamic_ncols=True, disable=None) as bar,
         ):
+            if not self.records:
+                self.evaluate()
             while state.step < cfg.max_iters:
                 start = time.perf_counter()
                 loss, norm = (float(x) for x in self._call(self.step))
