@@ -212,7 +212,8 @@ def estimated_time(trainer: Trainer) -> str:
     left = max(0, cfg.max_iters - trainer.state.step)
     evaluated = len(trainer.val_data) + cfg.eval_batches * cfg.batch_size * trainer.model_config.block_size
     evaluation = step / 3 * evaluated / trainer.tokens_per_step
-    total = left * step + (left // cfg.eval_interval + 1) * evaluation
+    evaluations = -(-left // cfg.eval_interval) + (not trainer.records)
+    total = left * step + evaluations * evaluation
     return f"about {human_seconds(total)}: {left} steps of {step:.3g} s, timed here, and evaluations of {evaluation:.2g} s"
 
 

@@ -50,9 +50,9 @@ def count(config: ModelConfig, train: TrainConfig) -> Cost:
     largest = max(B * config.n_head * T * T, B * T * 4 * config.n_embd, B * T * V, table.size)
     return Cost(
         n_params=table.n_params,
-        state_bytes=4 * FLOAT * table.size,
+        state_bytes=8 * FLOAT * table.size,  # four buffers, and a copy of them for the step that is timed first
         cache_bytes=cache_bytes(cache, params),
-        scratch_bytes=5 * FLOAT * largest,  # an expression of array arithmetic holds up to five arrays of its size
+        scratch_bytes=8 * FLOAT * largest,  # the backward of attention or GELU holds up to eight arrays of its size at once
         flops=sum(ops.flops.values()) * train.gradient_accumulation_steps,
     )
 
