@@ -137,8 +137,8 @@ def run(args: Args) -> int:
     threads = default_threads(plan.model) if args.threads is None else args.threads
     if threads < 1:
         raise ConfigError(f"threads must be at least 1, not {threads}")
+    describe(plan, device, threads)
     with folder.claimed(plan.out), threadpool_limits(threads):
-        describe(plan, device, threads)
         aside = None if plan.resumed else folder.move_aside(plan.out)
         if aside:
             print(f"note     an earlier run was moved to {aside}")
