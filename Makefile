@@ -1,7 +1,7 @@
 # What a developer types. `python` is whichever environment is active.
 PYTHON ?= python
 
-.PHONY: check format lint types test stages bench
+.PHONY: check format lint types test mutate stages bench
 
 check: lint types test  ## everything that must be green before a commit
 
@@ -18,6 +18,9 @@ types:
 
 test:
 	$(PYTHON) -m pytest -q
+
+mutate:  ## plant some 1800 small mistakes in the ops and the optimizer; the tests must notice each. Writes docs/mutation.md
+	$(PYTHON) tests/mutation/mutate.py
 
 stages:  ## train the lecture's six small stages, three seeds each, and compare with the lecture's losses
 	$(PYTHON) benchmarks/stages.py

@@ -55,9 +55,12 @@ def main() -> int:
     except KeyboardInterrupt:
         print()
         return 130
+    except MemoryError as error:
+        print(f"error: out of memory ({error}); the checkpoint's model does not fit this machine", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # the reader, `head` say, has gone
         sys.stderr.close()
-        return 0
+        return 141
 
 
 def run(args: Args) -> int:
@@ -72,7 +75,7 @@ def run(args: Args) -> int:
     saved = checkpoint.load(args.checkpoint or newest())
     tokenizer = CharTokenizer(saved.vocabulary)
     prompt = read_text(args.prompt_file) if args.prompt_file else args.prompt or ""
-    tokens = tokenizer.encode(prompt or start_of(tokenizer), "the prompt")
+    tokens = tokenizer.encode(prompt or tokenizer.start, "the prompt")
     model, params = MODELS[saved.model.model], saved.table.tree(device.xp.asarray(saved.params))
     for i in range(args.num_samples):
         if args.num_samples > 1:
@@ -93,11 +96,6 @@ def run(args: Args) -> int:
             print(tokenizer.vocabulary[token], end="", flush=True)
         print()
     return 0
-
-
-def start_of(tokenizer: CharTokenizer) -> str:
-    """What an empty prompt stands for: a line break, where the vocabulary has one."""
-    return "\n" if "\n" in tokenizer.vocabulary else tokenizer.vocabulary[0]
 
 
 def newest() -> Path:

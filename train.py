@@ -50,7 +50,7 @@ class Args:
     Default: runs/PRESET."""
     data: File = None
     """A UTF-8 text to learn. Default: the lecture's Shakespeare corpus, fetched once."""
-    seed: int = 1337
+    seed: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 1337)")] = None
     """Seed of the parameters, the batches and the dropout masks."""
     resume: bool = False
     """Go on from last.safetensors in the folder, bit for bit as if never stopped. Model fields cannot change."""
@@ -125,7 +125,7 @@ def main() -> int:
         return 130
     except BrokenPipeError:  # the reader, `head` say, has gone
         sys.stderr.close()
-        return 0
+        return 141
 
 
 def run(args: Args) -> int:
@@ -155,7 +155,8 @@ def run(args: Args) -> int:
 
 def default_threads(model: ModelConfig) -> int:
     """All cores, but one for a small stage: its matrices are done before a second thread has woken up."""
-    return 1 if model.n_embd < 100 and model.block_size < 32 else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if model.n_embd < 100 and model.block_size < 32 else cores
 
 
 def make_plan(args: Args, device: Device) -> Plan:
@@ -166,18 +167,23 @@ def make_plan(args: Args, device: Device) -> Plan:
         raise ConfigError("resume and init-from exclude each other: one goes on with a run, the other begins one")
     if args.drop_unknown and not args.init_from:
         raise ConfigError("drop-unknown needs init-from: a new vocabulary has every character of its text")
+    seed = 1337 if args.seed is None else args.seed
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed must be in [0, 2^63), not {seed}")
     if args.resume:
-        return resume(args.out or Path("runs") / name, model_fields, train_fields, args.data)
+        fixed = model_fields | ({"model": PRESETS[name].model.model} if args.preset else {})
+        fixed |= {} if args.seed is None else {"seed": seed}
+        return resume(args.out or Path("runs") / name, fixed, train_fields, args.data)
     if args.init_from:
         base = PRESETS[name].train if args.preset else None
         out = args.out or Path("runs") / "finetune"
-        return fine_tune(args.init_from, base, model_fields, train_fields, out, args.data, args.drop_unknown, args.seed)
+        return fine_tune(args.init_from, base, model_fields, train_fields, out, args.data, args.drop_unknown, seed)
     if args.preset is None:
         print(
             f"preset   {name}: no --preset given, and "
             + ("a CUDA device works" if device.name == "cuda" else "no CUDA device works")
         )
-    return new_run(PRESETS[name], model_fields, train_fields, args.out or Path("runs") / name, args.data, args.seed)
+    return new_run(PRESETS[name], model_fields, train_fields, args.out or Path("runs") / name, args.data, seed)
 
 
 def describe(plan: Plan, device: Device, threads: int) -> None:
@@ -199,6 +205,11 @@ def describe(plan: Plan, device: Device, threads: int) -> None:
         flush=True,
     )
     if memory is not None and cost.peak_bytes > memory:
+        if cost.state_bytes > memory:
+            needs = f"{cost.n_params:,} parameters and their optimizer need about {human_bytes(cost.state_bytes)}"
+            raise ConfigError(
+                f"n_embd {model.n_embd}: {needs}, the {device.name} has {human_bytes(memory)}; lower --n-embd or --n-layer"
+            )
         raise ConfigError(
             f"batch_size {plan.train.batch_size} needs about {human_bytes(cost.peak_bytes)}, the {device.name} has "
             f"{human_bytes(memory)}; lower --batch-size and raise --gradient-accumulation-steps"
@@ -222,8 +233,7 @@ def show_sample(trainer: Trainer) -> None:
     best = checkpoint.load(folder.best_path(trainer.out))
     params = best.table.tree(trainer.xp.asarray(best.params))
     tokenizer = trainer.corpus.tokenizer
-    start = "\n" if "\n" in tokenizer.vocabulary else tokenizer.vocabulary[0]
-    prompt = trainer.xp.asarray(tokenizer.encode(start))
+    prompt = trainer.xp.asarray(tokenizer.encode(tokenizer.start))
     tokens = generate(trainer.ops, trainer.model, params, prompt, SAMPLE_LENGTH, best.model, seed=trainer.seed)
     print(f"\n--- {SAMPLE_LENGTH} characters from the best model (step {best.step}) ---")
     print(tokenizer.decode(list(tokens)))

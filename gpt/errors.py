@@ -13,6 +13,10 @@ class DataError(UserError):
     """A text that cannot be read, is too short, or has characters the vocabulary lacks."""
 
 
+class UnknownCharactersError(DataError):
+    """Characters that the vocabulary lacks; the message lists them."""
+
+
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged, or of another model."""
 

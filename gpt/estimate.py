@@ -58,7 +58,7 @@ def count(config: ModelConfig, train: TrainConfig) -> Cost:
 
 
 def available_bytes(xp: Any) -> int | None:
-    """Memory of the device that a run could have, where the system tells."""
+    """Memory of the device, where the system tells: what is free on a GPU, all there is on a CPU."""
     if xp.__name__ == "cupy":
         return int(xp.cuda.runtime.memGetInfo()[0])
     try:
@@ -87,7 +87,7 @@ def human_bytes(n: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """5025 -> '1 h 24 min'."""
+    """5025 -> '84 min', 6000 -> '1 h 40 min'."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -59,9 +59,12 @@ def move_aside(folder: Path) -> Path | None:
     while (folder / f"earlier-{n}").exists():
         n += 1
     target = folder / f"earlier-{n}"
-    target.mkdir()
-    for file in files:
-        file.rename(target / file.name)
+    try:
+        target.mkdir()
+        for file in files:
+            file.rename(target / file.name)
+    except OSError as error:
+        raise CheckpointError(f"the earlier run in {folder} cannot be moved: {error.strerror}; choose another --out") from error
     return target
 
 
@@ -78,8 +81,10 @@ def read_metrics(folder: Path, up_to: int) -> list[dict[str, Any]]:
 
 
 def write_metrics(folder: Path, records: list[dict[str, Any]]) -> None:
-    """Write all records, one JSON object a line."""
+    """Write all records, one JSON object a line; a crash leaves the earlier file whole."""
+    partial = folder / f"{METRICS}.tmp"
     try:
-        (folder / METRICS).write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+        partial.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+        partial.replace(folder / METRICS)
     except OSError as error:
-        raise CheckpointError(f"{folder / METRICS} cannot be written: {error.strerror}") from error
+        raise CheckpointError(f"{folder / METRICS} cannot be written: {error.strerror}; free space and use --resume") from error

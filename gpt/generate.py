@@ -37,8 +37,9 @@ def choose(scores: np.ndarray, sampling: Sampling, u: float) -> int:
     order: np.ndarray = np.argsort(-scores, kind="stable")  # likeliest first
     if sampling.temperature == 0:
         return int(order[0])
-    ranked = scores[order][: sampling.top_k] / sampling.temperature
-    probs = np.exp(ranked - ranked[0])
+    ranked = scores[order][: sampling.top_k]
+    with np.errstate(over="ignore"):  # a tiny temperature sends all but the likeliest to -inf
+        probs = np.exp((ranked - ranked[0]) / sampling.temperature)
     probs /= probs.sum()
     if sampling.top_p is not None:  # keep a token as long as those before it have not reached top_p
         before = np.cumsum(probs) - probs

@@ -10,7 +10,7 @@ from gpt import checkpoint, folder
 from gpt.checkpoint import Checkpoint
 from gpt.config import ModelConfig, Preset, TrainConfig, override
 from gpt.data import Corpus, load_corpus
-from gpt.errors import CheckpointError, ConfigError
+from gpt.errors import ConfigError, DataError, UnknownCharactersError
 from gpt.params import ParamTable
 from gpt.stages import MODELS
 from gpt.tokenizer import CharTokenizer
@@ -25,8 +25,15 @@ class Plan:
     train: TrainConfig
     corpus: Corpus
     seed: int
-    params: np.ndarray  # (size,) the parameters to start from
-    resumed: Checkpoint | None = None  # where a resumed run stood
+    weights: Checkpoint | None = None  # to start from; None: drawn from the seed
+    resumed: bool = False  # whether to take up the checkpoint's step, moments and best loss as well
+    drop_unknown: bool = False  # whether characters outside the vocabulary are left out of the text
+
+    def params(self) -> np.ndarray:
+        """The parameters to start from: (size,), on the host."""
+        if self.weights is not None:
+            return self.weights.params
+        return ParamTable(MODELS[self.model.model].init(self.model)).initial(self.seed)
 
 
 def new_run(
@@ -37,8 +44,7 @@ def new_run(
     train = _override_train(preset.train, train_fields)
     corpus = load_corpus(data, model.block_size)
     model = override(model, {"vocab_size": len(corpus.tokenizer)})
-    params = ParamTable(MODELS[model.model].init(model)).initial(seed)
-    return Plan(out, model, train, corpus, seed, params)
+    return Plan(out, model, train, corpus, seed)
 
 
 def fine_tune(
@@ -55,21 +61,28 @@ def fine_tune(
     start = checkpoint.load(path)
     model = _unchanged(start.model, model_fields, may_change=("dropout",))
     train = _override_train(base or start.train, train_fields)
-    corpus = load_corpus(data, model.block_size, CharTokenizer(start.vocabulary), drop_unknown)
-    return Plan(out, model, train, corpus, seed, start.params)
+    try:
+        corpus = load_corpus(data, model.block_size, CharTokenizer(start.vocabulary), drop_unknown)
+    except UnknownCharactersError as error:
+        raise DataError(f"{error}; --drop-unknown leaves them out") from error
+    return Plan(out, model, train, corpus, seed, start, drop_unknown=drop_unknown)
 
 
 def resume(out: Path, model_fields: dict[str, Any], train_fields: dict[str, Any], data: Path | None) -> Plan:
-    """The run that `last.safetensors` in a folder froze, training fields possibly changed (a longer max_iters, say)."""
+    """The run that `last.safetensors` in a folder froze, training fields possibly changed (a longer max_iters, say).
+
+    model_fields may name the model itself, and "seed": like every field that fixes what is computed, they cannot change.
+    """
     start = checkpoint.load(folder.last_path(out))
-    model = _unchanged(start.model, model_fields)
-    train = _override_train(start.train, train_fields)
-    corpus = load_corpus(data, model.block_size, CharTokenizer(start.vocabulary))
-    if corpus.sha256 != start.data_sha256:
-        raise CheckpointError(
-            f"{out} was trained on another text; give the same --data, or start from its weights with --init-from"
+    if model_fields.get("seed", start.seed) != start.seed:
+        raise ConfigError(
+            f"seed is {start.seed} in the checkpoint and cannot become {model_fields['seed']}; start a new run for that"
         )
-    return Plan(out, model, train, corpus, start.seed, start.params, start)
+    model = _unchanged(start.model, {field: value for field, value in model_fields.items() if field != "seed"})
+    train = _override_train(start.train, train_fields)
+    tokenizer = CharTokenizer(start.vocabulary)
+    corpus = load_corpus(data, model.block_size, tokenizer, start.drop_unknown, start.data_sha256)
+    return Plan(out, model, train, corpus, start.seed, start, resumed=True, drop_unknown=start.drop_unknown)
 
 
 def _unchanged(model: ModelConfig, fields: dict[str, Any], may_change: tuple[str, ...] = ()) -> ModelConfig:

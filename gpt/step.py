@@ -23,7 +23,7 @@ class TrainState:
     @classmethod
     def start(cls, table: ParamTable, params: Array, xp: Any) -> "TrainState":
         """A state at step 0 with these parameters."""
-        params = xp.asarray(params)
+        params = xp.array(params)  # a copy: training writes into it
         return cls(table, params, xp.zeros_like(params), xp.zeros_like(params), xp.zeros_like(params))
 
 

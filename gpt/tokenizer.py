@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from gpt.errors import DataError
+from gpt.errors import DataError, UnknownCharactersError
 
 
 class CharTokenizer:
@@ -23,6 +23,11 @@ class CharTokenizer:
         """The tokenizer of a text's own characters."""
         return cls("".join(sorted(set(text))))
 
+    @property
+    def start(self) -> str:
+        """What an empty prompt stands for: a line break, where the vocabulary has one."""
+        return "\n" if "\n" in self.vocabulary else self.vocabulary[0]
+
     def __len__(self) -> int:
         return len(self.vocabulary)
 
@@ -31,11 +36,11 @@ class CharTokenizer:
         return Counter({c: n for c, n in Counter(text).items() if c not in self.vocabulary})
 
     def encode(self, text: str, what: str = "the text") -> np.ndarray:
-        """Token numbers of a text: (n,) uint16 or uint32. Raises DataError listing the characters without a token."""
+        """Token numbers of a text: (n,) uint16 or uint32. Raises UnknownCharactersError listing the characters without a token."""
         unknown = self.unknown(text)
         if unknown:
             listed = ", ".join(f"{c!r} x{n}" for c, n in unknown.most_common(20))
-            raise DataError(f"{what} has {len(unknown)} characters that the vocabulary lacks: {listed}")
+            raise UnknownCharactersError(f"{what} has {len(unknown)} characters that the vocabulary lacks: {listed}")
         codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.dtype("<u4"))
         place = np.searchsorted(self._codes[self._order], codes)
         return self._order[place].astype(np.uint16 if len(self) <= 65536 else np.uint32)

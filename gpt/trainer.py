@@ -24,7 +24,6 @@ from gpt.pictures import loss_curve
 from gpt.plan import Plan
 from gpt.stages import MODELS
 from gpt.step import TrainState, train_step
-from tensorlite.xp import to_numpy
 
 
 @dataclass
@@ -39,6 +38,7 @@ class Trainer:
     state: TrainState
     seed: int
     out: Path
+    drop_unknown: bool = False
     say: Callable[[str], None] = tqdm.write
     records: list[dict[str, Any]] = field(default_factory=list)
     best_val: float = math.inf
@@ -55,14 +55,15 @@ class Trainer:
     @classmethod
     def of(cls, plan: Plan, ops: Any, xp: Any) -> "Trainer":
         """Put a planned run on a device; a resumed one takes up its log and its best loss."""
-        fixed = (ops, xp, plan.model, plan.train, plan.corpus)
-        if plan.resumed is None:
-            table = ParamTable(MODELS[plan.model.model].init(plan.model))
-            return cls(*fixed, TrainState.start(table, plan.params, xp), plan.seed, plan.out)
-        records = folder.read_metrics(plan.out, plan.resumed.step)
-        elapsed = records[-1]["elapsed_s"] if records else 0.0
-        state, best = plan.resumed.state(xp), plan.resumed.best_val
-        return cls(*fixed, state, plan.seed, plan.out, records=records, best_val=best, elapsed_before=elapsed)
+        table = ParamTable(MODELS[plan.model.model].init(plan.model))
+        start = plan.weights if plan.resumed else None
+        state = start.state(xp) if start else TrainState.start(table, plan.params(), xp)
+        trainer = cls(ops, xp, plan.model, plan.train, plan.corpus, state, plan.seed, plan.out, plan.drop_unknown)
+        if start:
+            trainer.best_val = start.best_val
+            trainer.records = folder.read_metrics(plan.out, start.step)
+            trainer.elapsed_before = trainer.records[-1]["elapsed_s"] if trainer.records else 0.0
+        return trainer
 
     def _call(self, function: Callable) -> Any:
         return function(self.ops, self.model, self.state, self.train_data, self.model_config, self.train_config, self.seed)
@@ -86,6 +87,10 @@ class Trainer:
             if not self.records:
                 self.evaluate()
             while state.step < cfg.max_iters:
+                if caught:
+                    if self.records[-1]["step"] != state.step:
+                        self.save(folder.last_path(self.out), val_loss=math.nan)
+                    return caught[0]
                 start = time.perf_counter()
                 loss, norm = (float(x) for x in self._call(self.step))
                 self.trained_seconds += time.perf_counter() - start
@@ -95,10 +100,6 @@ class Trainer:
                 bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
                 if state.step % cfg.eval_interval == 0 or state.step == cfg.max_iters:
                     self.evaluate()
-                elif caught:
-                    self.save(folder.last_path(self.out), val_loss=math.nan)
-                if caught:
-                    return caught[0]
         return None
 
     def _stop_unless_finite(self, loss: float, norm: float) -> None:
@@ -141,7 +142,6 @@ class Trainer:
         """Measure both losses, log them, and write the checkpoints and the picture."""
         cfg, state = self.train_config, self.state
         train, val = self.train_loss(), self.val_loss()
-        self.say(f"step {state.step}: train loss {train:.4f}, val loss {val:.4f}")
         if not math.isfinite(val):
             raise TrainingError(f"step {state.step}: the validation loss is {val}; lower --learning-rate or set --grad-clip 1")
         lr = self.ops.schedule(max(0, state.step - 1), cfg.learning_rate, cfg.min_lr, cfg.warmup_iters, cfg.max_iters)
@@ -157,15 +157,16 @@ class Trainer:
         )
         better = val < self.best_val
         self.best_val = min(val, self.best_val)
+        folder.write_metrics(self.out, self.records)  # first: a resume leaves out what is ahead of its checkpoint
         if better:
             self.save(folder.best_path(self.out), val)
         self.save(folder.last_path(self.out), val)
-        folder.write_metrics(self.out, self.records)
         loss_curve(self.out / "loss.png", self.records, self.out.name)
+        self.say(f"step {state.step}: train loss {train:.4f}, val loss {val:.4f}")
 
     def save(self, path: Path, val_loss: float) -> None:
         """Write the run as it stands into a checkpoint."""
-        buffers = {name: to_numpy(getattr(self.state, name)) for name in checkpoint.BUFFERS}
+        buffers = {name: getattr(self.state, name) for name in checkpoint.BUFFERS}
         checkpoint.save(
             path,
             Checkpoint(
@@ -177,6 +178,7 @@ class Trainer:
                 val_loss=val_loss,
                 best_val=self.best_val,
                 data_sha256=self.corpus.sha256,
+                drop_unknown=self.drop_unknown,
                 **buffers,
             ),
         )

@@ -33,7 +33,7 @@ def attention_forward(
     Returns y: (B, T, C), and a cache of a reference to qkv, the probabilities before dropout (B, H, T, T) and dropout's mask;
     None with a past, which has no backward.
     Raises ValueError when 3C is not divisible by 3 n_head.
-    Cost: 4 B T^2 C FLOPs. Tests: test_ops.py[attention], test_attention.py.
+    Cost: 4 B T^2 C FLOPs. Tests: test_ops.py[attention], test_op_facts.py.
     """
     xp = namespace(qkv)
     q, k, v = split_heads(qkv, n_head)  # (B, H, T, D)
@@ -76,7 +76,7 @@ def attention_backward(dy: Array, cache: tuple) -> Array:
     dscores = softmax_backward(dprobs, probs)  # 3. (B, H, T, T)
     dq = (dscores @ k) * scale  # 4. (B, H, T, T) @ (B, H, T, D) -> (B, H, T, D)
     dk = (dscores.transpose(0, 1, 3, 2) @ q) * scale  # 4. (B, H, T, T) @ (B, H, T, D) -> (B, H, T, D)
-    dqkv = xp.stack([dq, dk, dv], axis=0)  # (3, B, H, T, D)
+    dqkv = xp.stack([dq, dk, dv])  # (3, B, H, T, D)
     return dqkv.transpose(1, 3, 0, 2, 4).reshape(B, T, C3)  # the transpose that split_heads made, undone
 
 

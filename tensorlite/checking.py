@@ -17,6 +17,7 @@ from tensorlite.xp import Array, namespace, to_numpy
 __all__ = ["GradReport", "GradcheckError", "gradcheck"]
 
 SHORTER = 37.0  # how much shorter the first step of a confirmation is
+KINKS = 64  # entries of a large argument looked at before a search that finds only kinks gives up
 LINEARITY = 1e-10  # how exactly backward must be linear in dy, relative to its size, beside 1e-3 atol for rounding
 
 
@@ -68,6 +69,8 @@ def gradcheck(
     for name in names:
         if inputs[name].dtype != np.float64:
             raise ValueError(f"gradcheck proves gradients in float64; input {name!r} is {inputs[name].dtype}")
+    if wrt is not None and not wrt:
+        raise ValueError("wrt names no argument, so nothing would be checked")
     for name in wrt or ():
         if name not in names:
             raise ValueError(f"wrt names {name!r}, which is no float array among the inputs {names}")
@@ -197,14 +200,16 @@ class _ArgumentCheck:
         statuses = [v.status for v in verdicts]
         if FAIL in statuses:
             result.status = FAIL
+            limit = max(max_report, KINKS)
             wrong = (
                 [p[0] for p, v in zip(probes, verdicts, strict=True) if v.status == FAIL]
                 if small
-                else self.locate(np.arange(n), max_report)
+                else self.locate(np.arange(n), limit)
             )
-            result.bad, result.more = len(wrong), not small and len(wrong) >= max_report
-            entries = [self.entry(int(i)) for i in wrong]
-            entries.sort(key=lambda e: -abs(e.analytic - e.numeric))
+            result.bad, result.more = len(wrong), not small and len(wrong) >= limit
+            worst_first = sorted(wrong, key=lambda i: -self.judge(np.array([i])).excess)
+            entries = [self.entry(int(i)) for i in worst_first[:KINKS]]
+            entries.sort(key=lambda e: (e.left is not None, -abs(e.analytic - e.numeric)))  # mistakes before kinks
             result.entries = entries[:max_report]
             if entries and all(e.left is not None for e in entries):
                 result.status = INCONCLUSIVE

@@ -41,7 +41,7 @@ def cross_entropy_backward(dloss: Array | float, cache: tuple) -> Array:
       3. The mean over N rows gives each a weight 1/N, and the chain rule dloss.
     """
     logits, targets, lse = cache
-    xp = namespace(logits, lse)
+    xp = namespace(logits)
     V = logits.shape[-1]
     z = logits.reshape(-1, V)  # (N, V)
     N = z.shape[0]

@@ -23,7 +23,10 @@ def finite_difference(phi: Callable[[float], float], step: float, order: int, to
     side: 0 for central differences, -1 and 1 for the left and right derivative. The error is the last change between two step
     sizes; where even the best step leaves it above the tolerance, shorter first steps are tried and the best result returned.
     """
-    from scipy.differentiate import derivative
+    try:
+        from scipy.differentiate import derivative
+    except ImportError as error:
+        raise ImportError('gradcheck needs SciPy 1.15 or later: pip install "scipy>=1.15"') from error
 
     def phi_of_each(t: Any) -> Any:
         return np.array([phi(float(ti)) for ti in np.ravel(t)]).reshape(np.shape(t))

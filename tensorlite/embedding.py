@@ -1,7 +1,5 @@
 """Embeddings: a row of a table for each token, and a row for each position."""
 
-import numpy as np
-
 from tensorlite.xp import Array, namespace
 
 
@@ -45,7 +43,7 @@ def embedding_backward(dy: Array, cache: tuple) -> Array:
     ids, table = cache
     xp = namespace(dy, table)
     V, C = table.shape
-    onehot = (ids.reshape(-1, 1) == xp.arange(V, dtype=np.int64)).astype(dy.dtype)  # 1. (N, V)
+    onehot = (ids.reshape(-1, 1) == xp.arange(V)).astype(dy.dtype)  # 1. (N, V)
     return onehot.T @ dy.reshape(-1, C)  # 2. (V, N) @ (N, C) -> (V, C)
 
 

@@ -45,6 +45,7 @@ def layernorm_backward(dy: Array, cache: tuple) -> tuple[Array, Array, Array | N
     The two means are what normalising took away: dx has no component along a constant, and almost none along xhat.
     """
     x, w, has_bias, mean, rstd = cache
+    namespace(dy, x)
     C = x.shape[-1]
     xhat = (x - mean) * rstd  # (..., C), as in forward
     dw = (dy * xhat).reshape(-1, C).sum(axis=0)  # 1. (N, C) -> (C,)

@@ -35,6 +35,7 @@ def linear_backward(dy: Array, cache: tuple) -> tuple[Array, Array, Array | None
     Cost: 4 N C D FLOPs.
     """
     x, w, has_bias = cache
+    namespace(dy, x)
     C, D = w.shape
     dy = dy.reshape(-1, D)  # (N, D)
     dx = (dy @ w.T).reshape(x.shape)  # 1. (N, D) @ (D, C) -> (N, C)

@@ -54,7 +54,7 @@ def clip_(grads: Array, max_norm: float) -> Array:
     """
     norm = global_norm(grads)
     if max_norm > 0:
-        grads *= namespace(grads).minimum(1.0, max_norm / (norm + 1e-6))
+        grads *= namespace(grads).fmin(1.0, max_norm / (norm + 1e-6))  # fmin: a NaN norm leaves the others to be looked at
     return norm
 
 

@@ -9,6 +9,7 @@ What it buys: a dropout mask is a fixed function of its key, so finite differenc
 it, a resumed run equals a straight one, and a batch split over threads or machines draws the masks of the whole batch.
 """
 
+import math
 import zlib
 from typing import Any, NamedTuple
 
@@ -70,10 +71,10 @@ def _mix(k0: int, k1: int, c0: int, c1: int) -> tuple[int, int]:
 
 
 def drop_threshold(p: float) -> int:
-    """Return how many of the 65536 values of a 16-bit lane mean "drop": the true drop probability is this over 65536."""
+    """Return how many of the 65536 values of a 16-bit lane mean "drop" (never all): the true probability is this over 65536."""
     if not 0.0 <= p < 1.0:
         raise ValueError(f"dropout probability must be in [0, 1), got {p}")
-    return round(p * 65536)
+    return min(round(p * 65536), 65535)
 
 
 def keep_mask(xp: Any, key: Key, shape: tuple[int, ...], p: float) -> Array:
@@ -82,7 +83,7 @@ def keep_mask(xp: Any, key: Key, shape: tuple[int, ...], p: float) -> Array:
     Lane e of the stream is the 16-bit lane e % 4 of counter e // 4, with e counted over the whole batch: `shape[0]` rows that
     start at key.row0. A shard therefore sees exactly its rows of the full batch's mask.
     """
-    rows, per_row = shape[0], int(np.prod(shape[1:], dtype=np.int64))
+    rows, per_row = shape[0], math.prod(shape[1:])
     first = key.row0 * per_row
     lanes = _lanes(xp, key, first // LANES, -(-(first + rows * per_row) // LANES))
     mask = lanes[first % LANES : first % LANES + rows * per_row] >= xp.uint16(drop_threshold(p))
@@ -91,15 +92,12 @@ def keep_mask(xp: Any, key: Key, shape: tuple[int, ...], p: float) -> Array:
 
 def _lanes(xp: Any, key: Key, start: int, stop: int) -> Array:
     """Return the 16-bit lanes of the counters start..stop-1, in order."""
-    chunk = CHUNK if xp is np else max(1, stop - start)  # a GPU wants one large launch instead
     words = xp.empty((stop - start, 2), np.dtype("<u4"))
-    for begin in range(start, stop, chunk):
-        counter = xp.arange(begin, min(begin + chunk, stop), dtype=np.uint64)
-        low = counter.astype(np.uint32)
-        high = (counter >> 32).astype(np.uint32)
-        x0, x1 = threefry2x32(xp, key.k0, key.k1, low, high)
-        words[begin - start : begin - start + len(counter), 0] = x0
-        words[begin - start : begin - start + len(counter), 1] = x1
+    chunk = CHUNK if xp is np else len(words) or 1  # a GPU wants one large launch instead
+    for i in range(0, len(words), chunk):
+        part = words[i : i + chunk]
+        counter = xp.arange(start + i, start + i + len(part))
+        part[:, 0], part[:, 1] = threefry2x32(xp, key.k0, key.k1, counter.astype(np.uint32), (counter >> 32).astype(np.uint32))
     return words.view(np.dtype("<u2")).reshape(-1)
 
 

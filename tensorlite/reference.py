@@ -12,8 +12,6 @@ from tensorlite import activations, attention, composites, cross_entropy, dropou
 from tensorlite.random import Key, make_key, site_key, uint64_rows
 from tensorlite.xp import Array, namespace
 
-ACTIVATIONS = ("gelu", "relu")
-
 
 class Reference:
     """Plain array code on NumPy or CuPy, by the type of the arguments.
@@ -66,7 +64,9 @@ class Reference:
     head_loss_backward = composites.head_loss_backward
 
     def activation_forward(self, x: Array, name: str) -> tuple[Array, Any]:
-        """GELU or ReLU, by name."""
+        """The activation of that name, "gelu" or "relu". Raises ValueError for another."""
+        if name not in ("gelu", "relu"):
+            raise ValueError(f"activation must be gelu or relu, not {name!r}")
         return (self.gelu_forward if name == "gelu" else self.relu_forward)(x)
 
     def activation_backward(self, dy: Array, name: str, cache: Any) -> Array:

@@ -57,7 +57,8 @@ class ShapeOps(Reference):
 
 
 def _forward(op: optable.Op) -> Any:
-    parameters = inspect.signature(getattr(Reference, f"{op.name}_forward")).parameters
+    signature = inspect.signature(getattr(Reference, f"{op.name}_forward"))
+    parameters = signature.parameters
 
     def forward(self: ShapeOps, *args: Any, **kwargs: Any) -> tuple[ShapeArray, Any]:
         given = dict(zip([name for name in parameters if name != "self"], args, strict=False)) | kwargs
@@ -72,7 +73,14 @@ def _forward(op: optable.Op) -> Any:
             a.past.length += a.qkv.shape[1]
         return y, (SimpleNamespace(a=a, y=y), kept, saved)
 
+    forward.__signature__ = _as_method(signature)  # type: ignore[attr-defined]
     return forward
+
+
+def _as_method(signature: inspect.Signature) -> inspect.Signature:
+    """The signature with a first parameter `self`, which a static method of Reference has not."""
+    names = [p for p in signature.parameters.values() if p.name != "self"]
+    return signature.replace(parameters=[inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD), *names])
 
 
 def _backward(op: optable.Op) -> Any:
@@ -85,6 +93,7 @@ def _backward(op: optable.Op) -> Any:
         grads = tuple(None if x is None else ShapeArray(x.shape, x.itemsize) for x in inputs)
         return grads if len(grads) > 1 else grads[0]
 
+    backward.__signature__ = _as_method(inspect.signature(getattr(Reference, f"{op.name}_backward")))  # type: ignore[attr-defined]
     return backward
 
 
@@ -112,5 +121,5 @@ def _arrays(tree: Any) -> list[Any]:
     if isinstance(tree, SimpleNamespace):  # what ShapeOps notes to know its gradients' shapes
         return []
     if isinstance(tree, dict):
-        tree = tree.values()
-    return [a for item in tree for a in _arrays(item)] if isinstance(tree, list | tuple | type({}.values())) else []
+        tree = list(tree.values())
+    return [a for item in tree for a in _arrays(item)] if isinstance(tree, list | tuple) else []

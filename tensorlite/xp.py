@@ -87,6 +87,11 @@ def _import_cupy() -> ModuleType:
         raise DeviceError(f"no CUDA: {error}; check the driver with nvidia-smi, then {INSTALL_CUDA}") from error
     if count == 0:
         raise DeviceError("no CUDA: the driver lists no device; check nvidia-smi and CUDA_VISIBLE_DEVICES")
+    try:
+        a = cupy.ones((2, 2), np.float32)
+        float((a @ a).sum())  # a product and a kernel: cuBLAS and the run-time compiler are libraries of their own
+    except Exception as error:
+        raise DeviceError(f"no CUDA: a device is here but cannot compute ({error}); {INSTALL_CUDA}") from error
     return cupy
 
 

@@ -156,5 +156,6 @@ def module() -> types.ModuleType:
         return function
 
     cupy.asarray = asarray
+    cupy.array = lambda a, dtype=None: ndarray(np.array(a._a if isinstance(a, ndarray) else a, dtype))
     cupy.__getattr__ = lookup
     return cupy

@@ -11,15 +11,16 @@ SMALL = {"vocab_size": 11, "block_size": 5, "n_layer": 2, "n_head": 3, "n_embd":
 
 
 def config_of(model: str, **fields) -> ModelConfig:
-    one_layer = {"n_layer": 1} if model in ("bigram", "head", "multihead", "feedforward") else {}
-    return ModelConfig(model=model, **SMALL | one_layer | fields)
+    stage = {"n_layer": 1} if model in ("bigram", "head", "multihead", "feedforward") else {}
+    stage |= {"n_head": 1} if model == "head" else {}
+    return ModelConfig(model=model, **SMALL | stage | fields)
 
 
 def start(config: ModelConfig, seed: int = 0, dtype=np.float64, std: float = 0.0) -> TrainState:
     table = ParamTable(MODELS[config.model].init(config))
     flat = table.initial(seed, dtype)
-    if std:
-        flat += std * np.random.default_rng(seed).standard_normal(flat.shape).astype(dtype)
+    for view in table.views(flat) if std else []:
+        view += (std * np.random.default_rng(seed).standard_normal(view.shape)).astype(dtype)
     return TrainState.start(table, flat, np)
 
 

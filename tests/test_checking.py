@@ -60,6 +60,21 @@ def test_a_kink_is_told_from_a_mistake():
     assert "not differentiable here" in str(report)
 
 
+def test_kinks_do_not_hide_a_mistake():
+    x = RANDOM(1000)
+    x[[3, 50, 200, 300, 400, 600, 700]] = 0.0
+    x[500] = 2.0
+
+    def backward(dy, cache):
+        dx = OPS.relu_backward(dy, cache)
+        dx[500] *= 3
+        return dx
+
+    report = gradcheck(OPS.relu_forward, backward, {"x": x}, raise_on_fail=False)
+    assert report.status == "fail"
+    assert report.arguments[0].entries[0].index == (500,)
+
+
 def test_a_kink_close_by_is_stepped_around():
     gradcheck(OPS.relu_forward, OPS.relu_backward, {"x": np.array([[1e-3, -1e-5, 0.5]])})
 
@@ -136,6 +151,7 @@ def test_methods_agree_and_abs_is_no_analytic_code():
         ({"x": np.ones(3, np.float32)}, {}, "float64"),
         ({"x": np.ones(3)}, {"wrt": ["z"]}, "'z'"),
         ({"x": np.ones(3)}, {"method": "magic"}, "method"),
+        ({"x": np.ones(3)}, {"wrt": []}, "nothing would be checked"),
     ],
 )
 def test_bad_questions_are_refused(inputs, options, words):

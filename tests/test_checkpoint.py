@@ -5,12 +5,12 @@ import os
 import numpy as np
 import pytest
 import safetensors.numpy
-from small import config_of, start
 
 from gpt import checkpoint, folder
 from gpt.checkpoint import BUFFERS, Checkpoint
 from gpt.config import TrainConfig
 from gpt.errors import CheckpointError, TrainingError
+from small import config_of, start
 
 
 @pytest.fixture
@@ -19,7 +19,15 @@ def saved(tmp_path):
     state = start(config, dtype=np.float32)
     for view in state.table.views(state.m):  # not the gaps between parameters, which a file leaves out
         view[...] = 2.0
-    about = {"vocabulary": "abcdefghijk", "seed": 5, "step": 7, "val_loss": 1.5, "best_val": 1.25, "data_sha256": "00"}
+    about = {
+        "vocabulary": "abcdefghijk",
+        "seed": 5,
+        "step": 7,
+        "val_loss": 1.5,
+        "best_val": 1.25,
+        "data_sha256": "00",
+        "drop_unknown": True,
+    }
     original = Checkpoint(config, TrainConfig(), params=state.params, m=state.m, v=state.v, **about)
     path = tmp_path / "best.safetensors"
     checkpoint.save(path, original)

@@ -93,6 +93,25 @@ def test_fine_tuning(trained):
     out = run([*command, "--drop-unknown"], folder).stdout
     assert "dropped" in out
     assert "done: step 5" in out
+    resumed = run(["train.py", "--resume", "--data", "other.txt", "--out", "tuned", "--max-iters", "6"], folder).stdout
+    assert "dropped" in resumed
+    assert "done: step 6" in resumed
+
+
+def test_a_reader_that_goes_away_does_not_look_like_success(trained):
+    folder, _ = trained
+    command = [sys.executable, str(ROOT / "train.py"), *TINY, "--data", "text.txt", "--out", "piped"]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    stderr = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=60) not in (0, 1)
+    assert "Traceback" not in stderr
+
+
+def test_nearly_everything_may_be_dropped(trained):
+    folder, _ = trained
+    run(["train.py", *TINY, "--dropout", "0.999999", "--data", "text.txt", "--out", "dropped"], folder)
 
 
 def test_sampling(trained):
@@ -130,6 +149,12 @@ MISTAKES = {
     "train.py --data text.txt --block-size 5000": "lower --block-size",
     "train.py --data text.txt --n-embd 10 --n-head 3": "n_embd must be divisible by n_head 3",
     "train.py --data text.txt --dropout 1.0": "dropout must be in",
+    "train.py --data text.txt --seed -1": "seed must be in",
+    "train.py --data text.txt --preset multihead --n-layer 6": "n_layer must be 1",
+    "train.py --data text.txt --n-embd 2000000": "lower --n-embd",
+    "train.py --data text.txt --resume --out run --seed 7": "seed is 1337 in the checkpoint",
+    "train.py --data text.txt --resume --out run --preset residual": "model is gpt in the checkpoint",
+    "train.py --resume --out run": "another text",
     "train.py --data text.txt --learning-rate nan": "learning_rate",
     "train.py --data text.txt --batch-size 0": "batch_size",
     "train.py --data text.txt --batch-size 100000000": "lower --batch-size",

@@ -56,6 +56,20 @@ def test_training_nonsense_is_refused_by_name(field, value):
         TrainConfig(**{field: value})
 
 
+@pytest.mark.parametrize(
+    ("model", "field", "value"),
+    [
+        *((m, "n_layer", 2) for m in ("bigram", "head", "multihead", "feedforward")),
+        ("head", "n_head", 2),
+        ("multihead", "tied", True),
+    ],
+)
+def test_a_stage_refuses_what_it_does_not_have(model, field, value):
+    fields = {"n_layer": 1, "n_head": 1, "n_embd": 4} | {field: value}
+    with pytest.raises(ConfigError, match=f"^{field} must be"):
+        ModelConfig(model, **fields)
+
+
 def test_configurations_are_frozen_and_override_checks_again():
     with pytest.raises(dataclasses.FrozenInstanceError):
         ModelConfig().n_embd = 12

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small import config_of, start
 
 from gpt.errors import ConfigError
 from gpt.generate import Sampling, choose, generate
 from gpt.stages import MODELS
+from small import config_of, start
 from tensorlite import KVCache, Reference
 from tensorlite.testing import seeds
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import config_of, start, text
 
 from gpt.check_model import check_model
 from gpt.config import PRESETS, ModelConfig, TrainConfig
 from gpt.params import ALIGN, ParamTable, get
 from gpt.stages import MODELS
 from gpt.step import train_step
+from small import config_of, start, text
 from tensorlite import GradcheckError, Key, Reference
 
 OPS = Reference()
@@ -157,6 +157,30 @@ def test_backward_scales_with_its_argument_and_can_be_called_twice(name):
     for a, b, c in zip(once, twice, half, strict=True):
         np.testing.assert_array_equal(a, b)
         np.testing.assert_allclose(c, a / 2, rtol=1e-12, atol=1e-18)
+
+
+@pytest.mark.parametrize("name", ["residual", "gpt"])
+def test_every_dropout_has_a_site_of_its_own(name):
+    """Three a layer: on the probabilities and on both branches; each with the configured probability and another key."""
+    config = config_of(name, dropout=0.25, n_layer=3)
+    drawn = []
+
+    class Spy(Reference):
+        @staticmethod
+        def attention_forward(qkv, n_head, p=0.0, key=None, past=None):
+            drawn.append((p, key))
+            return Reference.attention_forward(qkv, n_head, p, key, past)
+
+        @staticmethod
+        def residual_forward(x, y, p=0.0, key=None):
+            drawn.append((p, key))
+            return Reference.residual_forward(x, y, p, key)
+
+    state = start(config)
+    MODELS[name].forward(Spy(), state.table.tree(state.params), *text(config, 2), config, OPS.key(1, 2, row0=8))
+    assert {p for p, _ in drawn} == {0.25}
+    assert len({key for _, key in drawn}) == len(drawn) == 9
+    assert {key.row0 for _, key in drawn} == {8}
 
 
 def test_the_parameter_table():

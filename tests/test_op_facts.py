@@ -1,13 +1,14 @@
 """What is true of one op alone: the facts that finite differences cannot see, because the backward would follow a wrong forward."""
 
 import math
+import re
 
 import numpy as np
 import pytest
-import references
 from hypothesis import given
 from hypothesis import strategies as st
 
+import references
 from tensorlite import Key, KVCache, Reference
 from tensorlite.testing import gains, seeds, sizes
 
@@ -33,9 +34,16 @@ def test_linear_adjoint_identity(seed, N, C, D):
     assert np.isclose((dy * y).sum(), (dw * w).sum(), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("x", "w", "b"), [((2, 3), (4, 5), None), ((2, 3), (3, 5), (1,)), ((2, 3), (3, 5), (3,))])
-def test_linear_refuses_shapes_that_do_not_fit(x, w, b):
-    with pytest.raises(ValueError, match="linear"):
+@pytest.mark.parametrize(
+    ("x", "w", "b", "words"),
+    [
+        ((2, 7, 3), (4, 5), None, "x has 3 channels, w (4, 5) takes 4"),
+        ((2, 3), (3, 5), (1,), "b (1,) does not fit w (3, 5)"),
+        ((2, 3), (3, 5), (3,), "b (3,) does not fit w (3, 5)"),
+    ],
+)
+def test_linear_refuses_shapes_that_do_not_fit(x, w, b, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
         OPS.linear_forward(np.ones(x), np.ones(w), None if b is None else np.ones(b))
 
 
@@ -52,10 +60,15 @@ def test_embedding_adds_repeated_ids_and_leaves_unused_rows_zero():
 
 
 def test_positions_refuse_to_run_out():
-    with pytest.raises(ValueError, match="context of 4"):
+    with pytest.raises(ValueError, match="5 positions do not fit a context of 4"):
         OPS.positions_forward(np.ones((1, 3, 2)), np.ones((4, 2)), 2)
-    with pytest.raises(ValueError, match="channels"):
-        OPS.positions_forward(np.ones((1, 3, 2)), np.ones((4, 1)))
+    with pytest.raises(ValueError, match="x has 2 channels, wpe 1"):
+        OPS.positions_forward(np.ones((1, 5, 3, 2)), np.ones((4, 1)))
+
+
+def test_positions_start_at_zero():
+    x, wpe = normal(0, 2, 3, 4), normal(1, 5, 4)
+    np.testing.assert_array_equal(OPS.positions_forward(x, wpe)[0], x + wpe[:3])
 
 
 def test_positions_outside_the_window_get_no_gradient():
@@ -92,6 +105,12 @@ def test_layernorm_gradient_has_lost_two_directions(seed, N, C, eps):
     np.testing.assert_allclose((dx * xhat).sum(axis=-1), expected, rtol=1e-7, atol=1e-9 * rstd.max())
 
 
+def test_layernorm_has_the_usual_eps():
+    x, w = normal(0, 3, 5) * 1e-3, np.ones(5)
+    np.testing.assert_array_equal(OPS.layernorm_forward(x, w)[0], OPS.layernorm_forward(x, w, None, 1e-5)[0])
+    assert not np.allclose(OPS.layernorm_forward(x, w)[0], OPS.layernorm_forward(x, w, None, 1e-6)[0])
+
+
 def test_layernorm_of_a_constant_row_is_finite():
     y, cache = OPS.layernorm_forward(np.full((2, 5), 3.0), np.ones(5), np.zeros(5))
     assert not y.any()
@@ -107,8 +126,9 @@ def test_layernorm_survives_a_large_mean():
 
 @pytest.mark.parametrize(("w", "b"), [((1,), None), ((5,), (1,)), ((4,), None)])
 def test_layernorm_refuses_shapes_that_would_broadcast(w, b):
-    with pytest.raises(ValueError, match="layernorm"):
-        OPS.layernorm_forward(np.ones((2, 5)), np.ones(w), None if b is None else np.ones(b))
+    words = re.escape(f"x (2, 3, 5) needs w and b of shape (5,), got {w} and {b}")
+    with pytest.raises(ValueError, match=words):
+        OPS.layernorm_forward(np.ones((2, 3, 5)), np.ones(w), None if b is None else np.ones(b))
 
 
 # softmax, GELU, ReLU
@@ -125,7 +145,7 @@ def test_softmax_rows_sum_to_one_and_ignore_a_shift(seed, N, K, shift):
 
 def test_softmax_of_nothing_is_refused():
     with pytest.raises(ValueError, match="empty"):
-        OPS.softmax_forward(np.ones((3, 0)))
+        OPS.softmax_forward(np.ones((2, 3, 0)))
 
 
 @given(st.floats(-1e4, 1e4))
@@ -235,13 +255,27 @@ def test_attention_in_pieces_equals_attention_at_once(case, data):
     past = KVCache(1, T).layers[0]
     pieces = [OPS.attention_forward(part, H, 0.0, None, past)[0] for part in (qkv[:, :cut], qkv[:, cut:])]
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), OPS.attention_forward(qkv, H)[0], rtol=1e-12, atol=1e-13)
-    with pytest.raises(ValueError, match=f"context of {T}"):
+    with pytest.raises(ValueError, match=f"{T + 1} positions do not fit a context of {T}"):
         OPS.attention_forward(qkv[:, :1], H, 0.0, None, past)
+
+
+def test_a_cache_keeps_the_dtype():
+    past = KVCache(2, 4)
+    assert past.length == 0
+    y, cache = OPS.attention_forward(normal(0, 1, 2, 12).astype(np.float32), 2, 0.0, None, past.layers[0])
+    assert y.dtype == np.float32
+    assert cache is None
+    assert past.length == 2
+    k, v = past.layers[0].extend(np.ones((1, 2, 1, 2), np.float32), np.ones((1, 2, 1, 2), np.float32))
+    assert k.dtype == v.dtype == np.float32
+    assert k.shape == (1, 2, 3, 2)
 
 
 def test_attention_refuses_channels_that_do_not_split():
     with pytest.raises(ValueError, match="4 heads"):
         OPS.attention_forward(np.ones((1, 2, 15)), 4)
+    with pytest.raises(ValueError, match="8 channels do not split into q, k, v of 4 heads"):
+        OPS.attention_forward(np.ones((1, 2, 8)), 4)
     with pytest.raises(ValueError, match="0 heads"):
         OPS.attention_forward(np.ones((1, 2, 12)), 0)
 
@@ -287,9 +321,17 @@ def test_cross_entropy_of_a_huge_gap_is_finite():
     assert np.isfinite(OPS.cross_entropy_backward(1.0, cache)).all()
 
 
-@pytest.mark.parametrize(("logits", "targets"), [((0, 3), (0,)), ((2, 0), (2,)), ((2, 3), (3,)), ((2, 3), (2, 1))])
-def test_cross_entropy_refuses_the_mean_of_nothing_and_wrong_shapes(logits, targets):
-    with pytest.raises(ValueError, match="cross_entropy"):
+@pytest.mark.parametrize(
+    ("logits", "targets", "words"),
+    [
+        ((0, 3), (0,), "the mean of nothing, logits are (0, 3)"),
+        ((2, 0), (2,), "the mean of nothing, logits are (2, 0)"),
+        ((2, 3), (3,), "logits (2, 3) need targets (2,), got (3,)"),
+        ((2, 4, 3), (2, 1), "logits (2, 4, 3) need targets (2, 4), got (2, 1)"),
+    ],
+)
+def test_cross_entropy_refuses_the_mean_of_nothing_and_wrong_shapes(logits, targets, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
         OPS.cross_entropy_forward(np.ones(logits), np.zeros(targets, int))
 
 
@@ -302,6 +344,7 @@ def test_dropout_keeps_values_scaled_exactly(seed, p):
     y, cache = OPS.dropout_forward(x, p, Key(seed, 7))
     scale = 65536 / (65536 - round(p * 65536))
     kept = y != 0
+    assert cache[0].dtype == bool  # one byte an element
     np.testing.assert_array_equal(y[kept], (x * scale)[kept])
     np.testing.assert_array_equal(OPS.dropout_backward(np.ones_like(x), cache), kept * scale)
 
@@ -324,6 +367,12 @@ def test_dropout_keeps_the_expectation(p):
     """The mean over a million values of 1 is 1 within 5 sigma."""
     y, _ = OPS.dropout_forward(np.ones((1000, 1000)), p, KEY)
     assert abs(y.mean() - 1) < 5 * math.sqrt(p / (1 - p) / y.size)
+
+
+def test_residual_drops_nothing_by_default():
+    x, y = normal(0, 2, 3), normal(1, 2, 3)
+    np.testing.assert_array_equal(OPS.residual_forward(x, y)[0], x + y)
+    np.testing.assert_array_equal(OPS.residual_forward(x, y, key=KEY)[0], x + y)
 
 
 def test_residual_refuses_to_broadcast():

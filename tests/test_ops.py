@@ -1,10 +1,10 @@
 """Every property that holds for all ops, on every op of the table."""
 
 import pytest
-from cases import CASES
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cases import CASES
 from tensorlite import testing
 
 every_op = pytest.mark.parametrize("name", CASES)

@@ -86,6 +86,26 @@ def test_clipping_can_be_off_and_survives_a_zero_gradient():
     assert np.isfinite(zero).all()
 
 
+def test_clipping_never_lengthens():
+    grads = np.array([0.3, 0.4])
+    clip_(grads, 1.0)
+    np.testing.assert_array_equal(grads, [0.3, 0.4])
+    long = np.array([3e6, 4e6])
+    clip_(long, 2.5)
+    np.testing.assert_allclose(long, [1.5, 2.0], rtol=1e-9)
+
+
+def test_the_defaults_are_the_papers():
+    grads, found, expected = np.array([1e-8, 1.0, -2.0]), [np.ones(3) for _ in range(3)], [np.ones(3) for _ in range(3)]
+    adamw_(found[0], grads, *found[1:], t=3, lr=0.1)
+    adamw_(expected[0], grads, *expected[1:], t=3, lr=0.1, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    tiny = [np.zeros(1) for _ in range(3)]  # eps is what a tiny gradient is measured against
+    adamw_(tiny[0], np.array([1e-8]), *tiny[1:], t=1, lr=1.0)
+    np.testing.assert_allclose(tiny[0], -0.5, rtol=1e-6)
+
+
 def test_schedule():
     """A line up, half a cosine down, then the floor; constant where min_lr is lr."""
     lr = [schedule(s, 1.0, 0.1, 10, 110) for s in range(130)]
@@ -98,6 +118,9 @@ def test_schedule():
     assert all(a >= b for a, b in itertools.pairwise(lr[10:]))
     assert {schedule(s, 0.3, 0.3, 0, 100) for s in range(200)} == {0.3}
     assert schedule(5, 1.0, 0.1, 10, 10) == 6 / 11
+    assert schedule(5, 0.5, 0.1, 10, 10) == 3 / 11
+    assert schedule(11, 1.0, 0.1, 10, 11) == 0.1
+    assert schedule(10, 1.0, 0.1, 10, 10) == 1.0
 
 
 def test_gather_copies_or_adds():

@@ -2,13 +2,14 @@
 
 import itertools
 import math
+import zlib
 
 import numpy as np
 import pytest
-import references
 from hypothesis import given
 from hypothesis import strategies as st
 
+import references
 from tensorlite import Key, Reference
 from tensorlite.random import CHUNK, drop_threshold, keep_mask, make_key, site_key, threefry2x32, uint64_rows
 
@@ -64,7 +65,7 @@ def test_counters_beyond_32_bits():
     np.testing.assert_array_equal(keep_mask(np, far, (64,), 0.5), references.dropout(x, 0.5, far) > 0)
 
 
-@pytest.mark.parametrize("p", [0.0, 0.1, 0.2, 0.5, 0.999])
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.2, 0.5, 0.999, 0.9999999])
 def test_the_keep_probability_is_the_documented_one(p):
     n = 1 << 20
     keep = 1 - drop_threshold(p) / 65536
@@ -105,6 +106,14 @@ def test_batches_are_a_function_of_the_global_row():
     np.testing.assert_array_equal(tail, idx[4:])
     starts = np.concatenate([ops.sample_batch(data, ops.key(1, s), 64, 8)[0][:, 0] for s in range(60)])
     assert (starts.min(), starts.max()) == (0, 91)
+
+
+def test_rows_are_the_words_of_their_counters():
+    """Pinned, so that a batch of today is a batch of next year."""
+    expected = [(hi << 32) | lo for hi, lo in (references.threefry(3, 4, row, 0) for row in (5, 6, 7))]
+    assert uint64_rows(np, Key(3, 4, row0=5), 3).tolist() == expected
+    assert make_key(2**40 + 1, 2**33 + 5)[:2] == references.threefry(1, 256, 5, 2)
+    assert site_key(Key(3, 4), 2, "attention")[:2] == references.threefry(3, 4, 2, zlib.crc32(b"attention"))
 
 
 def test_rows_are_uniform():

@@ -32,8 +32,12 @@ def test_line_counts_are_near():
 
 
 def test_flags_exist():
-    help_text = subprocess.run([sys.executable, ROOT / "train.py", "--help"], capture_output=True, text=True, check=True).stdout
-    for flag in re.findall(r"train\.py[^`\n]*?(--[a-z-]+)", README):
+    help_text = ""
+    for script in ("train.py", "sample.py"):
+        help_text += subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True).stdout
+    flags = set(re.findall(r"(?<![-\w])--[a-z][a-z-]*", README))
+    assert len(flags) > 5
+    for flag in flags:
         assert flag in help_text, flag
 
 

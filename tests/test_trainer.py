@@ -6,20 +6,20 @@ import math
 import os
 import signal
 
-import fake_cupy
 import numpy as np
 import pytest
-from small import config_of, start
 
+import fake_cupy
 from gpt import checkpoint, folder, plan
 from gpt.config import PRESETS, Preset, TrainConfig
-from gpt.errors import CheckpointError, ConfigError, TrainingError
+from gpt.errors import CheckpointError, ConfigError, DataError, TrainingError
 from gpt.estimate import count, human_bytes, human_seconds
 from gpt.evaluate import split_loss, train_loss
 from gpt.generate import generate
 from gpt.stages import MODELS
 from gpt.step import TrainState, loss_and_gradients, train_step
 from gpt.trainer import Trainer
+from small import config_of, start
 from tensorlite import Reference, to_numpy
 
 OPS = Reference()
@@ -50,20 +50,24 @@ def without_time(records):
     return [{k: v for k, v in r.items() if k not in ("tokens_per_s", "elapsed_s")} for r in records]
 
 
-@pytest.mark.parametrize("stop", [4, 8])
+@pytest.mark.parametrize("stop", [0, 4, 6, 8])
 def test_resume_equals_a_straight_run(corpus, tmp_path, stop):
     """Bit for bit, with dropout, clipping, a schedule and accumulation."""
     accumulated = dataclasses.replace(TRAIN, gradient_accumulation_steps=2)
     straight = trainer(corpus, tmp_path / "a", train=accumulated)
     assert straight.run() is None
     first = trainer(corpus, tmp_path / "b", train=accumulated)
-    first.train_config = dataclasses.replace(accumulated, max_iters=12)
+    step = first.step
 
-    def stop_there(text, wanted=f"step {stop}:"):
-        if text.startswith(wanted):
+    def stop_there(*args):
+        if first.state.step + 1 == stop:
             os.kill(os.getpid(), signal.SIGINT)
+        return step(*args)
 
-    first.say = stop_there
+    if stop:
+        first.step = stop_there
+    else:
+        first.say = lambda _: os.kill(os.getpid(), signal.SIGINT)  # during the first evaluation
     assert first.run() == signal.SIGINT
     assert first.state.step == stop
     second = trainer(corpus, tmp_path / "b", resume=True)
@@ -88,6 +92,64 @@ def test_an_interrupt_between_evaluations_saves_too(corpus, tmp_path):
     assert run.run() == signal.SIGTERM
     assert checkpoint.load(folder.last_path(tmp_path / "a")).step == 6
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_signal_in_the_last_evaluation_lets_the_run_end(corpus, tmp_path):
+    run = trainer(corpus, tmp_path / "a")
+    run.say = lambda text: os.kill(os.getpid(), signal.SIGINT) if text.startswith("step 12:") else None
+    assert run.run() is None
+
+
+def test_a_step_is_its_parts():
+    """Batch, key, loss, gradient, clipping, schedule, decay groups, Adam's count: each argument where it belongs."""
+    config = config_of("gpt", dropout=0.3)
+    train = dataclasses.replace(TRAIN, learning_rate=0.02, warmup_iters=2, weight_decay=0.3, beta1=0.8, beta2=0.9, grad_clip=0.1)
+    data = np.random.default_rng(0).integers(0, config.vocab_size, 300)
+    state, twin = start(config, std=0.3), start(config, std=0.3)
+    for n in range(6):
+        loss, norm = train_step(OPS, MODELS["gpt"], state, data, config, train, seed=3)
+        key = OPS.key(3, n)
+        idx, targets = OPS.sample_batch(data, OPS.site(key, 0, "batch"), train.batch_size, config.block_size)
+        twin_loss, cache = MODELS["gpt"].forward(OPS, twin.table.tree(twin.params), idx, targets, config, key)
+        OPS.gather(twin.table.leaves(MODELS["gpt"].backward(OPS, 1.0, cache)), twin.table.views(twin.grads))
+        assert (loss, norm) == (twin_loss, OPS.clip_(twin.grads, 0.1))
+        assert norm > 0.1
+        lr = OPS.schedule(n, 0.02, 0.001, 2, 12)
+        groups = {"weight_decay": 0.3, "n_decay": twin.table.n_decay}
+        OPS.adamw_(twin.params, twin.grads, twin.m, twin.v, t=n + 1, lr=lr, beta1=0.8, beta2=0.9, **groups)
+        np.testing.assert_array_equal(state.params, twin.params)
+    assert 0 < state.table.n_decay < state.table.size
+
+
+def test_the_logged_losses_are_those_of_their_splits(tmp_path):
+    """The two halves of the text differ, so a loss over the wrong one shows."""
+    (tmp_path / "text").write_text("abcdefgh" * 100 + "hgfedcba" * 11)
+    run = trainer(tmp_path / "text", tmp_path / "a")
+    run.run()
+    params = run.state.table.tree(run.state.params)
+    train, val = run.corpus.train, run.corpus.val
+    rest = (run.model_config, 3, 4, run.seed)
+    assert run.records[-1]["train_loss"] == train_loss(OPS, run.model, params, train, *rest)
+    assert run.records[-1]["val_loss"] == split_loss(OPS, run.model, params, val, run.model_config, 4)
+    assert run.records[-1]["val_loss"] != split_loss(OPS, run.model, params, train, run.model_config, 4)
+
+
+def test_evaluation_and_training_draw_different_batches():
+    config = config_of("gpt")
+    data, seen = np.arange(10_000), []
+
+    class Spy(Reference):
+        @staticmethod
+        def sample_batch(data, key, rows, block_size):
+            idx, targets = Reference.sample_batch(data, key, rows, block_size)
+            seen.append(set(idx[:, 0].tolist()))
+            return idx % config.vocab_size, targets % config.vocab_size
+
+    state = start(config)
+    loss_and_gradients(Spy(), MODELS["gpt"], state, data, config, TRAIN, seed=1)
+    train_loss(Spy(), MODELS["gpt"], state.table.tree(state.params), data, config, batches=2, rows=4, seed=1)
+    assert len(seen) == 2
+    assert not seen[0] & seen[1]
 
 
 def test_a_run_leaves_its_files(corpus, tmp_path):
@@ -170,7 +232,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_good_files(corpus,
         return step(*args)
 
     run.step = poisoned
-    with pytest.raises(TrainingError, match=r"^step 10: the loss is nan.*first bad gradient wte"), np.errstate(invalid="ignore"):
+    with pytest.raises(TrainingError, match=r"^step 10: the loss is nan.*first bad gradient"), np.errstate(invalid="ignore"):
         run.run()
     assert checkpoint.load(folder.last_path(tmp_path / "a")).step == 8
 
@@ -181,7 +243,7 @@ def test_resume_refuses_another_model_and_another_text(corpus, tmp_path):
         plan.resume(tmp_path / "a", {"n_layer": 3}, {}, corpus)
     assert plan.resume(tmp_path / "a", {"n_layer": 2}, {"max_iters": 20}, corpus).train.max_iters == 20
     corpus.write_text(TEXT[::-1])
-    with pytest.raises(CheckpointError, match="another text"):
+    with pytest.raises(DataError, match="another text"):
         plan.resume(tmp_path / "a", {}, {}, corpus)
     with pytest.raises(CheckpointError, match="no checkpoint"):
         plan.resume(tmp_path / "b", {}, {}, corpus)
@@ -191,7 +253,7 @@ def test_fine_tuning_keeps_the_vocabulary(corpus, tmp_path):
     trainer(corpus, tmp_path / "a").run()
     corpus.write_text(TEXT.replace("fox", "dog") * 2)
     tuned = plan.fine_tune(tmp_path / "a", None, {"dropout": 0.0}, {"max_iters": 3}, tmp_path / "b", corpus, False, 5)
-    np.testing.assert_array_equal(tuned.params, checkpoint.load(tmp_path / "a").params)
+    np.testing.assert_array_equal(tuned.params(), checkpoint.load(tmp_path / "a").params)
     assert tuned.corpus.tokenizer.vocabulary == "".join(sorted(set(TEXT)))
     assert (tuned.model.dropout, tuned.train.max_iters, tuned.seed) == (0.0, 3, 5)
     with pytest.raises(ConfigError, match="n_embd"):

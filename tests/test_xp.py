@@ -4,14 +4,14 @@ import subprocess
 import sys
 import types
 
-import fake_cupy
 import numpy as np
 import pytest
-from cases import CASES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensorlite import DeviceError, Reference, namespace, pick_device, to_numpy
+import fake_cupy
+from cases import CASES
+from tensorlite import DeviceError, Reference, cross_entropy, embedding, namespace, pick_device, to_numpy
 
 
 @pytest.fixture
@@ -73,6 +73,33 @@ def as_tuple(grads):
     return grads if isinstance(grads, tuple) else (grads,)
 
 
+@pytest.mark.parametrize("name", CASES)
+@settings(max_examples=10)
+@given(data=st.data())
+def test_no_argument_may_be_of_another_library(name, data):
+    """Each array in turn, dy included, is the only one on the other side."""
+    inputs = data.draw(CASES[name].inputs)
+    arrays = [k for k, v in inputs.items() if isinstance(v, np.ndarray)]
+    module = fake_cupy.module()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "cupy", module)
+        for k in arrays if len(arrays) > 1 else []:
+            with pytest.raises(TypeError, match="one library"):
+                CASES[name].forward(**inputs | {k: module.asarray(inputs[k])})
+        y, cache = CASES[name].forward(**inputs)
+        if not CASES[name].mean and not (name in ("dropout", "residual") and cache is None):
+            with pytest.raises(TypeError, match="one library"):
+                CASES[name].backward(module.asarray(np.ones(y.shape)), cache)
+
+
+def test_the_optimizer_refuses_another_library(cupy):
+    for odd in range(4):
+        buffers = [np.ones(3) for _ in range(4)]
+        buffers[odd] = cupy.asarray(buffers[odd])
+        with pytest.raises(TypeError, match="one library"):
+            Reference.adamw_(*buffers, t=1, lr=0.1)
+
+
 def test_mixed_libraries_are_refused(cupy):
     ops = Reference()
     with pytest.raises(TypeError, match="one library"):
@@ -93,10 +120,20 @@ def test_indices_out_of_range_raise_on_both_libraries(bad, library, cupy):
     with pytest.raises(IndexError, match=r"\[0, 3\)"):
         ops.cross_entropy_forward(to(np.ones((2, 3))), to(bad))
     for kind in (bool, float):
-        with pytest.raises(TypeError, match="integers"):
+        with pytest.raises(TypeError, match="embedding: ids must be integers"):
             ops.embedding_forward(to(bad.astype(kind)), to(np.ones((3, 2))))
-        with pytest.raises(TypeError, match="integers"):
+        with pytest.raises(TypeError, match="cross_entropy: targets must be integers"):
             ops.cross_entropy_forward(to(np.ones((2, 3))), to(bad.astype(kind)))
+
+
+def test_the_functions_look_at_the_range_unless_told_not_to():
+    bad, table = np.array([-1, 2, 7]), np.ones((8, 2))
+    with pytest.raises(IndexError, match=r"embedding: ids must be in \[0, 8\), got -1 to 7"):
+        embedding.embedding_forward(bad, table)
+    with pytest.raises(IndexError, match=r"cross_entropy: targets must be in \[0, 8\), got -1 to 7"):
+        cross_entropy.cross_entropy_forward(np.ones((3, 8)), bad)
+    assert embedding.embedding_forward(bad, table, check=False)[0].shape == (3, 2)
+    assert Reference(check=False).embedding_forward(bad, table)[0].shape == (3, 2)
 
 
 def test_device_cpu():
@@ -133,6 +170,15 @@ def test_device_with_cupy_and_no_gpu(count, words, cupy):
     cupy.cuda = types.SimpleNamespace(runtime=Runtime(count), Device=lambda: types.SimpleNamespace(id=0))
     assert words in pick_device("auto").reason
     with pytest.raises(DeviceError, match=words):
+        pick_device("cuda")
+
+
+def test_device_that_cannot_compute(cupy, monkeypatch):
+    """A driver and no toolkit: the count is right, the first kernel fails."""
+    cupy.cuda = types.SimpleNamespace(runtime=Runtime(1), Device=lambda: types.SimpleNamespace(id=0))
+    cupy.ones = lambda *_: (_ for _ in ()).throw(RuntimeError("libnvrtc.so not found"))
+    assert "cannot compute (libnvrtc" in pick_device("auto").reason
+    with pytest.raises(DeviceError, match="cuda13x"):
         pick_device("cuda")
 
 

@@ -63,6 +63,7 @@ def trunk_forward(ops: Any, params: dict, idx: Any, config: ModelConfig, key: An
     for i, p in enumerate(params["blocks"]):
         x, block = block_forward(ops, x, p, config, i, key, past.layers[i] if past else None)
         blocks.append(block if keep else None)
+        del block
     return x, (emb, pos, blocks)
 
 

@@ -1,0 +1,82 @@
+"""On a real GPU: every op and a training step on CuPy arrays, against NumPy in float64."""
+
+import numpy as np
+import pytest
+
+from cases import CASES
+from gpt.config import TrainConfig
+from gpt.evaluate import split_loss
+from gpt.generate import generate
+from gpt.stages import MODELS
+from gpt.step import TrainState, train_step
+from small import config_of, start
+from tensorlite import DeviceError, Reference, pick_device, to_numpy
+from tensorlite.random import keep_mask, make_key
+from tensorlite.testing import EPS32
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def cupy():
+    try:
+        return pick_device("cuda").xp
+    except DeviceError as error:
+        pytest.skip(str(error))
+
+
+def as_tuple(value):
+    return value if isinstance(value, tuple) else (value,)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("name", CASES)
+def test_ops_on_the_gpu(name, dtype, cupy):
+    """Values and gradients of float64 agree to 1e-12, those of float32 to 64 rounding errors; nothing changes its dtype."""
+    from hypothesis import given, settings
+    from hypothesis import strategies as st
+
+    @settings(max_examples=10, deadline=None)
+    @given(data=st.data())
+    def check(data):
+        inputs = data.draw(CASES[name].inputs)
+        y, cache = CASES[name].forward(**inputs)
+        dy = np.asarray(np.random.default_rng(0).standard_normal(y.shape))
+        expected = (y, *as_tuple(CASES[name].backward(dy, cache)))
+        moved = {
+            k: cupy.asarray(v.astype(dtype) if v.dtype.kind == "f" else v) if isinstance(v, np.ndarray) else v
+            for k, v in inputs.items()
+        }
+        y, cache = CASES[name].forward(**moved)
+        found = (y, *as_tuple(CASES[name].backward(cupy.asarray(dy.astype(dtype)), cache)))
+        for a, b in zip(expected, found, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                assert b.dtype == dtype
+                bound = (1e-12 if dtype == np.float64 else 64 * EPS32) * max(1.0, float(np.abs(a).max(initial=0.0)))
+                assert np.abs(a - to_numpy(b)).max(initial=0.0) <= bound
+
+    check()
+
+
+def test_masks_are_the_same_bits(cupy):
+    key = make_key(3, 4, row0=5)
+    np.testing.assert_array_equal(to_numpy(keep_mask(cupy, key, (7, 3, 5), 0.2)), keep_mask(np, key, (7, 3, 5), 0.2))
+
+
+def test_training_evaluation_and_generation(cupy):
+    """Ten steps with dropout and clipping: the CPU's losses and tokens; a second run gives the same bits."""
+    config = config_of("gpt", dropout=0.2)
+    train = TrainConfig(batch_size=4, max_iters=10, learning_rate=0.01, min_lr=0.001, grad_clip=1.0)
+    data, results = np.random.default_rng(0).integers(0, config.vocab_size, 300), []
+    for xp in (np, cupy, cupy):
+        state, ops = TrainState.start(start(config).table, start(config, std=0.3).params, xp), Reference(check=False)
+        on_device = xp.asarray(data)
+        losses = [float(train_step(ops, MODELS["gpt"], state, on_device, config, train, 0)[0]) for _ in range(10)]
+        params = state.table.tree(state.params)
+        losses.append(split_loss(ops, MODELS["gpt"], params, on_device, config, 4))
+        tokens = list(generate(ops, MODELS["gpt"], params, xp.asarray(data[:2]), 12, config))
+        results.append((losses, tokens, to_numpy(state.params)))
+    np.testing.assert_allclose(results[1][0], results[0][0], rtol=1e-9)
+    assert results[0][1] == results[1][1] == results[2][1]
+    np.testing.assert_array_equal(results[1][2], results[2][2])

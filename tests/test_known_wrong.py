@@ -1,0 +1,122 @@
+"""The checks on trial: every known-wrong layer is rejected by the check it names, and the true layer passes it."""
+
+import contextlib
+import inspect
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import cases
+import test_op_facts
+import test_ops
+from tensorlite import Reference, gradcheck
+from tensorlite.known_wrong import MISTAKES, example
+from tensorlite.optable import ROWS
+
+OPS = Reference()
+QUICK = {"elementwise": 16, "max_report": 1, "raise_on_fail": False}  # one wrong entry is enough
+BACKWARDS = [m for m in MISTAKES if m.caught_by == "gradcheck"]
+PAIRS = [m for m in MISTAKES if m.caught_by != "gradcheck"]
+
+
+def title(m):
+    return f"{m.op}: {m.name}"
+
+
+every_backward = pytest.mark.parametrize("m", BACKWARDS, ids=title)
+every_pair = pytest.mark.parametrize("m", PAIRS, ids=title)
+
+
+def true(op):
+    return getattr(OPS, f"{op}_forward"), getattr(OPS, f"{op}_backward")
+
+
+def gradients(op, backward, inputs):
+    """What a backward says on the cache of the true forward, by the name of the gradient; attention's in its thirds."""
+    y, cache = true(op)[0](**inputs)
+    grads = backward(np.random.default_rng(0).standard_normal(y.shape), cache)
+    if op == "attention":
+        return dict(zip(("dq", "dk", "dv"), np.split(grads, 3, axis=-1), strict=True))
+    return dict(zip((f"d{name}" for name in ROWS[op].inputs), grads if isinstance(grads, tuple) else (grads,), strict=True))
+
+
+@every_backward
+def test_a_wrong_backward_fails_by_its_numbers(m):
+    """All axes have one length here, so that a transposition is no shape error."""
+    assert gradcheck(m.forward, m.backward, example(m.op), **QUICK).status == "fail"
+
+
+@every_backward
+def test_a_wrong_backward_fails_where_all_axes_differ(m):
+    inputs = example(m.op, square=False)
+    with contextlib.suppress(ValueError):  # NumPy's own, where a shape does not fit
+        assert gradcheck(m.forward, m.backward, inputs, **QUICK).status == "fail"
+
+
+@every_backward
+def test_the_gradients_named_are_the_wrong_ones(m):
+    found, expected = (gradients(m.op, backward, example(m.op)) for backward in (m.backward, true(m.op)[1]))
+    different = {d for d in expected if found[d].shape != expected[d].shape or not np.allclose(found[d], expected[d], 1e-7, 1e-9)}
+    assert different == set(m.wrong)
+
+
+@every_pair
+def test_finite_differences_pass_a_wrong_pair(m):
+    """Which is why there are other tests."""
+    assert m.wrong == ("y",)
+    assert gradcheck(m.forward, m.backward, example(m.op)).ok
+
+
+@pytest.mark.parametrize("square", [True, False])
+@pytest.mark.parametrize("op", ROWS)
+def test_the_true_op_passes(op, square):
+    assert gradcheck(*true(op), example(op, square)).ok
+
+
+def suite_test(name):
+    return getattr(test_ops, name, None) or getattr(test_op_facts, name)
+
+
+def put_on_trial(m, ops, monkeypatch):
+    """Run the test that the mistake names, the suite's own, on this backend."""
+    for module in (cases, test_op_facts):
+        monkeypatch.setattr(module, "OPS", ops)
+    test = suite_test(m.caught_by)
+    test(**dict.fromkeys(inspect.signature(test).parameters, m.op))  # what Hypothesis does not draw is the name of the op
+
+
+@every_pair
+def test_a_wrong_pair_is_rejected_by_the_test_it_names(m, monkeypatch):
+    members = {f"{m.op}_forward": staticmethod(m.forward), f"{m.op}_backward": staticmethod(m.backward)}
+    wrong = type("Wrong", (Reference,), members)()
+    rejected = False
+    try:
+        with np.errstate(all="ignore"):  # an assertion is to say so, not a warning
+            put_on_trial(m, wrong, monkeypatch)
+    except* AssertionError:  # Hypothesis reports several failures as a group
+        rejected = True
+    assert rejected
+
+
+@every_pair
+def test_the_true_op_passes_the_test_that_a_pair_names(m, monkeypatch):
+    put_on_trial(m, Reference(), monkeypatch)
+
+
+def test_the_collection():
+    names = [title(m) for m in MISTAKES]
+    assert len(set(names)) == len(names) >= 30
+    assert {m.op for m in BACKWARDS} == set(ROWS)
+    assert all(suite_test(m.caught_by) for m in PAIRS)
+
+
+def test_it_costs_nothing_unless_asked_for():
+    code = """if True:
+        import sys, tensorlite
+        assert "tensorlite.known_wrong" not in sys.modules
+        import tensorlite.known_wrong
+        assert not {"scipy", "hypothesis", "gpt"} & set(sys.modules)
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
