@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, Phase, settings
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 settings.register_profile("dev", max_examples=50, **COMMON)
 settings.register_profile("ci", max_examples=200, derandomize=True, database=None, **COMMON)
+settings.register_profile("alarms", max_examples=1000, derandomize=True, database=None, **COMMON)
 settings.register_profile("deep", max_examples=5000, **COMMON)
 settings.register_profile(
     "mut", max_examples=10, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate], **COMMON
