@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from tensorlite.checking import gradcheck
+from tensorlite.checking import _map, _tuple, gradcheck
 from tensorlite.xp import Array
 
 Inputs = Mapping[str, Any]
@@ -167,14 +167,6 @@ def check_empty_batch(forward: Callable, backward: Callable, inputs: Inputs, bat
 
 
 # ---- helpers ----
-
-
-def _tuple(value: Any) -> tuple:
-    return tuple(value) if isinstance(value, tuple | list) else (value,)
-
-
-def _map(f: Callable, tree: Any) -> Any:
-    return tuple(f(a) for a in tree) if isinstance(tree, tuple | list) else f(tree)
 
 
 def _cotangent(y: Any) -> Any:
