@@ -171,8 +171,9 @@ def make_plan(args: Args, device: Device) -> Plan:
     if not 0 <= seed < 2**63:
         raise ConfigError(f"seed must be in [0, 2^63), not {seed}")
     if args.resume:
-        fixed = model_fields | ({"model": PRESETS[name].model.model} if args.preset else {})
-        fixed |= {} if args.seed is None else {"seed": seed}
+        fixed = dataclasses.asdict(PRESETS[args.preset].model) if args.preset else {}
+        fixed.pop("vocab_size", None)  # the text's, not the preset's
+        fixed |= model_fields | ({} if args.seed is None else {"seed": seed})
         return resume(args.out or Path("runs") / name, fixed, train_fields, args.data)
     if args.init_from:
         base = PRESETS[name].train if args.preset else None

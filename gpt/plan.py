@@ -80,6 +80,8 @@ def resume(out: Path, model_fields: dict[str, Any], train_fields: dict[str, Any]
         )
     model = _unchanged(start.model, {field: value for field, value in model_fields.items() if field != "seed"})
     train = _override_train(start.train, train_fields)
+    if train.max_iters < start.step:
+        raise ConfigError(f"max_iters {train.max_iters} is behind the checkpoint, which is at step {start.step}")
     tokenizer = CharTokenizer(start.vocabulary)
     corpus = load_corpus(data, model.block_size, tokenizer, start.drop_unknown, start.data_sha256)
     return Plan(out, model, train, corpus, start.seed, start, resumed=True, drop_unknown=start.drop_unknown)

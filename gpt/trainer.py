@@ -100,6 +100,8 @@ class Trainer:
                 bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
                 if state.step % cfg.eval_interval == 0 or state.step == cfg.max_iters:
                     self.evaluate()
+            if self.records[-1]["step"] != state.step:  # resumed where it was interrupted, with nothing left to do
+                self.evaluate()
         return None
 
     def _stop_unless_finite(self, loss: float, norm: float) -> None:

@@ -50,7 +50,10 @@ def gradcheck(
       they are inconclusive).
     directions: random directions tried for an argument of more than `elementwise` entries; a smaller one is checked entry by
       entry.
-    rtol, atol: an entry may differ by atol + rtol * s, with s the root mean square of the gradient of that argument.
+    rtol, atol: a derivative along a unit direction may differ by atol + rtol * s, with s the root mean square of that
+      argument's gradient. Checked entry by entry that bounds each entry; over n entries at once it bounds a random combination,
+      so that a single one may differ by some sqrt(n) times as much. What is smaller than atol counts as zero: scale inputs so
+      that gradients are of size about 1.
     step, order: first step and order of the differences.
     rng: seed of dy and of the directions.
     max_report: how many wrong entries to name for each argument.
@@ -64,8 +67,14 @@ def gradcheck(
     """
     if method not in ("auto", "fd", "complex"):
         raise ValueError(f"method must be auto, fd or complex, not {method!r}")
-    inputs = dict(inputs)
+    if directions < 1 or order < 2:
+        raise ValueError(f"directions must be at least 1 and order at least 2, not {directions} and {order}")
+    if isinstance(wrt, str):
+        raise ValueError(f"wrt is a list of names: [{wrt!r}]")
+    inputs = {name: a.copy() if _is_array(a) else a for name, a in inputs.items()}  # the caller's own arrays stay untouched
     names = [name for name, a in inputs.items() if _is_float_array(a)]
+    if not names:
+        raise ValueError(f"no input is a float array, so nothing would be checked: {list(inputs)}")
     for name in names:
         if inputs[name].dtype != np.float64:
             raise ValueError(f"gradcheck proves gradients in float64; input {name!r} is {inputs[name].dtype}")
@@ -76,7 +85,10 @@ def gradcheck(
             raise ValueError(f"wrt names {name!r}, which is no float array among the inputs {names}")
 
     random = np.random.default_rng(rng)
-    y, _ = forward(**inputs)
+    y, _ = forward(**{name: a.copy() if _is_array(a) else a for name, a in inputs.items()})
+    strange = [type(a).__name__ for a in _tuple(y) if not _is_float_array(a)]
+    if strange:
+        raise ValueError(f"forward must return a float array (of no axes for a loss) or several, got {strange[0]}")
     dy = _map(lambda a: _normal(random, a), y)
     report = GradReport()
     grads = _contract(report, forward, backward, inputs, names, dy, random, atol)
@@ -101,14 +113,17 @@ def _contract(
 ) -> dict[str, Array]:
     """Check the rules that hold for every layer; return the gradients by name (those that can be compared at all)."""
     broken = report.broken
-    before = {name: inputs[name].copy() for name in names}
+    before = {name: a.copy() for name, a in inputs.items() if _is_array(a)}
     dy_before = _map(lambda a: a + 0.0, dy)
     y, cache = forward(**inputs)
     y_again, _ = forward(**inputs)
     if not _same_bits(y, y_again):
         broken.append("forward is not repeatable: two calls differ")
-    if not all(_same_bits(inputs[name], before[name]) for name in names):
+    if not all(_same_bits(inputs[name], a) for name, a in before.items()):
         broken.append("forward writes into its inputs")
+        inputs |= {name: a.copy() for name, a in before.items()}
+        y, cache = forward(**inputs)
+        inputs |= {name: a.copy() for name, a in before.items()}
     cached = _leaves(cache)
     cache_before = [a.copy() for a in cached]
 
@@ -121,14 +136,17 @@ def _contract(
         broken.append("backward writes into its cache")
     if not _same_bits(dy, dy_before):
         broken.append("backward writes into dy")
-    if not all(_same_bits(inputs[name], before[name]) for name in names):
+    if not all(_same_bits(inputs[name], a) for name, a in before.items()):
         broken.append("backward writes into the inputs")
+        inputs |= {name: a.copy() for name, a in before.items()}
     if not _same_bits(first, _tuple(backward(dy, cache))):
         broken.append("backward is not repeatable: two calls on one cache differ")
 
     order = [name for name, a in inputs.items() if a is None or name in names]
-    if len(first) != len(order):
+    if len(first) != len(order):  # an absent input, a dropout key say, need not have a gradient
         order = names
+    while len(first) > len(order) and first[-1] is None:
+        first = first[:-1]
     if len(first) != len(order):
         broken.append(f"backward returns {len(first)} gradients for the {len(order)} inputs {order}")
         return {}
@@ -146,12 +164,12 @@ def _contract(
         else:
             grads[name] = g
 
-    zero = _tuple(backward(_map(lambda a: a * 0.0, dy), cache))
+    zero = _tuple(backward(_map(lambda a: a * 0.0, dy), cache))[: len(first)]
     if any(g is not None and bool((g != 0).any()) for g in zero):
         broken.append("backward of dy = 0 is not exactly 0")
     other = _map(lambda a: _normal(random, a), dy)
-    mixed = _tuple(backward(_map2(lambda a, b: 2.0 * a - 3.0 * b, dy, other), cache))
-    for i, (ga, gb, gm) in enumerate(zip(first, _tuple(backward(other, cache)), mixed, strict=True)):
+    mixed = _tuple(backward(_map2(lambda a, b: 2.0 * a - 3.0 * b, dy, other), cache))[: len(first)]
+    for i, (ga, gb, gm) in enumerate(zip(first, _tuple(backward(other, cache))[: len(first)], mixed, strict=True)):
         if ga is None:
             continue
         size = float(abs(ga).max() + abs(gb).max()) if ga.size else 0.0
@@ -182,7 +200,7 @@ class _ArgumentCheck:
         self.x, self.grad = inputs[name], grad
         self.xp = namespace(self.x)
         scale = math.sqrt(float((grad * grad).sum()) / max(1, grad.size))
-        self.tolerance = atol + rtol * scale
+        self.scale, self.tolerance = scale, atol + rtol * scale
         self.used = "complex" if method == "complex" else "fd"
 
     def run(self, directions: int, elementwise: int, max_report: int) -> Argument:
@@ -193,6 +211,10 @@ class _ArgumentCheck:
         )
         if not bool(self.xp.isfinite(self.grad).all()):
             result.status, result.note, result.worst = FAIL, "backward returned nan or inf", math.inf
+            return result
+        if self.method == "complex" and n and not self.analytic_code(np.arange(n)):
+            result.status, result.worst = INCONCLUSIVE, math.inf
+            result.note = "the complex step disagrees with differences: is forward analytic code (no abs, conj, real)?"
             return result
         probes = [np.array([i]) for i in range(n)] if small else [np.arange(n)] * directions
         verdicts = [self.judge(index) for index in probes]
@@ -207,8 +229,11 @@ class _ArgumentCheck:
                 else self.locate(np.arange(n), limit)
             )
             result.bad, result.more = len(wrong), not small and len(wrong) >= limit
-            worst_first = sorted(wrong, key=lambda i: -self.judge(np.array([i])).excess)
-            entries = [self.entry(int(i)) for i in worst_first[:KINKS]]
+            entries = []
+            for i in sorted(wrong, key=lambda i: -self.judge(np.array([i])).excess):
+                entries.append(self.entry(int(i)))
+                if sum(e.left is None for e in entries) == max_report:  # enough mistakes to show; kinks do not count
+                    break
             entries.sort(key=lambda e: (e.left is not None, -abs(e.analytic - e.numeric)))  # mistakes before kinks
             result.entries = entries[:max_report]
             if entries and all(e.left is not None for e in entries):
@@ -224,19 +249,30 @@ class _ArgumentCheck:
         An error estimate is no bound: a kink inside the step can fool it. So a disagreement counts only when differences with a
         much shorter step confirm it.
         """
-        u = np.zeros(self.x.size)
-        weights = self.random.standard_normal(len(index)) if len(index) > 1 else np.ones(1)
-        u[index] = weights / np.linalg.norm(weights)
-        direction = self.xp.asarray(u.reshape(self.x.shape))
+        direction = self.direction(index)
         analytic = float((self.grad * direction).sum())
         first = self.verdict(self.numeric(direction), analytic)
-        if first.status != FAIL or self.used == "complex":
+        if first.status != FAIL or self.method == "complex":
             return first
         second = self.verdict(self.numeric(direction, step=self.step / SHORTER), analytic)
         if second.status != FAIL:
             return second
         agree = abs(first.numeric.value - second.numeric.value) <= 0.1 * abs(second.numeric.value - analytic)
         return second if agree else second._replace(status=INCONCLUSIVE)
+
+    def direction(self, index: np.ndarray) -> Array:
+        """A random unit vector on the entries `index`; +1 on a single one."""
+        u = np.zeros(self.x.size)
+        weights = self.random.standard_normal(len(index)) if len(index) > 1 else np.ones(1)
+        u[index] = weights / np.linalg.norm(weights)
+        return self.xp.asarray(u.reshape(self.x.shape))
+
+    def analytic_code(self, index: np.ndarray) -> bool:
+        """Whether the complex step agrees, loosely, with differences: code that drops the imaginary part does not."""
+        direction = self.direction(index)
+        exact = complex_step(lambda t: self.phi(direction, t)).value
+        rough = finite_difference(lambda t: self.phi(direction, t).real, self.step, self.order, self.tolerance)
+        return abs(exact - rough.value) <= 1e-4 * max(self.scale, abs(exact), abs(rough.value)) + 10 * rough.error
 
     def numeric(self, direction: Array, side: int = 0, step: float | None = None) -> Derivative:
         if self.method == "complex" and side == 0:
@@ -246,9 +282,11 @@ class _ArgumentCheck:
         if self.method == "auto" and side == 0 and not result.error <= self.tolerance:
             try:
                 exact = complex_step(lambda t: self.phi(direction, t))
-            except TypeError:  # code that does not take complex numbers
+            except Exception:  # code that does not take complex numbers may say so in any way
                 return result
-            if abs(exact.value - result.value) <= 10 * result.error:
+            telling = 100 * result.error <= max(self.scale, abs(exact.value))  # good enough to tell a dropped imaginary part
+            if telling and abs(exact.value - result.value) <= 10 * result.error:
+                self.used = "fd, complex"
                 return exact
         return result
 
@@ -291,7 +329,9 @@ class _ArgumentCheck:
         direction[index] = 1.0
         left, right = (self.numeric(direction, side) for side in (-1, 1))
         sharp = max(left.error, right.error) * 10 + self.tolerance
-        kink = abs(left.value - right.value) > max(sharp, 1e-3 * max(abs(left.value), abs(right.value)))
+        low, high = sorted((left.value, right.value))
+        kink = high - low > max(sharp, 1e-3 * max(abs(low), abs(high)))
+        kink &= low - self.tolerance <= verdict.analytic <= high + self.tolerance  # outside of both it is wrong all the same
         sides = (left.value, right.value) if kink else (None, None)
         return Entry(index, verdict.analytic, verdict.numeric.value, verdict.numeric.error, *sides)
 
@@ -303,8 +343,12 @@ class _Verdict(NamedTuple):
     analytic: float
 
 
+def _is_array(a: Any) -> bool:
+    return hasattr(a, "dtype") and hasattr(a, "shape") and hasattr(a, "copy")
+
+
 def _is_float_array(a: Any) -> bool:
-    return hasattr(a, "dtype") and hasattr(a, "shape") and a.dtype.kind in "fc"
+    return _is_array(a) and a.dtype.kind in "fc"
 
 
 def _tuple(value: Any) -> tuple:

@@ -63,16 +63,14 @@ def contents() -> str:
 
 
 def code(mistake: Mistake) -> str:
-    """The source of the layer; of the backward alone where the forward is the library's own."""
-    backward = source(mistake.backward, "backward")
-    if "y" in mistake.wrong:
-        return f"# a forward and a backward of {mistake.op}\n\n{source(mistake.forward, 'forward')}\n\n{backward}"
-    return f"# a backward of {mistake.op}; its forward is tensorlite's {mistake.op}_forward\n\n{backward}"
+    """The source of the layer, forward and backward, docstrings left out: which of them is wrong is the question."""
+    forward, backward = source(mistake.forward, "forward"), source(mistake.backward, "backward")
+    return f"# a forward and a backward of {mistake.op}\n\n{forward}\n\n\n{backward}"
 
 
 def source(function: Callable, name: str) -> str:
     """The lines of a function from its def on, under a name that does not say what is wrong."""
-    text = inspect.getsource(function)
+    text = re.sub(r'\n +""".*?"""', "", textwrap.dedent(inspect.getsource(function)), flags=re.DOTALL)
     definition = re.search(r"^def \w+", text, re.MULTILINE)
     assert definition
     return f"def {name}{text[definition.end() :]}".rstrip()

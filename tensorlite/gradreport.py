@@ -1,7 +1,9 @@
 """What a gradient check found, as data and as text."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
 
@@ -77,8 +79,20 @@ class GradReport:
         )
 
     def to_json(self) -> str:
-        """The report as a JSON object."""
-        return json.dumps({"status": self.status, **asdict(self)}, indent=1)
+        """The report as a JSON object; what is not finite is null."""
+        data = {"status": self.status, **asdict(self)}
+        for argument, found in zip(data["arguments"], self.arguments, strict=True):
+            for entry, original in zip(argument["entries"], found.entries, strict=True):
+                entry["ratio"] = original.ratio
+        return json.dumps(_finite(data), indent=1, allow_nan=False)
+
+
+def _finite(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 class GradcheckError(AssertionError):

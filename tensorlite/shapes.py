@@ -57,13 +57,12 @@ class ShapeOps(Reference):
 
 
 def _forward(op: optable.Op) -> Any:
-    signature = inspect.signature(getattr(Reference, f"{op.name}_forward"))
-    parameters = signature.parameters
+    signature = _as_method(inspect.signature(getattr(Reference, f"{op.name}_forward")))
 
     def forward(self: ShapeOps, *args: Any, **kwargs: Any) -> tuple[ShapeArray, Any]:
-        given = dict(zip([name for name in parameters if name != "self"], args, strict=False)) | kwargs
-        defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
-        a = SimpleNamespace(**defaults | given)
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        a = SimpleNamespace(**bound.arguments)
         itemsize = getattr(a, op.inputs[0]).itemsize
         y = ShapeArray(op.output(a), itemsize)
         self.count(f"{op.name}_forward", op.flops(a))
@@ -73,7 +72,7 @@ def _forward(op: optable.Op) -> Any:
             a.past.length += a.qkv.shape[1]
         return y, (SimpleNamespace(a=a, y=y), kept, saved)
 
-    forward.__signature__ = _as_method(signature)  # type: ignore[attr-defined]
+    forward.__signature__ = signature  # type: ignore[attr-defined]
     return forward
 
 

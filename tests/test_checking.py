@@ -123,6 +123,73 @@ def test_nan_is_never_a_pass():
     assert report.status != "pass"
 
 
+def test_an_in_place_forward_is_noticed_and_the_callers_arrays_survive():
+    """Idempotent, so that a second call changes nothing more; and on integers, which have no gradient."""
+    x = RANDOM((3, 4))
+    before = x.copy()
+    with pytest.raises(GradcheckError, match="forward writes into its inputs"):
+        gradcheck(lambda x: (np.maximum(x, 0.1, out=x) * 1.0, x), lambda dy, x: dy * (x > 0.1), {"x": x})
+    np.testing.assert_array_equal(x, before)
+
+    def counts(x, n):
+        n += 1
+        return x * 2.0, None
+
+    with pytest.raises(GradcheckError, match="forward writes into its inputs"):
+        gradcheck(counts, lambda dy, _: dy * 2.0, {"x": x, "n": np.arange(3)})
+
+
+@pytest.mark.parametrize(
+    ("forward", "method"),
+    [
+        (lambda x: (np.sin(x.real), x), "complex"),
+        (lambda x: ((x * np.conj(x)).real, x), "complex"),
+        (lambda x: (1e10 + 1e-4 * np.sin(x.real), x), "auto"),
+    ],
+)
+def test_code_that_drops_the_imaginary_part_is_never_a_pass(forward, method):
+    report = gradcheck(forward, lambda dy, x: 0.0 * dy, {"x": RANDOM(5) + 2}, method=method, raise_on_fail=False)
+    assert report.status != "pass"
+
+
+def test_code_that_refuses_complex_numbers_is_checked_by_differences():
+    def forward(x):
+        if x.dtype != np.float64:
+            raise ValueError("float64 only")
+        return abs(x).sum() + 1e8, x
+
+    report = gradcheck(forward, lambda dy, x: dy * np.sign(x), {"x": RANDOM(5) + 3}, raise_on_fail=False)
+    assert report.status == "inconclusive"
+
+
+def test_at_a_kink_not_everything_is_excused():
+    """Any slope between the left and the right one is a choice; 17 is a mistake."""
+    x = np.array([[0.0, 1.0]])
+    report = gradcheck(OPS.relu_forward, lambda dy, y: dy * np.where(y > 0, 1.0, 17.0), {"x": x}, raise_on_fail=False)
+    assert report.status == "fail"
+
+
+def test_many_kinks_do_not_hide_a_small_mistake():
+    x = np.concatenate([np.zeros(70), [1.0]])
+
+    def backward(dy, y):
+        dx = OPS.relu_backward(dy, y)
+        dx[70] *= 1.001
+        return dx
+
+    report = gradcheck(OPS.relu_forward, backward, {"x": x}, raise_on_fail=False)
+    assert report.status == "fail"
+    assert report.arguments[0].entries[0].index == (70,)
+
+
+def test_absent_inputs_may_be_left_out_of_the_gradients():
+    def forward(x, b=None, key=None):
+        return x * 2.0, None
+
+    assert gradcheck(forward, lambda dy, _: dy * 2.0, {"x": RANDOM(3), "b": None, "key": None}).ok
+    assert gradcheck(forward, lambda dy, _: (dy * 2.0, None), {"x": RANDOM(3), "b": None, "key": None}).ok
+
+
 def test_several_outputs_and_absent_inputs():
     def forward(a, b, c, power=2):
         return (a * b, a**power), (a, b, power)
@@ -152,6 +219,9 @@ def test_methods_agree_and_abs_is_no_analytic_code():
         ({"x": np.ones(3)}, {"wrt": ["z"]}, "'z'"),
         ({"x": np.ones(3)}, {"method": "magic"}, "method"),
         ({"x": np.ones(3)}, {"wrt": []}, "nothing would be checked"),
+        ({"x": np.ones(3)}, {"wrt": "x"}, "list of names"),
+        ({"x": np.ones(3)}, {"directions": 0}, "at least 1"),
+        ({"x": np.arange(3)}, {}, "no input is a float array"),
     ],
 )
 def test_bad_questions_are_refused(inputs, options, words):
@@ -159,9 +229,16 @@ def test_bad_questions_are_refused(inputs, options, words):
         gradcheck(OPS.gelu_forward, OPS.gelu_backward, inputs, **options)
 
 
+def test_a_loss_that_is_no_array_is_refused():
+    with pytest.raises(ValueError, match="got float"):
+        gradcheck(lambda x: (float(x.sum()), x), lambda dy, x: dy * np.ones_like(x), {"x": RANDOM(3)})
+
+
 def test_the_report_is_data():
     report = gradcheck(OPS.gelu_forward, scaled(2.0), {"x": RANDOM((2, 2))}, raise_on_fail=False)
     data = json.loads(report.to_json())
     assert data["status"] == "fail"
-    assert data["arguments"][0]["entries"][0]["analytic"]
+    assert np.isclose(data["arguments"][0]["entries"][0]["ratio"], 2.0)
+    nan = gradcheck(OPS.gelu_forward, scaled(np.nan), {"x": RANDOM((2, 2))}, raise_on_fail=False)
+    assert json.loads(nan.to_json())["arguments"][0]["worst"] is None
     assert gradcheck(OPS.gelu_forward, OPS.gelu_backward, {"x": RANDOM((2, 2))}).ok

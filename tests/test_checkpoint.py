@@ -38,7 +38,7 @@ def test_round_trip(saved):
     path, original = saved
     for where in (path, path.parent):
         loaded = checkpoint.load(where)
-        for name in ("model", "train", "vocabulary", "seed", "step", "val_loss", "best_val", "data_sha256"):
+        for name in ("model", "train", "vocabulary", "seed", "step", "val_loss", "best_val", "data_sha256", "drop_unknown"):
             assert getattr(loaded, name) == getattr(original, name)
         for name in BUFFERS:
             np.testing.assert_array_equal(getattr(loaded, name), getattr(original, name))

@@ -21,9 +21,7 @@ def run(command, cwd, check=True):
     script, *rest = command
     command = [sys.executable, str(ROOT / script), *map(str, rest)]
     environment = {**os.environ, "PYTHONWARNINGS": "error", "PYTHONPATH": ""}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / script), *map(str, rest)], cwd=cwd, capture_output=True, text=True, env=environment
-    )
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
     assert "Traceback" not in done.stderr + done.stdout, done.stderr
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
@@ -154,6 +152,8 @@ MISTAKES = {
     "train.py --data text.txt --n-embd 2000000": "lower --n-embd",
     "train.py --data text.txt --resume --out run --seed 7": "seed is 1337 in the checkpoint",
     "train.py --data text.txt --resume --out run --preset residual": "model is gpt in the checkpoint",
+    "train.py --data text.txt --resume --out run --preset laptop": "in the checkpoint and cannot become",
+    "train.py --data text.txt --resume --out run --max-iters 5": "max_iters 5 is behind the checkpoint",
     "train.py --resume --out run": "another text",
     "train.py --data text.txt --learning-rate nan": "learning_rate",
     "train.py --data text.txt --batch-size 0": "batch_size",

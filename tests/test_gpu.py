@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cases import CASES
 from gpt.config import TrainConfig
@@ -10,7 +12,7 @@ from gpt.generate import generate
 from gpt.stages import MODELS
 from gpt.step import TrainState, train_step
 from small import config_of, start
-from tensorlite import DeviceError, Reference, pick_device, to_numpy
+from tensorlite import DeviceError, Reference, gradcheck, pick_device, to_numpy
 from tensorlite.random import keep_mask, make_key
 from tensorlite.testing import EPS32
 
@@ -33,15 +35,17 @@ def as_tuple(value):
 @pytest.mark.parametrize("name", CASES)
 def test_ops_on_the_gpu(name, dtype, cupy):
     """Values and gradients of float64 agree to 1e-12, those of float32 to 64 rounding errors; nothing changes its dtype."""
-    from hypothesis import given, settings
-    from hypothesis import strategies as st
+
+    def rounded(a):
+        """Both sides start from the same numbers."""
+        return a.astype(dtype).astype(np.float64) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a
 
     @settings(max_examples=10, deadline=None)
     @given(data=st.data())
     def check(data):
-        inputs = data.draw(CASES[name].inputs)
+        inputs = {k: rounded(v) for k, v in data.draw(CASES[name].inputs).items()}
         y, cache = CASES[name].forward(**inputs)
-        dy = np.asarray(np.random.default_rng(0).standard_normal(y.shape))
+        dy = rounded(np.asarray(np.random.default_rng(0).standard_normal(y.shape)))
         expected = (y, *as_tuple(CASES[name].backward(dy, cache)))
         moved = {
             k: cupy.asarray(v.astype(dtype) if v.dtype.kind == "f" else v) if isinstance(v, np.ndarray) else v
@@ -57,6 +61,19 @@ def test_ops_on_the_gpu(name, dtype, cupy):
                 assert np.abs(a - to_numpy(b)).max(initial=0.0) <= bound
 
     check()
+
+
+def test_gradcheck_on_the_gpu(cupy):
+    ops, r = Reference(), np.random.default_rng(0).standard_normal
+    inputs = {"x": cupy.asarray(r((3, 5))), "w": cupy.asarray(r(5)), "b": cupy.asarray(r(5))}
+    assert gradcheck(ops.layernorm_forward, ops.layernorm_backward, inputs).ok
+
+    def wrong(dy, cache):
+        dx, dw, db = ops.layernorm_backward(dy, cache)
+        return dx, dw, -db
+
+    report = gradcheck(ops.layernorm_forward, wrong, inputs, raise_on_fail=False)
+    assert [a.status for a in report.arguments] == ["pass", "pass", "fail"]
 
 
 def test_masks_are_the_same_bits(cupy):

@@ -314,6 +314,16 @@ def test_cross_entropy_does_not_mind_the_leading_axes(seed, B, T, V):
     np.testing.assert_array_equal(d.reshape(-1, V), d_flat)
 
 
+@pytest.mark.parametrize("far", [-1e6, 1e6])
+def test_cross_entropy_far_from_zero_is_finite(far):
+    """Exactly the largest logit is taken out before exp; nearly would overflow here."""
+    logits = np.array([[0.0, 1.0, -1.0]])
+    near, _ = OPS.cross_entropy_forward(logits, np.array([2]))
+    loss, cache = OPS.cross_entropy_forward(logits + far, np.array([2]))
+    assert math.isclose(loss, near, rel_tol=1e-9)
+    np.testing.assert_allclose(OPS.cross_entropy_backward(1.0, cache).sum(), 0, atol=1e-9)
+
+
 def test_cross_entropy_of_a_huge_gap_is_finite():
     logits = np.array([[1e4, 0.0], [0.0, -1e4]])
     loss, cache = OPS.cross_entropy_forward(logits, np.array([1, 0]))

@@ -100,6 +100,17 @@ def test_a_signal_in_the_last_evaluation_lets_the_run_end(corpus, tmp_path):
     assert run.run() is None
 
 
+def test_a_resumed_run_with_nothing_left_is_evaluated_where_it_stands(corpus, tmp_path):
+    run = trainer(corpus, tmp_path / "a")
+    step = run.step
+    run.step = lambda *args: (os.kill(os.getpid(), signal.SIGINT) if run.state.step == 5 else None) or step(*args)
+    assert run.run() == signal.SIGINT
+    resumed = trainer(corpus, tmp_path / "a", {"max_iters": 6}, resume=True)
+    assert resumed.run() is None
+    assert [r["step"] for r in resumed.records] == [0, 4, 6]
+    assert resumed.summary().startswith("done: step 6 |")
+
+
 def test_a_step_is_its_parts():
     """Batch, key, loss, gradient, clipping, schedule, decay groups, Adam's count: each argument where it belongs."""
     config = config_of("gpt", dropout=0.3)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import fake_cupy
 from cases import CASES
-from tensorlite import DeviceError, Reference, cross_entropy, embedding, namespace, pick_device, to_numpy
+from tensorlite import DeviceError, GradcheckError, Reference, cross_entropy, embedding, gradcheck, namespace, pick_device, to_numpy
 
 
 @pytest.fixture
@@ -98,6 +98,23 @@ def test_the_optimizer_refuses_another_library(cupy):
         buffers[odd] = cupy.asarray(buffers[odd])
         with pytest.raises(TypeError, match="one library"):
             Reference.adamw_(*buffers, t=1, lr=0.1)
+
+
+def test_gradcheck_on_cupy_arrays(cupy):
+    """The checker too: only scalars leave the device."""
+    ops, r = Reference(), np.random.default_rng(0).standard_normal
+    inputs = {"x": cupy.asarray(r((3, 5))), "w": cupy.asarray(r(5)), "b": cupy.asarray(r(5))}
+    for method in ("fd", "complex"):
+        assert gradcheck(ops.layernorm_forward, ops.layernorm_backward, inputs, method=method).ok
+
+    def wrong(dy, cache):
+        dx, dw, db = ops.layernorm_backward(dy, cache)
+        return dx, dw, -db
+
+    report = gradcheck(ops.layernorm_forward, wrong, inputs, raise_on_fail=False)
+    assert [a.status for a in report.arguments] == ["pass", "pass", "fail"]
+    with pytest.raises(GradcheckError, match="db is"):
+        gradcheck(ops.layernorm_forward, lambda dy, c: (*ops.layernorm_backward(dy, c)[:2], to_numpy(dy).sum(axis=0)), inputs)
 
 
 def test_mixed_libraries_are_refused(cupy):

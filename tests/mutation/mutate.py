@@ -122,8 +122,9 @@ def main() -> int:
                 continue
             function = name.rpartition("__mutmut_")[0].replace(".x_", ".")
             diff = get_diff_for_mutant(name, path=find_mutant(name).path).splitlines()
+            before = " ".join(d[1:].strip() for d in diff if d.startswith("-") and not d.startswith("---"))
             line = " ".join(d[1:].strip() for d in diff if d.startswith("+") and not d.startswith("+++"))
-            match = next((e for e in equivalent if re.search(e["function"], function) and e["line"] in line), None)
+            match = next((e for e in equivalent if re.search(e["function"], function) and excuses(e, before, line)), None)
             (excused if match else alive).append((function, line, match["reason"] if match else f"{status}, {name}"))
             unused = [e for e in unused if e is not match]
     total = killed + len(excused) + len(alive)
@@ -131,10 +132,19 @@ def main() -> int:
     for function, line, what in alive:
         print(f"ALIVE {function}: {line}   ({what})")
     for entry in unused:
-        print(f"stale in equivalent.toml: {entry['function']}: {entry['line']}")
+        print(f"stale in equivalent.toml: {entry}")
     if not sys.argv[1:]:
         report(total, killed, excused, alive)
     return int(bool(alive))
+
+
+def excuses(entry: dict, before: str, after: str) -> bool:
+    """Whether an entry of equivalent.toml describes this change."""
+    if "line" in entry:
+        return entry["line"] in after
+    old, new = entry["only"]
+    places = [m.start() for m in re.finditer(re.escape(old), before)]
+    return any(before[:i] + new + before[i + len(old) :] == after for i in places)
 
 
 def report(total: int, killed: int, excused: list, alive: list) -> None:
