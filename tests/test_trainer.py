@@ -271,6 +271,15 @@ def test_fine_tuning_keeps_the_vocabulary(corpus, tmp_path):
         plan.fine_tune(tmp_path / "a", None, {"n_embd": 12}, {}, tmp_path / "b", corpus, False, 5)
 
 
+def test_training_leaves_the_plans_own_arrays_alone(corpus, tmp_path):
+    trainer(corpus, tmp_path / "a").run()
+    tuned = plan.fine_tune(tmp_path / "a", None, {}, {"max_iters": 3}, tmp_path / "b", corpus, False, 5)
+    before = tuned.params().copy()
+    (tmp_path / "b").mkdir()
+    Trainer.of(tuned, OPS, np).run()
+    np.testing.assert_array_equal(tuned.params(), before)
+
+
 def test_a_new_learning_rate_takes_its_floor_along(corpus, tmp_path):
     assert plan.new_run(preset(), {}, {"learning_rate": 0.1}, tmp_path, corpus, 1).train.min_lr == pytest.approx(0.01)
     assert plan.new_run(preset(), {}, {"learning_rate": 0.1, "min_lr": 0.05}, tmp_path, corpus, 1).train.min_lr == 0.05
