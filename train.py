@@ -173,8 +173,7 @@ def make_plan(args: Args, device: Device) -> Plan:
     if args.resume:
         fixed = dataclasses.asdict(PRESETS[args.preset].model) if args.preset else {}
         fixed.pop("vocab_size", None)  # the text's, not the preset's
-        fixed |= model_fields | ({} if args.seed is None else {"seed": seed})
-        return resume(args.out or Path("runs") / name, fixed, train_fields, args.data)
+        return resume(args.out or Path("runs") / name, fixed | model_fields, train_fields, args.data, args.seed)
     if args.init_from:
         base = PRESETS[name].train if args.preset else None
         out = args.out or Path("runs") / "finetune"

@@ -68,17 +68,17 @@ def fine_tune(
     return Plan(out, model, train, corpus, seed, start, drop_unknown=drop_unknown)
 
 
-def resume(out: Path, model_fields: dict[str, Any], train_fields: dict[str, Any], data: Path | None) -> Plan:
+def resume(
+    out: Path, model_fields: dict[str, Any], train_fields: dict[str, Any], data: Path | None, seed: int | None = None
+) -> Plan:
     """The run that `last.safetensors` in a folder froze, training fields possibly changed (a longer max_iters, say).
 
-    model_fields may name the model itself, and "seed": like every field that fixes what is computed, they cannot change.
+    Model fields, and the seed where it is given, must be those of the run: they fix what is computed.
     """
     start = checkpoint.load(folder.last_path(out))
-    if model_fields.get("seed", start.seed) != start.seed:
-        raise ConfigError(
-            f"seed is {start.seed} in the checkpoint and cannot become {model_fields['seed']}; start a new run for that"
-        )
-    model = _unchanged(start.model, {field: value for field, value in model_fields.items() if field != "seed"})
+    if seed not in (None, start.seed):
+        raise ConfigError(f"seed is {start.seed} in the checkpoint and cannot become {seed}; start a new run for that")
+    model = _unchanged(start.model, model_fields)
     train = _override_train(start.train, train_fields)
     if train.max_iters < start.step:
         raise ConfigError(f"max_iters {train.max_iters} is behind the checkpoint, which is at step {start.step}")
