@@ -8,12 +8,13 @@ from typing import Literal
 import tyro
 
 from gpt import checkpoint
+from gpt.backends import choose
 from gpt.data import read_text
 from gpt.errors import CheckpointError, ConfigError, UserError
 from gpt.generate import Sampling, generate
 from gpt.stages import MODELS
 from gpt.tokenizer import CharTokenizer
-from tensorlite import DeviceError, Reference, pick_device
+from tensorlite import DeviceError, pick_device
 
 
 @dataclass
@@ -43,6 +44,8 @@ class Args:
     """Seed of the choices."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute. auto: CUDA where it works, else the CPU."""
+    backend: Literal["auto", "reference", "fast"] = "auto"
+    """Which implementation of the layers: the reference, or a faster equal. auto: fast where there is one."""
 
 
 def main() -> int:
@@ -77,12 +80,13 @@ def run(args: Args) -> int:
     prompt = read_text(args.prompt_file) if args.prompt_file else args.prompt or ""
     tokens = tokenizer.encode(prompt or tokenizer.start, "the prompt")
     model, params = MODELS[saved.model.model], saved.table.tree(device.xp.asarray(saved.params))
+    ops = choose(args.backend, device).make()
     for i in range(args.num_samples):
         if args.num_samples > 1:
             print(f"--- sample {i + 1} of {args.num_samples} ---")
         print(prompt, end="", flush=True)
         stream = generate(
-            Reference(check=False),
+            ops,
             model,
             params,
             device.xp.asarray(tokens),

@@ -1,23 +1,29 @@
 """Train a model of the lecture: python train.py --help"""
 
+import contextlib
 import dataclasses
 import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from gpt import checkpoint, folder
-from gpt.config import PRESETS, ModelConfig, TrainConfig
+from gpt.backends import Backend, choose
+from gpt.config import PRESETS, ModelConfig, TrainConfig, override
 from gpt.errors import ConfigError, UserError
 from gpt.estimate import available_bytes, count, human_bytes, human_seconds, seconds_of
 from gpt.generate import generate
+from gpt.parallel import Workers
 from gpt.plan import Plan, fine_tune, new_run, resume
+from gpt.profile import profile
+from gpt.ranks import Alone, first_rank_first, join, on_device
 from gpt.trainer import Trainer
-from tensorlite import Device, DeviceError, Reference, pick_device
+from tensorlite import Device, DeviceError, pick_device
 
 PresetName = Literal["bigram", "head", "multihead", "feedforward", "residual", "layernorm", "laptop", "shakespeare"]
 SAMPLE_LENGTH = 500
@@ -44,7 +50,8 @@ class Args:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute. auto: CUDA where it works, else the CPU."""
     backend: Literal["auto", "reference", "fast"] = "auto"
-    """Which implementation of the layers."""
+    """Which implementation of the layers: the reference, the one that reads like the lecture, or a faster equal. auto: fast
+    where there is one."""
     out: File = None
     """Folder for metrics.jsonl, loss.png, best.safetensors and last.safetensors; an earlier run in it is moved aside.
     Default: runs/PRESET."""
@@ -58,8 +65,11 @@ class Args:
     """Fine-tune: start from this checkpoint's weights, model fields and vocabulary (a file, or a folder: its best)."""
     drop_unknown: bool = False
     """With --init-from: leave out characters of the text that the vocabulary lacks, instead of refusing them."""
+    profile: bool = False
+    """Instead of training, print where the time of a step goes: each op's time, bytes and FLOP/s against this machine's limits."""
     threads: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
-    """Threads for matrix products on the CPU. Default: all cores, but one for the small stages, whose matrices are small."""
+    """Threads on the CPU, one for each shard or, with one shard, for matrix products. Default: all cores (of each rank its
+    share), but one for the small stages, whose matrices are small."""
 
     n_layer: Int = None
     """Number of blocks."""
@@ -99,6 +109,9 @@ class Args:
     """Largest norm of the gradient; 0: no clipping."""
     gradient_accumulation_steps: Int = None
     """Forward passes summed into one update: the effect of a larger batch in the memory of a small one."""
+    shards: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: see text)")] = None
+    """Parts of each batch that threads and ranks compute side by side. The same shards give the same bits on any number of
+    threads, others the same to rounding. Default: a shard a thread with the fast backend; with --resume the run's own."""
     eval_interval: Int = None
     """Updates between evaluations."""
     eval_batches: Int = None
@@ -111,52 +124,102 @@ class Args:
 
 
 def main() -> int:
-    """Run the command line; return the exit status. Whatever a user can get wrong ends in one line, not in a traceback."""
+    """Run the command line; return the exit status. Whatever a user can get wrong ends in one line, not in a traceback.
+
+    Under mpiexec every rank runs this: the first one prints, and an error of any of them ends all.
+    """
+    ranks = Alone()
     try:
-        return run(tyro.cli(Args))
+        ranks = join()
+        with contextlib.ExitStack() as stack:
+            if ranks.rank:
+                nowhere = stack.enter_context(open(os.devnull, "w"))
+                stack.enter_context(contextlib.redirect_stdout(nowhere))
+                with contextlib.redirect_stderr(nowhere):
+                    args = tyro.cli(Args)
+            else:
+                args = tyro.cli(Args)
+            return run(args, ranks)
     except (UserError, DeviceError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(f"error: {error}", 2, ranks)
     except MemoryError as error:
-        print(f"error: out of memory ({error}); lower --batch-size and raise --gradient-accumulation-steps", file=sys.stderr)
-        return 2
+        return failed(f"error: out of memory ({error}); lower --batch-size and raise --gradient-accumulation-steps", 2, ranks)
     except KeyboardInterrupt:
-        print("stopped; the checkpoints written so far are whole", file=sys.stderr)
-        return 130
+        return failed("stopped; the checkpoints written so far are whole", 130, ranks)
     except BrokenPipeError:  # the reader, `head` say, has gone
         sys.stderr.close()
+        ranks.end(141)
         return 141
+    except Exception:
+        if ranks.size > 1:  # a defect of ours; the other ranks would wait for this one for ever
+            import traceback
+
+            failed(traceback.format_exc(), 1, ranks)
+        raise
 
 
-def run(args: Args) -> int:
+def failed(message: str, status: int, ranks: Alone) -> int:
+    """Say why and end, with all ranks. What is wrong with a command line, every rank finds: the first has time to say it."""
+    if ranks.rank:
+        time.sleep(2)
+    print(message, file=sys.stderr, flush=True)
+    ranks.end(status)
+    return status
+
+
+def run(args: Args, ranks: Alone) -> int:
     """Settle the plan, say what it will take, train, and show a sample."""
     device = pick_device(args.device)
-    if args.backend == "fast":
-        raise ConfigError("backend fast does not exist yet; reference (or auto) is the one there is")
-    plan = make_plan(args, device)
-    threads = default_threads(plan.model) if args.threads is None else args.threads
+    backend = choose(args.backend, device)
+    plan = first_rank_first(ranks, lambda: make_plan(args, device))
+    ranks = on_device(ranks, device.xp)
+    threads = default_threads(plan.model, ranks.neighbours) if args.threads is None else args.threads
     if threads < 1:
         raise ConfigError(f"threads must be at least 1, not {threads}")
-    describe(plan, device, threads)
-    with folder.claimed(plan.out), threadpool_limits(threads):
-        aside = None if plan.resumed else folder.move_aside(plan.out)
-        if aside:
-            print(f"note     an earlier run was moved to {aside}")
-        trainer = Trainer.of(plan, Reference(check=False), device.xp)
+    if args.shards is None and not args.resume:
+        shards = min(plan.train.batch_size, ranks.size * (threads if backend.sharded else 1))
+        plan = dataclasses.replace(plan, train=override(plan.train, {"shards": shards}))
+    workers = Workers(backend.make, plan.train.shards, threads, ranks)
+    describe(plan, device, backend, workers, threads)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(threadpool_limits(blas_threads(workers, threads)))
+        if args.profile:
+            print(profile(Trainer.of(plan, workers, device.xp)))
+            return 0
+        if ranks.rank == 0:
+            stack.enter_context(folder.claimed(plan.out))
+            aside = None if plan.resumed else folder.move_aside(plan.out)
+            if aside:
+                print(f"note     an earlier run was moved to {aside}")
+        trainer = Trainer.of(plan, workers, device.xp)
         print(f"time     {estimated_time(trainer)}", flush=True)
         ended_by = trainer.run()
         if ended_by is not None:
             print(f"stopped at step {trainer.state.step}; saved in {plan.out}; go on with --resume")
             return 128 + ended_by
-        show_sample(trainer)
-        print(trainer.summary())
+        if trainer.writes:
+            show_sample(trainer)
+            print(trainer.summary())
     return 0
 
 
-def default_threads(model: ModelConfig) -> int:
-    """All cores, but one for a small stage: its matrices are done before a second thread has woken up."""
+def blas_threads(workers: Workers, threads: int) -> int:
+    """With several shards each product stays on its shard's thread, however many there are: the bits depend on it."""
+    return threads if workers.shards == 1 else 1
+
+
+def default_threads(model: ModelConfig, neighbours: int = 1) -> int:
+    """All cores, or this rank's share of them; but one for a small stage, whose matrices are done before another has woken up."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1 if model.n_embd < 100 and model.block_size < 32 else cores
+    return 1 if model.n_embd < 100 and model.block_size < 32 else max(1, cores // neighbours)
+
+
+def blas_kernels() -> str:
+    """Which matrix-product kernels NumPy uses, as ", openblas SkylakeX": their speed is the run's; "" where nothing is known."""
+    for library in threadpool_info():
+        if library["user_api"] == "blas":
+            return f", {library['internal_api']} {library.get('architecture', '')}".rstrip()
+    return ""
 
 
 def make_plan(args: Args, device: Device) -> Plan:
@@ -186,13 +249,16 @@ def make_plan(args: Args, device: Device) -> Plan:
     return new_run(PRESETS[name], model_fields, train_fields, args.out or Path("runs") / name, args.data, seed)
 
 
-def describe(plan: Plan, device: Device, threads: int) -> None:
+def describe(plan: Plan, device: Device, backend: Backend, workers: Workers, threads: int) -> None:
     """Say what will run and what it needs. Raises ConfigError when the device's memory cannot hold it."""
     model, corpus = plan.model, plan.corpus
-    cost = count(model, plan.train)
-    with_threads = f", {threads} threads" if device.name == "cpu" else ""
+    cost = count(model, plan.train, workers.lead.rows, len(workers.own))
+    with_threads = f", {threads} thread{'s' * (threads > 1)}{blas_kernels()}" if device.name == "cpu" else ""
     print(f"device   {device.name}: {device.description}{with_threads}" + (f" ({device.reason})" if device.reason else ""))
-    print("backend  reference: plain array code, one function an op")
+    print(f"backend  {backend.name}: {backend.description}")
+    if workers.shards > 1:
+        on_ranks = f" over {workers.ranks.size} ranks" if workers.ranks.size > 1 else ""
+        print(f"shards   {workers.shards} of each batch{on_ranks}, gradients summed; {workers.threads} at a time on each rank")
     shape = "" if model.model == "bigram" else f", {model.n_layer} layers, {model.n_head} heads, {model.n_embd} channels"
     print(f"model    {model.model}{shape}, context {model.block_size}: {cost.n_params:,} parameters")
     characters = len(corpus.train) + len(corpus.val)
@@ -219,7 +285,7 @@ def describe(plan: Plan, device: Device, threads: int) -> None:
 def estimated_time(trainer: Trainer) -> str:
     """From a timed step. An evaluation is forward alone, a third of the work per character."""
     cfg = trainer.train_config
-    step = seconds_of(trainer.probe)
+    step = seconds_of(trainer.probe, trainer.workers.mean)
     left = max(0, cfg.max_iters - trainer.state.step)
     evaluated = len(trainer.val_data) + cfg.eval_batches * cfg.batch_size * trainer.model_config.block_size
     evaluation = step / 3 * evaluated / trainer.tokens_per_step
@@ -234,7 +300,7 @@ def show_sample(trainer: Trainer) -> None:
     params = best.table.tree(trainer.xp.asarray(best.params))
     tokenizer = trainer.corpus.tokenizer
     prompt = trainer.xp.asarray(tokenizer.encode(tokenizer.start))
-    tokens = generate(trainer.ops, trainer.model, params, prompt, SAMPLE_LENGTH, best.model, seed=trainer.seed)
+    tokens = generate(trainer.workers.lead, trainer.model, params, prompt, SAMPLE_LENGTH, best.model, seed=trainer.seed)
     print(f"\n--- {SAMPLE_LENGTH} characters from the best model (step {best.step}) ---")
     print(tokenizer.decode(list(tokens)))
     print("---", flush=True)

@@ -56,6 +56,7 @@ class TrainConfig:
 
     batch_size: int = 64  # windows of text in one forward pass
     gradient_accumulation_steps: int = 1  # forward passes summed into one update
+    shards: int = 1  # parts that each such pass is split into, for threads and ranks; fixes the order of sums, so the bits
     max_iters: int = 5000  # updates
     learning_rate: float = 3e-4
     min_lr: float = 3e-4  # where the cosine ends; equal to learning_rate: a constant rate
@@ -68,10 +69,11 @@ class TrainConfig:
     eval_batches: int = 50  # random training batches in the train loss; the val loss is over the whole split
 
     def __post_init__(self) -> None:
-        for field in ("batch_size", "gradient_accumulation_steps", "max_iters", "eval_interval", "eval_batches"):
+        for field in ("batch_size", "gradient_accumulation_steps", "shards", "max_iters", "eval_interval", "eval_batches"):
             _require(
                 _is_int(getattr(self, field)) and getattr(self, field) >= 1, field, self, "must be a whole number of at least 1"
             )
+        _require(self.shards <= self.batch_size, "shards", self, f"must not exceed batch_size {self.batch_size}")
         _require(
             _is_int(self.warmup_iters) and self.warmup_iters >= 0, "warmup_iters", self, "must be a whole number of at least 0"
         )

@@ -3,13 +3,14 @@
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from gpt.config import ModelConfig, TrainConfig
 from gpt.params import Param, ParamTable
 from gpt.stages import MODELS
+from tensorlite.optable import ROWS, Op
 from tensorlite.shapes import ShapeArray, ShapeOps, cache_bytes
 
 FLOAT = 4  # bytes of a float32
@@ -30,27 +31,29 @@ class Cost:
         return self.state_bytes + self.cache_bytes + self.scratch_bytes
 
 
-class _ShapeTable(ParamTable):
+class ShapeTable(ParamTable):
     """A parameter table whose views are shapes."""
 
     def view(self, flat: Any, param: Param) -> Any:  # noqa: ARG002
         return ShapeArray(param.shape or ())
 
 
-def count(config: ModelConfig, train: TrainConfig) -> Cost:
-    """Run one step on shapes alone."""
+def count(config: ModelConfig, train: TrainConfig, rows: Mapping[str, Op] = ROWS, own_shards: int | None = None) -> Cost:
+    """Run one step on shapes alone. rows: the backend's op table; own_shards: how many of the shards are this process's (all)."""
     model = MODELS[config.model]
-    table = _ShapeTable(model.init(config))
+    table = ShapeTable(model.init(config))
     params = table.tree(None)
-    ops = ShapeOps()
-    B, T, V = train.batch_size, config.block_size, config.vocab_size
+    ops = ShapeOps(rows)
+    own_shards = train.shards if own_shards is None else own_shards
+    B, T, V = -(-train.batch_size * own_shards // train.shards), config.block_size, config.vocab_size
     idx = ShapeArray((B, T), 8)
     _, cache = model.forward(ops, params, idx, idx, config, key=ops.key(0, 0))
     model.backward(ops, 1.0, cache)
     largest = max(B * config.n_head * T * T, B * T * 4 * config.n_embd, B * T * V, table.size)
     return Cost(
         n_params=table.n_params,
-        state_bytes=8 * FLOAT * table.size,  # four buffers, and a copy of them for the step that is timed first
+        state_bytes=(8 + own_shards - 1) * FLOAT * table.size,  # four buffers, a copy of them for the step that is timed first,
+        # and a gradient for each further shard
         cache_bytes=cache_bytes(cache, params),
         scratch_bytes=8 * FLOAT * largest,  # the backward of attention or GELU holds up to eight arrays of its size at once
         flops=sum(ops.flops.values()) * train.gradient_accumulation_steps,
@@ -67,13 +70,16 @@ def available_bytes(xp: Any) -> int | None:
         return None
 
 
-def seconds_of(work: Callable[[], Any], enough: float = 1.0) -> float:
-    """Time a call: once if it takes long, else the median of as many as fit, the first left out: it warms things up."""
+def seconds_of(work: Callable[[], Any], agreed: Callable[[float], float] = float, enough: float = 1.0) -> float:
+    """Time a call: once if it takes long, else the median of as many as fit, the first left out: it warms things up.
+
+    agreed: what all ranks make of a time, so that all make the same number of calls.
+    """
     times: list[float] = []
     while not times or (len(times) < 100 and sum(times) < enough):
         start = time.perf_counter()
         work()
-        times.append(time.perf_counter() - start)
+        times.append(agreed(time.perf_counter() - start))
     return statistics.median(times[1:] or times)
 
 

@@ -28,20 +28,50 @@ class TrainState:
 
 
 def loss_and_gradients(
-    ops: Any, model: ModuleType, state: TrainState, data: Array, config: ModelConfig, train: TrainConfig, seed: int
+    ops: Any,
+    model: ModuleType,
+    state: TrainState,
+    data: Array,
+    config: ModelConfig,
+    train: TrainConfig,
+    seed: int,
+    rows: range | None = None,
+    into: Array | None = None,
 ) -> Array:
-    """The mean loss of this step's batch, its gradient left in state.grads. Micro-batches are rows of one global batch."""
-    params, slots = state.table.tree(state.params), state.table.views(state.grads)
-    share = 1.0 / train.gradient_accumulation_steps
+    """The mean loss of this step's batch, its gradient left in state.grads. Micro-batches are rows of one global batch.
+
+    rows: only these rows of each micro-batch; the loss and the gradient are then their share of the mean: the shares of all rows
+    add up to the whole. into: a buffer for the gradient instead of state.grads.
+    """
+    B, micros = train.batch_size, train.gradient_accumulation_steps
+    rows = range(B) if rows is None else rows
+    params, slots = state.table.tree(state.params), state.table.views(state.grads if into is None else into)
+    share = len(rows) / (B * micros)
     total = None
-    for micro in range(train.gradient_accumulation_steps):
-        key = ops.key(seed, state.step, micro * train.batch_size)
-        idx, targets = ops.sample_batch(data, ops.site(key, 0, "batch"), train.batch_size, config.block_size)
+    for micro in range(micros):
+        key = ops.key(seed, state.step, micro * B + rows.start)
+        idx, targets = ops.sample_batch(data, ops.site(key, 0, "batch"), len(rows), config.block_size)
         loss, cache = model.forward(ops, params, idx, targets, config, key if config.dropout else None)
         grads = model.backward(ops, share, cache)
         ops.gather(state.table.leaves(grads), slots, add=micro > 0)
         total = loss * share if total is None else total + loss * share
     return total
+
+
+def update(ops: Any, state: TrainState, train: TrainConfig, part: slice = slice(None)) -> None:
+    """AdamW on a part of the flat buffers (all of them): every element is changed on its own, so parts may run side by side."""
+    ops.adamw_(
+        state.params[part],
+        state.grads[part],
+        state.m[part],
+        state.v[part],
+        t=state.step + 1,
+        lr=ops.schedule(state.step, train.learning_rate, train.min_lr, train.warmup_iters, train.max_iters),
+        beta1=train.beta1,
+        beta2=train.beta2,
+        weight_decay=train.weight_decay,
+        n_decay=max(0, state.table.n_decay - (part.start or 0)),
+    )
 
 
 def train_step(
@@ -51,18 +81,6 @@ def train_step(
     with ops.step():
         loss = loss_and_gradients(ops, model, state, data, config, train, seed)
         norm = ops.clip_(state.grads, train.grad_clip)
-        lr = ops.schedule(state.step, train.learning_rate, train.min_lr, train.warmup_iters, train.max_iters)
-        ops.adamw_(
-            state.params,
-            state.grads,
-            state.m,
-            state.v,
-            t=state.step + 1,
-            lr=lr,
-            beta1=train.beta1,
-            beta2=train.beta2,
-            weight_decay=train.weight_decay,
-            n_decay=state.table.n_decay,
-        )
+        update(ops, state, train)
     state.step += 1
     return loss, norm

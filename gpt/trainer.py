@@ -19,18 +19,19 @@ from gpt.config import ModelConfig, TrainConfig
 from gpt.data import Corpus
 from gpt.errors import TrainingError
 from gpt.evaluate import split_loss, train_loss
+from gpt.parallel import Workers
 from gpt.params import ParamTable
 from gpt.pictures import loss_curve
 from gpt.plan import Plan
 from gpt.stages import MODELS
-from gpt.step import TrainState, train_step
+from gpt.step import TrainState
 
 
 @dataclass
 class Trainer:
-    """One run. `state` and the log change; everything else is fixed at the start."""
+    """One run. `state` and the log change; everything else is fixed at the start. Of several ranks, all compute and one writes."""
 
-    ops: Any
+    workers: Workers
     xp: Any
     model_config: ModelConfig
     train_config: TrainConfig
@@ -49,31 +50,32 @@ class Trainer:
     def __post_init__(self) -> None:
         self.model = MODELS[self.model_config.model]
         self.train_data, self.val_data = self.xp.asarray(self.corpus.train), self.xp.asarray(self.corpus.val)
-        self.step = self.ops.compile(train_step)
+        self.step = self.workers.train_step
+        self.writes = self.workers.ranks.rank == 0
         self.started = time.perf_counter()
 
     @classmethod
-    def of(cls, plan: Plan, ops: Any, xp: Any) -> "Trainer":
+    def of(cls, plan: Plan, workers: Workers, xp: Any) -> "Trainer":
         """Put a planned run on a device; a resumed one takes up its log and its best loss."""
         table = ParamTable(MODELS[plan.model.model].init(plan.model))
         start = plan.weights if plan.resumed else None
         state = start.state(xp) if start else TrainState.start(table, plan.params(), xp)
-        trainer = cls(ops, xp, plan.model, plan.train, plan.corpus, state, plan.seed, plan.out, plan.drop_unknown)
+        trainer = cls(workers, xp, plan.model, plan.train, plan.corpus, state, plan.seed, plan.out, plan.drop_unknown)
         if start:
             trainer.best_val = start.best_val
             trainer.records = folder.read_metrics(plan.out, start.step)
             trainer.elapsed_before = trainer.records[-1]["elapsed_s"] if trainer.records else 0.0
         return trainer
 
-    def _call(self, function: Callable) -> Any:
-        return function(self.ops, self.model, self.state, self.train_data, self.model_config, self.train_config, self.seed)
+    def _step(self) -> tuple[float, float]:
+        return self.step(self.model, self.state, self.train_data, self.model_config, self.train_config, self.seed)
 
     def probe(self) -> None:
         """The next step, made on a copy of the state: something to time."""
         state, buffers = self.state, ("params", "grads", "m", "v")
         self.state = dataclasses.replace(state, **{name: getattr(state, name).copy() for name in buffers})
         try:
-            float(self._call(self.step)[0])
+            self._step()
         finally:
             self.state = state
 
@@ -82,17 +84,19 @@ class Trainer:
         cfg, state = self.train_config, self.state
         with (
             _signals() as caught,
-            tqdm(total=cfg.max_iters, initial=state.step, unit="step", dynamic_ncols=True, disable=None) as bar,
+            tqdm(
+                total=cfg.max_iters, initial=state.step, unit="step", dynamic_ncols=True, disable=None if self.writes else True
+            ) as bar,
         ):
             if not self.records:
                 self.evaluate()
             while state.step < cfg.max_iters:
-                if caught:
+                if self.workers.sum([len(caught)])[0]:  # a signal to any rank ends all of them at the same step
                     if self.records[-1]["step"] != state.step:
                         self.save(folder.last_path(self.out), val_loss=math.nan)
-                    return caught[0]
+                    return caught[0] if caught else signal.SIGTERM
                 start = time.perf_counter()
-                loss, norm = (float(x) for x in self._call(self.step))
+                loss, norm = self._step()
                 self.trained_seconds += time.perf_counter() - start
                 self.trained_steps += 1
                 self._stop_unless_finite(loss, norm)
@@ -132,13 +136,13 @@ class Trainer:
         """Mean over eval_batches random batches of the training text."""
         cfg, params = self.train_config, self.state.table.tree(self.state.params)
         return train_loss(
-            self.ops, self.model, params, self.train_data, self.model_config, cfg.eval_batches, cfg.batch_size, self.seed
+            self.workers, self.model, params, self.train_data, self.model_config, cfg.eval_batches, cfg.batch_size, self.seed
         )
 
     def val_loss(self) -> float:
         """Over the whole validation split."""
         params = self.state.table.tree(self.state.params)
-        return split_loss(self.ops, self.model, params, self.val_data, self.model_config, self.train_config.batch_size)
+        return split_loss(self.workers, self.model, params, self.val_data, self.model_config, self.train_config.batch_size)
 
     def evaluate(self) -> None:
         """Measure both losses, log them, and write the checkpoints and the picture."""
@@ -146,7 +150,7 @@ class Trainer:
         train, val = self.train_loss(), self.val_loss()
         if not math.isfinite(val):
             raise TrainingError(f"step {state.step}: the validation loss is {val}; lower --learning-rate or set --grad-clip 1")
-        lr = self.ops.schedule(max(0, state.step - 1), cfg.learning_rate, cfg.min_lr, cfg.warmup_iters, cfg.max_iters)
+        lr = self.workers.lead.schedule(max(0, state.step - 1), cfg.learning_rate, cfg.min_lr, cfg.warmup_iters, cfg.max_iters)
         self.records.append(
             {
                 "step": state.step,
@@ -159,6 +163,8 @@ class Trainer:
         )
         better = val < self.best_val
         self.best_val = min(val, self.best_val)
+        if not self.writes:
+            return
         folder.write_metrics(self.out, self.records)  # first: a resume leaves out what is ahead of its checkpoint
         if better:
             self.save(folder.best_path(self.out), val)
@@ -167,7 +173,9 @@ class Trainer:
         self.say(f"step {state.step}: train loss {train:.4f}, val loss {val:.4f}")
 
     def save(self, path: Path, val_loss: float) -> None:
-        """Write the run as it stands into a checkpoint."""
+        """Write the run as it stands into a checkpoint; of several ranks the first does."""
+        if not self.writes:
+            return
         buffers = {name: getattr(self.state, name) for name in checkpoint.BUFFERS}
         checkpoint.save(
             path,

@@ -18,7 +18,8 @@ __all__ = ["GradReport", "GradcheckError", "gradcheck"]
 
 SHORTER = 37.0  # how much shorter the first step of a confirmation is
 KINKS = 64  # entries of a large argument looked at before a search that finds only kinks gives up
-LINEARITY = 1e-10  # how exactly backward must be linear in dy, relative to its size, beside 1e-3 atol for rounding
+LINEARITY = 1e-10  # how exactly backward must be linear in dy, relative to its size
+ROUNDING = 1e-14  # and beside that, where terms of size 1 nearly cancel: this, or 1e-3 atol
 
 
 def gradcheck(
@@ -173,7 +174,7 @@ def _contract(
         if ga is None:
             continue
         size = float(abs(ga).max() + abs(gb).max()) if ga.size else 0.0
-        if ga.size and not float(abs(gm - (2.0 * ga - 3.0 * gb)).max()) <= LINEARITY * size + 1e-3 * atol:
+        if ga.size and not float(abs(gm - (2.0 * ga - 3.0 * gb)).max()) <= LINEARITY * size + max(ROUNDING, 1e-3 * atol):
             broken.append(f"backward is not linear in dy: d{order[i]} of 2a - 3b is not twice that of a less three times that of b")
     return grads
 

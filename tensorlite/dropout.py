@@ -36,6 +36,12 @@ def dropout_backward(dy: Array, cache: tuple | None) -> Array:
     return xp.where(mask, dy * scale, 0.0)  # 1.
 
 
+def check_residual(x: Array, y: Array) -> None:
+    """Raise ValueError unless x and y are of one shape."""
+    if x.shape != y.shape:
+        raise ValueError(f"residual: x {x.shape} and y {y.shape} differ in shape")
+
+
 def residual_forward(x: Array, y: Array, p: float = 0.0, key: Key | None = None) -> tuple[Array, tuple | None]:
     """out = x + dropout(y): the residual connection.
 
@@ -44,8 +50,7 @@ def residual_forward(x: Array, y: Array, p: float = 0.0, key: Key | None = None)
     Tests: test_ops.py[residual].
     """
     namespace(x, y)
-    if x.shape != y.shape:
-        raise ValueError(f"residual: x {x.shape} and y {y.shape} differ in shape")
+    check_residual(x, y)
     kept, cache = dropout_forward(y, p, key)
     return x + kept, cache
 

@@ -3,6 +3,14 @@
 from tensorlite.xp import Array, namespace
 
 
+def check_layernorm(x: Array, w: Array, b: Array | None) -> None:
+    """Raise ValueError unless x: (..., C), w: (C,) and b: (C,) or None."""
+    if w.shape != x.shape[-1:] or (b is not None and b.shape != w.shape):
+        raise ValueError(
+            f"layernorm: x {x.shape} needs w and b of shape {x.shape[-1:]}, got {w.shape} and {b if b is None else b.shape}"
+        )
+
+
 def layernorm_forward(x: Array, w: Array, b: Array | None = None, eps: float = 1e-5) -> tuple[Array, tuple]:
     """y = xhat w + b,  xhat = (x - mean) rstd,  rstd = 1 / sqrt(var + eps), over the last axis.
 
@@ -14,10 +22,7 @@ def layernorm_forward(x: Array, w: Array, b: Array | None = None, eps: float = 1
     Tests: test_ops.py[layernorm].
     """
     xp = namespace(x, w, b)
-    if w.shape != x.shape[-1:] or (b is not None and b.shape != w.shape):
-        raise ValueError(
-            f"layernorm: x {x.shape} needs w and b of shape {x.shape[-1:]}, got {w.shape} and {b if b is None else b.shape}"
-        )
+    check_layernorm(x, w, b)
     mean = x.mean(axis=-1, keepdims=True)  # (..., 1)
     centered = x - mean  # (..., C)
     var = (centered * centered).mean(axis=-1, keepdims=True)  # (..., 1)

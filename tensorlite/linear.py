@@ -3,6 +3,14 @@
 from tensorlite.xp import Array, namespace
 
 
+def check_linear(x: Array, w: Array, b: Array | None) -> None:
+    """Raise ValueError unless x: (..., C), w: (C, D) and b: (D,) or None."""
+    if x.shape[-1] != w.shape[0]:
+        raise ValueError(f"linear: x has {x.shape[-1]} channels, w {w.shape} takes {w.shape[0]}")
+    if b is not None and b.shape != w.shape[1:]:
+        raise ValueError(f"linear: b {b.shape} does not fit w {w.shape}")
+
+
 def linear_forward(x: Array, w: Array, b: Array | None = None) -> tuple[Array, tuple]:
     """y = x w + b, over the last axis of x.
 
@@ -12,10 +20,7 @@ def linear_forward(x: Array, w: Array, b: Array | None = None) -> tuple[Array, t
     Cost: 2 N C D FLOPs for N rows. Tests: test_ops.py[linear].
     """
     namespace(x, w, b)
-    if x.shape[-1] != w.shape[0]:
-        raise ValueError(f"linear: x has {x.shape[-1]} channels, w {w.shape} takes {w.shape[0]}")
-    if b is not None and b.shape != w.shape[1:]:
-        raise ValueError(f"linear: b {b.shape} does not fit w {w.shape}")
+    check_linear(x, w, b)
     C, D = w.shape
     y = x.reshape(-1, C) @ w  # (N, C) @ (C, D) -> (N, D)
     if b is not None:

@@ -22,6 +22,7 @@ PARITY = 0x1BD11BDA  # the key schedule's constant
 ROUNDS = 13
 WORD = 0xFFFFFFFF
 LANES = 4  # 16-bit lanes in the 64 bits of one counter
+FEW = 16  # rows up to which Python's integers are faster than NumPy's arrays
 CHUNK = 1 << 14  # counters per pass on a CPU: the three working arrays (192 KiB) stay in the L2 cache
 
 
@@ -65,9 +66,19 @@ def site_key(key: Key | None, layer: int, name: str) -> Key | None:
     return Key(*_mix(key.k0, key.k1, layer, zlib.crc32(name.encode())), key.row0)
 
 
-def _mix(k0: int, k1: int, c0: int, c1: int) -> tuple[int, int]:
-    x0, x1 = threefry2x32(np, k0, k1, np.array([c0], np.uint32), np.array([c1], np.uint32))
-    return int(x0[0]), int(x1[0])
+def _mix(k0: int, k1: int, x0: int, x1: int) -> tuple[int, int]:
+    """threefry2x32 of one counter, on Python integers: a key takes 65 operations, and each would be a call of NumPy's."""
+    schedule = (k0, k1, k0 ^ k1 ^ PARITY)
+    x0, x1 = (x0 + k0) & WORD, (x1 + k1) & WORD
+    for i in range(ROUNDS):
+        left = ROTATIONS[i % 8]
+        x0 = (x0 + x1) & WORD
+        x1 = ((x1 << left | x1 >> (32 - left)) & WORD) ^ x0
+        if i % 4 == 3:
+            j = i // 4 + 1
+            x0 = (x0 + schedule[j % 3]) & WORD
+            x1 = (x1 + schedule[(j + 1) % 3] + j) & WORD
+    return x0, x1
 
 
 def drop_threshold(p: float) -> int:
@@ -103,6 +114,9 @@ def _lanes(xp: Any, key: Key, start: int, stop: int) -> Array:
 
 def uint64_rows(xp: Any, key: Key, rows: int) -> Array:
     """Return one uint64 for each of the global rows row0..row0+rows-1 (batch offsets, sampled characters)."""
+    if xp is np and rows <= FEW:
+        words = [_mix(key.k0, key.k1, row & WORD, 0) for row in range(key.row0, key.row0 + rows)]
+        return np.array([x0 << 32 | x1 for x0, x1 in words], np.uint64)
     row = xp.arange(key.row0, key.row0 + rows, dtype=np.uint32)
     x0, x1 = threefry2x32(xp, key.k0, key.k1, row, xp.zeros_like(row))
     return (x0.astype(np.uint64) << 32) | x1.astype(np.uint64)

@@ -4,11 +4,23 @@ Another backend (`tensorlite.cpu.Ops`, `tensorlite.cuda.Ops`) is a subclass that
 signatures. The model code is the same for all.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from tensorlite import activations, attention, composites, cross_entropy, dropout, embedding, layernorm, linear, optim, softmax
+from tensorlite import (
+    activations,
+    attention,
+    composites,
+    cross_entropy,
+    dropout,
+    embedding,
+    layernorm,
+    linear,
+    optable,
+    optim,
+    softmax,
+)
 from tensorlite.random import Key, make_key, site_key, uint64_rows
 from tensorlite.xp import Array, namespace
 
@@ -21,6 +33,7 @@ class Reference:
     """
 
     name = "reference"
+    rows: Mapping[str, optable.Op] = optable.ROWS  # what each op keeps and costs
 
     def __init__(self, *, check: bool = True) -> None:
         self.check = check

@@ -5,6 +5,7 @@ step is tried: the bytes that the caches hold, and the operations of forward and
 """
 
 import inspect
+from collections.abc import Mapping
 from math import prod
 from types import SimpleNamespace
 from typing import Any
@@ -38,12 +39,16 @@ class ShapeArray:
 
 
 class ShapeOps(Reference):
-    """Reference with every primitive replaced by its row in the op table. `flops` adds up as ops are called."""
+    """Reference with every primitive replaced by its row in the op table. `flops` adds up as ops are called.
+
+    rows: the table of the backend whose caches are to be counted; tensorlite/cpu/table.py has another than the reference's.
+    """
 
     name = "shapes"
 
-    def __init__(self) -> None:
+    def __init__(self, rows: Mapping[str, optable.Op] = optable.ROWS) -> None:
         super().__init__(check=False)
+        self.rows = rows
         self.flops: dict[str, float] = {}
 
     def count(self, name: str, flops: float) -> None:
@@ -56,19 +61,20 @@ class ShapeOps(Reference):
         return ShapeArray(a.shape, a.itemsize)
 
 
-def _forward(op: optable.Op) -> Any:
-    signature = _as_method(inspect.signature(getattr(Reference, f"{op.name}_forward")))
+def _forward(name: str) -> Any:
+    signature = _as_method(inspect.signature(getattr(Reference, f"{name}_forward")))
 
     def forward(self: ShapeOps, *args: Any, **kwargs: Any) -> tuple[ShapeArray, Any]:
+        op = self.rows[name]
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
         a = SimpleNamespace(**bound.arguments)
         itemsize = getattr(a, op.inputs[0]).itemsize
         y = ShapeArray(op.output(a), itemsize)
-        self.count(f"{op.name}_forward", op.flops(a))
-        kept = [y if name == "y" else getattr(a, name) for name in op.keeps]
+        self.count(f"{name}_forward", op.flops(a))
+        kept = [y if kept == "y" else getattr(a, kept) for kept in op.keeps]
         saved = [ShapeArray(shape, itemsize if dtype == "float" else 1) for shape, dtype in op.saves(a)]
-        if op.name == "attention" and a.past is not None:
+        if name == "attention" and a.past is not None:
             a.past.length += a.qkv.shape[1]
         return y, (SimpleNamespace(a=a, y=y), kept, saved)
 
@@ -82,23 +88,24 @@ def _as_method(signature: inspect.Signature) -> inspect.Signature:
     return signature.replace(parameters=[inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD), *names])
 
 
-def _backward(op: optable.Op) -> Any:
+def _backward(name: str) -> Any:
     def backward(self: ShapeOps, dy: Any, cache: Any) -> Any:
+        op = self.rows[name]
         a, y = cache[0].a, cache[0].y
         if y.shape and dy.shape != y.shape:
-            raise ValueError(f"{op.name}_backward: dy {dy.shape} does not fit y {y.shape}")
-        self.count(f"{op.name}_backward", op.backward_flops(a))
-        inputs = [getattr(a, name) for name in op.inputs]
+            raise ValueError(f"{name}_backward: dy {dy.shape} does not fit y {y.shape}")
+        self.count(f"{name}_backward", op.backward_flops(a))
+        inputs = [getattr(a, x) for x in op.inputs]
         grads = tuple(None if x is None else ShapeArray(x.shape, x.itemsize) for x in inputs)
         return grads if len(grads) > 1 else grads[0]
 
-    backward.__signature__ = _as_method(inspect.signature(getattr(Reference, f"{op.name}_backward")))  # type: ignore[attr-defined]
+    backward.__signature__ = _as_method(inspect.signature(getattr(Reference, f"{name}_backward")))  # type: ignore[attr-defined]
     return backward
 
 
-for _op in optable.TABLE:
-    setattr(ShapeOps, f"{_op.name}_forward", _forward(_op))
-    setattr(ShapeOps, f"{_op.name}_backward", _backward(_op))
+for _name in optable.ROWS:
+    setattr(ShapeOps, f"{_name}_forward", _forward(_name))
+    setattr(ShapeOps, f"{_name}_backward", _backward(_name))
 
 
 def cache_bytes(cache: Any, params: Any = ()) -> int:
@@ -109,7 +116,8 @@ def cache_bytes(cache: Any, params: Any = ()) -> int:
 
 
 def _owner(a: Any) -> Any:
-    while getattr(a, "base", None) is not None and a.base is not a:
+    """The array that `a` is a view of. A base may also be what lends an array its memory, and no array itself."""
+    while hasattr(getattr(a, "base", None), "nbytes") and a.base is not a:
         a = a.base
     return a
 

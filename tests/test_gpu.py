@@ -9,6 +9,7 @@ from cases import CASES
 from gpt.config import TrainConfig
 from gpt.evaluate import split_loss
 from gpt.generate import generate
+from gpt.parallel import Workers
 from gpt.stages import MODELS
 from gpt.step import TrainState, train_step
 from small import config_of, start
@@ -35,6 +36,7 @@ def as_tuple(value):
 @pytest.mark.parametrize("name", CASES)
 def test_ops_on_the_gpu(name, dtype, cupy):
     """Values and gradients of float64 agree to 1e-12, those of float32 to 64 rounding errors; nothing changes its dtype."""
+    forward, backward = CASES[name].on(Reference())
 
     def rounded(a):
         """Both sides start from the same numbers."""
@@ -44,15 +46,15 @@ def test_ops_on_the_gpu(name, dtype, cupy):
     @given(data=st.data())
     def check(data):
         inputs = {k: rounded(v) for k, v in data.draw(CASES[name].inputs).items()}
-        y, cache = CASES[name].forward(**inputs)
+        y, cache = forward(**inputs)
         dy = rounded(np.asarray(np.random.default_rng(0).standard_normal(y.shape)))
-        expected = (y, *as_tuple(CASES[name].backward(dy, cache)))
+        expected = (y, *as_tuple(backward(dy, cache)))
         moved = {
             k: cupy.asarray(v.astype(dtype) if v.dtype.kind == "f" else v) if isinstance(v, np.ndarray) else v
             for k, v in inputs.items()
         }
-        y, cache = CASES[name].forward(**moved)
-        found = (y, *as_tuple(CASES[name].backward(cupy.asarray(dy.astype(dtype)), cache)))
+        y, cache = forward(**moved)
+        found = (y, *as_tuple(backward(cupy.asarray(dy.astype(dtype)), cache)))
         for a, b in zip(expected, found, strict=True):
             assert (a is None) == (b is None)
             if a is not None:
@@ -91,7 +93,7 @@ def test_training_evaluation_and_generation(cupy):
         on_device = xp.asarray(data)
         losses = [float(train_step(ops, MODELS["gpt"], state, on_device, config, train, 0)[0]) for _ in range(10)]
         params = state.table.tree(state.params)
-        losses.append(split_loss(ops, MODELS["gpt"], params, on_device, config, 4))
+        losses.append(split_loss(Workers.of(ops), MODELS["gpt"], params, on_device, config, 4))
         tokens = list(generate(ops, MODELS["gpt"], params, xp.asarray(data[:2]), 12, config))
         results.append((losses, tokens, to_numpy(state.params)))
     np.testing.assert_allclose(results[1][0], results[0][0], rtol=1e-9)

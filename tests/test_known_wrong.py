@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pytest
 
-import cases
 import test_op_facts
 import test_ops
 from tensorlite import Reference, gradcheck
@@ -83,30 +82,29 @@ def suite_test(name):
     return getattr(test_ops, name, None) or getattr(test_op_facts, name)
 
 
-def put_on_trial(m, ops, monkeypatch):
+def put_on_trial(m, ops):
     """Run the test that the mistake names, the suite's own, on this backend."""
-    for module in (cases, test_op_facts):
-        monkeypatch.setattr(module, "OPS", ops)
     test = suite_test(m.caught_by)
-    test(**dict.fromkeys(inspect.signature(test).parameters, m.op))  # what Hypothesis does not draw is the name of the op
+    # what Hypothesis does not draw is the backend, or the name of the op
+    test(**{parameter: ops if parameter == "ops" else m.op for parameter in inspect.signature(test).parameters})
 
 
 @every_pair
-def test_a_wrong_pair_is_rejected_by_the_test_it_names(m, monkeypatch):
+def test_a_wrong_pair_is_rejected_by_the_test_it_names(m):
     members = {f"{m.op}_forward": staticmethod(m.forward), f"{m.op}_backward": staticmethod(m.backward)}
     wrong = type("Wrong", (Reference,), members)()
     rejected = False
     try:
         with np.errstate(all="ignore"):  # an assertion is to say so, not a warning
-            put_on_trial(m, wrong, monkeypatch)
+            put_on_trial(m, wrong)
     except* AssertionError:  # Hypothesis reports several failures as a group
         rejected = True
     assert rejected
 
 
 @every_pair
-def test_the_true_op_passes_the_test_that_a_pair_names(m, monkeypatch):
-    put_on_trial(m, Reference(), monkeypatch)
+def test_the_true_op_passes_the_test_that_a_pair_names(m):
+    put_on_trial(m, Reference())
 
 
 def test_the_collection():

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cases import every_backend
 from gpt.check_model import check_model
 from gpt.config import PRESETS, ModelConfig, TrainConfig
 from gpt.params import ALIGN, ParamTable, get
@@ -20,8 +21,9 @@ every_model = pytest.mark.parametrize("name", MODELS)
 
 
 @every_model
-def test_gradient_of_every_parameter(name):
-    report = check_model(MODELS[name], config_of(name))
+@every_backend
+def test_gradient_of_every_parameter(ops, name):
+    report = check_model(MODELS[name], config_of(name), ops=ops)
     assert len(report.arguments) == len(list(ParamTable(MODELS[name].init(config_of(name)))))
 
 
@@ -45,8 +47,9 @@ def test_gradients_of_every_variant(name, activation, bias, tied, dropout, rows,
 
 
 @every_model
-def test_gradients_by_complex_step(name):
-    check_model(MODELS[name], config_of(name), method="complex", rtol=1e-10, atol=1e-12)
+@every_backend
+def test_gradients_by_complex_step(ops, name):
+    check_model(MODELS[name], config_of(name), ops=ops, method="complex", rtol=1e-10, atol=1e-12)
 
 
 def test_a_wrong_gradient_is_named():
@@ -63,15 +66,16 @@ def test_a_wrong_gradient_is_named():
 
 
 @every_model
-def test_no_position_sees_the_future(name):
+@every_backend
+def test_no_position_sees_the_future(ops, name):
     config = config_of(name)
     params = start(config, std=0.5).table.tree(start(config, std=0.5).params)
     idx, _ = text(config, 3)
-    scores = MODELS[name].logits(OPS, params, idx, config)
+    scores = MODELS[name].logits(ops, params, idx, config)
     for t in range(config.block_size - 1):
         changed = idx.copy()
         changed[:, t + 1 :] = (changed[:, t + 1 :] + 1) % config.vocab_size
-        np.testing.assert_array_equal(MODELS[name].logits(OPS, params, changed, config)[:, : t + 1], scores[:, : t + 1])
+        np.testing.assert_array_equal(MODELS[name].logits(ops, params, changed, config)[:, : t + 1], scores[:, : t + 1])
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "bigram"])
@@ -87,14 +91,15 @@ def test_every_position_sees_the_past(name):
 
 
 @every_model
-def test_the_logits_are_those_of_the_loss(name):
+@every_backend
+def test_the_logits_are_those_of_the_loss(ops, name):
     config = config_of(name)
     params = start(config, std=0.5).table.tree(start(config, std=0.5).params)
     idx, targets = text(config, 3)
-    loss, _ = MODELS[name].forward(OPS, params, idx, targets, config)
-    direct, _ = OPS.cross_entropy_forward(MODELS[name].logits(OPS, params, idx, config), targets)
+    loss, _ = MODELS[name].forward(ops, params, idx, targets, config)
+    direct, _ = ops.cross_entropy_forward(MODELS[name].logits(ops, params, idx, config), targets)
     assert math.isclose(loss, direct, rel_tol=1e-13)
-    kept_nothing, cache = MODELS[name].forward(OPS, params, idx, targets, config, keep=False)
+    kept_nothing, cache = MODELS[name].forward(ops, params, idx, targets, config, keep=False)
     assert (kept_nothing, cache) == (loss, ())
 
 
@@ -149,11 +154,12 @@ def test_a_tied_matrix_gets_the_gradient_of_both_uses():
 
 
 @every_model
-def test_backward_scales_with_its_argument_and_can_be_called_twice(name):
+@every_backend
+def test_backward_scales_with_its_argument_and_can_be_called_twice(ops, name):
     config = config_of(name)
     state = start(config, std=0.3)
-    _, cache = MODELS[name].forward(OPS, state.table.tree(state.params), *text(config, 2), config)
-    once, twice, half = (state.table.leaves(MODELS[name].backward(OPS, s, cache)) for s in (1.0, 1.0, 0.5))
+    _, cache = MODELS[name].forward(ops, state.table.tree(state.params), *text(config, 2), config)
+    once, twice, half = (state.table.leaves(MODELS[name].backward(ops, s, cache)) for s in (1.0, 1.0, 0.5))
     for a, b, c in zip(once, twice, half, strict=True):
         np.testing.assert_array_equal(a, b)
         np.testing.assert_allclose(c, a / 2, rtol=1e-12, atol=1e-18)

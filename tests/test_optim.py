@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cases import every_backend
 from tensorlite import Reference
-from tensorlite.optim import adamw_, clip_, global_norm, schedule
+from tensorlite.optim import clip_, global_norm, schedule
 from tensorlite.testing import seeds
 
 
@@ -26,39 +27,43 @@ def scalar_adamw(params, grads_of_step, lr, beta1, beta2, eps, weight_decay, n_d
     return params, m, v
 
 
+@every_backend
 @given(seeds(), st.sampled_from([(0.9, 0.999), (0.9, 0.95), (0.0, 0.5)]), st.integers(0, 6), st.sampled_from([0.0, 0.1]))
-def test_adamw_is_the_scalar_loop(seed, betas, n_decay, weight_decay):
+def test_adamw_is_the_scalar_loop(ops, seed, betas, n_decay, weight_decay):
     random = np.random.default_rng(seed)
     start, grads = random.standard_normal(6), random.standard_normal((50, 6))
     options = {"lr": 0.01, "beta1": betas[0], "beta2": betas[1], "eps": 1e-8, "weight_decay": weight_decay, "n_decay": n_decay}
     params, m, v = start.copy(), np.zeros(6), np.zeros(6)
     for t, g in enumerate(grads, start=1):
-        adamw_(params, g.copy(), m, v, t=t, **options)
+        ops.adamw_(params, g.copy(), m, v, t=t, **options)
     expected = scalar_adamw(start, grads, **options)
     for a, b in zip((params, m, v), expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
-def test_the_first_step_is_lr_times_the_sign():
+@every_backend
+def test_the_first_step_is_lr_times_the_sign(ops):
     grads = np.array([1e-3, -5.0, 1e3])
     params = np.zeros(3)
-    adamw_(params, grads, np.zeros(3), np.zeros(3), t=1, lr=0.01, eps=0.0)
+    ops.adamw_(params, grads, np.zeros(3), np.zeros(3), t=1, lr=0.01, eps=0.0)
     np.testing.assert_allclose(params, -0.01 * np.sign(grads), rtol=1e-12)
 
 
-def test_decay_is_decoupled_from_the_gradient():
+@every_backend
+def test_decay_is_decoupled_from_the_gradient(ops):
     """With no gradient, decay alone shrinks the prefix, by exactly lr * weight_decay, and the moments stay zero."""
     params, m, v = np.array([1.0, 2.0, 3.0]), np.zeros(3), np.zeros(3)
-    adamw_(params, np.zeros(3), m, v, t=1, lr=0.1, weight_decay=0.5, n_decay=2)
+    ops.adamw_(params, np.zeros(3), m, v, t=1, lr=0.1, weight_decay=0.5, n_decay=2)
     np.testing.assert_allclose(params, [0.95, 1.9, 3.0], rtol=1e-15)
     assert not m.any()
     assert not v.any()
 
 
-def test_adamw_leaves_the_gradient_alone_and_keeps_float32():
+@every_backend
+def test_adamw_leaves_the_gradient_alone_and_keeps_float32(ops):
     grads = np.ones(4, np.float32)
     params = np.ones(4, np.float32)
-    adamw_(params, grads, np.zeros_like(grads), np.zeros_like(grads), t=1, lr=0.1, weight_decay=0.1)
+    ops.adamw_(params, grads, np.zeros_like(grads), np.zeros_like(grads), t=1, lr=0.1, weight_decay=0.1)
     assert params.dtype == np.float32
     np.testing.assert_array_equal(grads, 1)
 
@@ -95,14 +100,15 @@ def test_clipping_never_lengthens():
     np.testing.assert_allclose(long, [1.5, 2.0], rtol=1e-9)
 
 
-def test_the_defaults_are_the_papers():
+@every_backend
+def test_the_defaults_are_the_papers(ops):
     grads, found, expected = np.array([1e-8, 1.0, -2.0]), [np.ones(3) for _ in range(3)], [np.ones(3) for _ in range(3)]
-    adamw_(found[0], grads, *found[1:], t=3, lr=0.1)
-    adamw_(expected[0], grads, *expected[1:], t=3, lr=0.1, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0)
+    ops.adamw_(found[0], grads, *found[1:], t=3, lr=0.1)
+    ops.adamw_(expected[0], grads, *expected[1:], t=3, lr=0.1, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)
     tiny = [np.zeros(1) for _ in range(3)]  # eps is what a tiny gradient is measured against
-    adamw_(tiny[0], np.array([1e-8]), *tiny[1:], t=1, lr=1.0)
+    ops.adamw_(tiny[0], np.array([1e-8]), *tiny[1:], t=1, lr=1.0)
     np.testing.assert_allclose(tiny[0], -0.5, rtol=1e-6)
 
 

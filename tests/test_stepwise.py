@@ -10,10 +10,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tensorlite import Reference
+from cases import every_backend
 from tensorlite.testing import gains, seeds, sizes
 
-OPS = Reference()
+pytestmark = every_backend
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
 
 
@@ -52,12 +52,12 @@ def stepwise_layernorm(x, w, b, eps, dy):
 
 
 @given(seeds(), sizes(4), st.integers(2, 8), st.sampled_from([1e-5, 0.1]))
-def test_layernorm(seed, N, C, eps):
+def test_layernorm(ops, seed, N, C, eps):
     random = np.random.default_rng(seed)
     x = random.standard_normal((N, C)) + np.arange(C)  # a spread of at least one: nearly constant rows lose digits either way
     w, b, dy = gains(random, C), random.standard_normal(C), random.standard_normal((N, C))
-    y, cache = OPS.layernorm_forward(x, w, b, eps)
-    for found, expected in zip((y, *OPS.layernorm_backward(dy, cache)), stepwise_layernorm(x, w, b, eps, dy), strict=True):
+    y, cache = ops.layernorm_forward(x, w, b, eps)
+    for found, expected in zip((y, *ops.layernorm_backward(dy, cache)), stepwise_layernorm(x, w, b, eps, dy), strict=True):
         np.testing.assert_allclose(found, expected, **CLOSE)
 
 
@@ -90,13 +90,13 @@ def stepwise_cross_entropy(logits, targets, dloss):
 
 
 @given(seeds(), sizes(5), sizes(7), st.sampled_from([1.0, -0.3]))
-def test_cross_entropy(seed, N, V, dloss):
+def test_cross_entropy(ops, seed, N, V, dloss):
     random = np.random.default_rng(seed)
     logits, targets = random.standard_normal((N, V)), random.integers(0, V, N)
-    loss, cache = OPS.cross_entropy_forward(logits, targets)
+    loss, cache = ops.cross_entropy_forward(logits, targets)
     expected_loss, expected = stepwise_cross_entropy(logits, targets, dloss)
     np.testing.assert_allclose(loss, expected_loss, **CLOSE)
-    np.testing.assert_allclose(OPS.cross_entropy_backward(dloss, cache), expected, **CLOSE)
+    np.testing.assert_allclose(ops.cross_entropy_backward(dloss, cache), expected, **CLOSE)
 
 
 def stepwise_softmax(x, dy):
@@ -119,11 +119,11 @@ def stepwise_softmax(x, dy):
 
 
 @given(seeds(), sizes(5), sizes(7))
-def test_softmax(seed, N, K):
+def test_softmax(ops, seed, N, K):
     random = np.random.default_rng(seed)
     x, dy = random.standard_normal((N, K)), random.standard_normal((N, K))
-    y, cache = OPS.softmax_forward(x)
-    for found, expected in zip((y, OPS.softmax_backward(dy, cache)), stepwise_softmax(x, dy), strict=True):
+    y, cache = ops.softmax_forward(x)
+    for found, expected in zip((y, ops.softmax_backward(dy, cache)), stepwise_softmax(x, dy), strict=True):
         np.testing.assert_allclose(found, expected, **CLOSE)
 
 
@@ -154,11 +154,11 @@ def stepwise_gelu(x, dy):
 
 
 @given(seeds(), sizes(5), sizes(7))
-def test_gelu(seed, N, C):
+def test_gelu(ops, seed, N, C):
     random = np.random.default_rng(seed)
     x, dy = 2 * random.standard_normal((N, C)), random.standard_normal((N, C))
-    y, cache = OPS.gelu_forward(x)
-    for found, expected in zip((y, OPS.gelu_backward(dy, cache)), stepwise_gelu(x, dy), strict=True):
+    y, cache = ops.gelu_forward(x)
+    for found, expected in zip((y, ops.gelu_backward(dy, cache)), stepwise_gelu(x, dy), strict=True):
         np.testing.assert_allclose(found, expected, **CLOSE)
 
 
@@ -192,9 +192,9 @@ def stepwise_attention(qkv, H, dy):
 
 
 @given(seeds(), sizes(3), sizes(5), sizes(3), sizes(4))
-def test_attention(seed, B, T, H, D):
+def test_attention(ops, seed, B, T, H, D):
     random = np.random.default_rng(seed)
     qkv, dy = random.standard_normal((B, T, 3 * H * D)), random.standard_normal((B, T, H * D))
-    y, cache = OPS.attention_forward(qkv, H)
-    for found, expected in zip((y, OPS.attention_backward(dy, cache)), stepwise_attention(qkv, H, dy), strict=True):
+    y, cache = ops.attention_forward(qkv, H)
+    for found, expected in zip((y, ops.attention_backward(dy, cache)), stepwise_attention(qkv, H, dy), strict=True):
         np.testing.assert_allclose(found, expected, **CLOSE)

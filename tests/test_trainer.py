@@ -16,6 +16,7 @@ from gpt.errors import CheckpointError, ConfigError, DataError, TrainingError
 from gpt.estimate import count, human_bytes, human_seconds
 from gpt.evaluate import split_loss, train_loss
 from gpt.generate import generate
+from gpt.parallel import Workers
 from gpt.stages import MODELS
 from gpt.step import TrainState, loss_and_gradients, train_step
 from gpt.trainer import Trainer
@@ -43,7 +44,7 @@ def trainer(corpus, out, train_fields=None, resume=False, **fields):
     else:
         p = plan.new_run(preset(**fields), {}, train_fields or {}, out, corpus, seed=1)
     out.mkdir(exist_ok=True)
-    return Trainer.of(p, OPS, np)
+    return Trainer.of(p, Workers.of(OPS), np)
 
 
 def without_time(records):
@@ -140,9 +141,9 @@ def test_the_logged_losses_are_those_of_their_splits(tmp_path):
     params = run.state.table.tree(run.state.params)
     train, val = run.corpus.train, run.corpus.val
     rest = (run.model_config, 3, 4, run.seed)
-    assert run.records[-1]["train_loss"] == train_loss(OPS, run.model, params, train, *rest)
-    assert run.records[-1]["val_loss"] == split_loss(OPS, run.model, params, val, run.model_config, 4)
-    assert run.records[-1]["val_loss"] != split_loss(OPS, run.model, params, train, run.model_config, 4)
+    assert run.records[-1]["train_loss"] == train_loss(Workers.of(OPS), run.model, params, train, *rest)
+    assert run.records[-1]["val_loss"] == split_loss(Workers.of(OPS), run.model, params, val, run.model_config, 4)
+    assert run.records[-1]["val_loss"] != split_loss(Workers.of(OPS), run.model, params, train, run.model_config, 4)
 
 
 def test_evaluation_and_training_draw_different_batches():
@@ -158,7 +159,7 @@ def test_evaluation_and_training_draw_different_batches():
 
     state = start(config)
     loss_and_gradients(Spy(), MODELS["gpt"], state, data, config, TRAIN, seed=1)
-    train_loss(Spy(), MODELS["gpt"], state.table.tree(state.params), data, config, batches=2, rows=4, seed=1)
+    train_loss(Workers.of(Spy()), MODELS["gpt"], state.table.tree(state.params), data, config, batches=2, rows=4, seed=1)
     assert len(seen) == 2
     assert not seen[0] & seen[1]
 
@@ -219,7 +220,7 @@ def test_validation_counts_every_character_once(n):
         idx, targets = data[None, a : min(a + T, n - 1)], data[None, a + 1 : min(a + T, n - 1) + 1]
         total += float(MODELS["gpt"].forward(OPS, params, idx, targets, config)[0]) * idx.size
     for rows in (1, 3, 1000):
-        assert math.isclose(split_loss(OPS, MODELS["gpt"], params, data, config, rows), total / (n - 1), rel_tol=1e-12)
+        assert math.isclose(split_loss(Workers.of(OPS), MODELS["gpt"], params, data, config, rows), total / (n - 1), rel_tol=1e-12)
 
 
 def test_train_loss_is_a_mean_over_the_same_batches_each_time():
@@ -227,7 +228,8 @@ def test_train_loss_is_a_mean_over_the_same_batches_each_time():
     state = start(config, std=0.3)
     params, data = state.table.tree(state.params), np.random.default_rng(0).integers(0, config.vocab_size, 900)
     losses = [
-        train_loss(OPS, MODELS["gpt"], params, data, config, batches=b, rows=r, seed=1) for b, r in ((6, 20), (6, 20), (120, 1))
+        train_loss(Workers.of(OPS), MODELS["gpt"], params, data, config, batches=b, rows=r, seed=1)
+        for b, r in ((6, 20), (6, 20), (120, 1))
     ]
     assert losses[0] == losses[1]
     assert math.isclose(losses[0], losses[2], rel_tol=1e-12)
@@ -276,7 +278,7 @@ def test_training_leaves_the_plans_own_arrays_alone(corpus, tmp_path):
     tuned = plan.fine_tune(tmp_path / "a", None, {}, {"max_iters": 3}, tmp_path / "b", corpus, False, 5)
     before = tuned.params().copy()
     (tmp_path / "b").mkdir()
-    Trainer.of(tuned, OPS, np).run()
+    Trainer.of(tuned, Workers.of(OPS), np).run()
     np.testing.assert_array_equal(tuned.params(), before)
 
 
@@ -296,7 +298,7 @@ def test_training_and_generation_on_another_array_library(monkeypatch):
         on_device = xp.asarray(data)
         losses = [float(train_step(Reference(check=False), MODELS["gpt"], state, on_device, config, TRAIN, 0)[0]) for _ in range(3)]
         params = state.table.tree(state.params)
-        losses.append(split_loss(OPS, MODELS["gpt"], params, on_device, config, 4))
+        losses.append(split_loss(Workers.of(OPS), MODELS["gpt"], params, on_device, config, 4))
         tokens = list(generate(OPS, MODELS["gpt"], params, xp.asarray(data[:2]), 12, config))
         results.append((losses, tokens, to_numpy(state.params)))
     assert results[0][:2] == results[1][:2]

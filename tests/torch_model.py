@@ -5,6 +5,8 @@
     model(idx, targets).backward()
     gradients(model)["blocks.0.qkv_w"]       # NumPy, in tensorlite's names and layout
 
+With dropout it trains as the lecture does, on masks of PyTorch's own; the parity tests leave it out.
+
 Autograd does every backward here, so a mistake of ours cannot be repeated. `nn.Linear` keeps its weight as (out, in), tensorlite
 as (in, out): `load`, `values` and `gradients` transpose.
 """
@@ -28,6 +30,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         C, bias = config.n_embd, config.bias
+        self.dropout = config.dropout
         self.n_head, self.gelu = config.n_head, config.activation == "gelu"
         self.ln1 = nn.LayerNorm(C, bias=bias)
         self.qkv = nn.Linear(C, 3 * C, bias=False)
@@ -39,7 +42,8 @@ class Block(nn.Module):
     def attention(self, x: Tensor) -> Tensor:
         B, T, C = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, D)
-        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, D)
+        p = self.dropout if self.training else 0.0
+        y = functional.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)  # (B, H, T, D)
         return self.attn_proj(y.transpose(1, 2).reshape(B, T, C))
 
     def mlp(self, x: Tensor) -> Tensor:
@@ -47,17 +51,20 @@ class Block(nn.Module):
         return self.mlp_proj(functional.gelu(h, approximate="tanh") if self.gelu else functional.relu(h))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.ln1(x))
-        return x + self.mlp(self.ln2(x))
+        x = x + self.drop(self.attention(self.ln1(x)))
+        return x + self.drop(self.mlp(self.ln2(x)))
+
+    def drop(self, x: Tensor) -> Tensor:
+        return functional.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
 class GPT(nn.Module):
-    """gpt/model.py of the same configuration, without dropout. Its modules are named so that tensorlite's names follow."""
+    """gpt/model.py of the same configuration. Its modules are named so that tensorlite's names follow."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        if config.model != "gpt" or config.dropout:
-            raise ValueError("this is the full model without dropout")
+        if config.model != "gpt":
+            raise ValueError("this is the full model, not a stage")
         C, V = config.n_embd, config.vocab_size
         self.wte = nn.Embedding(V, C)
         self.wpe = nn.Embedding(config.block_size, C)

@@ -1,0 +1,329 @@
+"""The CPU backends against PyTorch on this machine, all in one run, taking turns.
+
+    python benchmarks/cpu.py [--quick] [--presets laptop shakespeare] [--threads 2] [--no-scaling]
+
+For each preset (shakespeare at batch 8): a training step, evaluation and generation of the reference, the fast backend and PyTorch
+(eager, and torch.compile), with medians and the 10th to 90th percentile; the matrix products of a step alone, the floor of them
+all; and peak memory. Then how time and memory of the fast backend grow. PyTorch is optional: pip install torch.
+"""
+
+import dataclasses
+import importlib.util
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import tyro
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from gpt.backends import choose
+from gpt.config import PRESETS, ModelConfig, TrainConfig, override
+from gpt.estimate import count
+from gpt.evaluate import split_loss
+from gpt.generate import generate
+from gpt.model import init
+from gpt.parallel import Workers, split
+from gpt.params import ParamTable
+from gpt.stages import MODELS
+from gpt.step import TrainState
+from tensorlite import pick_device
+from tensorlite.cpu import Ops
+
+EVAL_BATCHES = 10
+TORCH = importlib.util.find_spec("torch") is not None
+
+
+@dataclass
+class Args:
+    """Race the CPU backends against PyTorch."""
+
+    quick: bool = False
+    """Under a minute: laptop only, few rounds, no torch.compile, no scaling."""
+    presets: tuple[str, ...] = ("laptop", "shakespeare")
+    threads: int = 2
+    scaling: bool = True
+    """Also measure how a step grows with batch, context, width, layers and threads."""
+    memory_of: str | None = None
+    """Used by the script itself: print the peak memory of one contender, preset given, and end."""
+
+
+@dataclass
+class Race:
+    """One configuration, and what each contender makes of it."""
+
+    name: str
+    config: ModelConfig
+    train: TrainConfig
+    threads: int
+
+    @classmethod
+    def of(cls, name: str, threads: int) -> "Race":
+        preset = PRESETS[name]
+        train = override(preset.train, {"batch_size": 8}) if name == "shakespeare" else preset.train
+        return cls(name, override(preset.model, {"init_std": 0.02}), train, threads)
+
+    @cached_property
+    def data(self) -> np.ndarray:
+        return np.random.default_rng(0).integers(0, self.config.vocab_size, 200_000)
+
+    @property
+    def tokens(self) -> int:
+        return self.train.batch_size * self.config.block_size
+
+    def workers(self, backend: str) -> Workers:
+        """As train.py makes them: reference with one shard and BLAS threads, fast with a shard a thread."""
+        chosen = choose(backend, pick_device("cpu"))
+        shards = min(self.threads, self.train.batch_size) if chosen.sharded else 1
+        return Workers(chosen.make, shards, self.threads)
+
+    def ours(self, backend: str) -> "Contender":
+        workers, model = self.workers(backend), MODELS["gpt"]
+        table = ParamTable(init(self.config))
+        state = TrainState.start(table, table.initial(0), np)
+        train = override(self.train, {"shards": workers.shards})
+
+        def step() -> float:
+            return workers.train_step(model, state, self.data, self.config, train, 0)[0]
+
+        def evaluation() -> float:
+            return split_loss(
+                workers, model, table.tree(state.params), self.data[: EVAL_BATCHES * self.tokens], self.config, train.batch_size
+            )
+
+        def written(prompt: np.ndarray, n: int, cached: bool = True) -> Iterator[int]:
+            return generate(workers.lead, model, table.tree(state.params), prompt, n, self.config, cached=cached)
+
+        blas = self.threads if workers.shards == 1 else 1
+        return Contender(
+            backend, step, evaluation, {"cached": written, "uncached": lambda p, n: written(p, n, False)}, blas, self.threads
+        )
+
+    def torch(self, compiled: bool) -> "Contender":
+        import torch
+        import torch_baseline as baseline
+
+        torch.set_num_threads(self.threads)
+        torch.manual_seed(0)
+        model, data = baseline.GPT(self.config), torch.from_numpy(self.data)
+        step = baseline.training_step(model, data, self.config, self.train, compiled)
+        scored = torch.compile(model) if compiled else model
+
+        def evaluation() -> float:
+            model.eval()
+            return baseline.evaluate(scored, data[: EVAL_BATCHES * self.tokens], self.config, self.train.batch_size)
+
+        def written(loop: Callable) -> Callable:
+            return lambda prompt, n: loop(model, torch.from_numpy(prompt)[None], n, self.config)
+
+        loops = {"uncached": written(baseline.generate), "cached": written(baseline.generate_cached)}
+        return Contender("torch.compile" if compiled else "PyTorch eager", step, evaluation, {} if compiled else loops, 1, 1)
+
+    def contender(self, name: str) -> "Contender":
+        return self.ours(name) if name in ("reference", "fast") else self.torch(name == "torch.compile")
+
+    def floor(self) -> Callable[[], None]:
+        """The matrix products of one step and nothing else: each thread makes those of its share of the rows."""
+        c, H = self.config, self.config.n_head
+        C, T, D, V = c.n_embd, c.block_size, c.n_embd // c.n_head, c.vocab_size
+        random = np.random.default_rng(0)
+
+        def matrix(*shape: int) -> np.ndarray:
+            return random.standard_normal(shape, np.float32)
+
+        def shard(rows: int) -> list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+            N, jobs = rows * T, []
+            for times, i, o in ((c.n_layer, C, 3 * C), (c.n_layer, C, C), (c.n_layer, C, 4 * C), (c.n_layer, 4 * C, C), (1, C, V)):
+                x, w, y = matrix(N, i), matrix(i, o), matrix(N, o)
+                jobs += [(times, x, w, np.empty_like(y)), (times, y, w.T, np.empty_like(x)), (times, x.T, y, np.empty_like(w))]
+            q, s = matrix(rows, H, T, D), matrix(rows, H, T, T)
+            kt, st = q.transpose(0, 1, 3, 2), s.transpose(0, 1, 3, 2)
+            jobs += [(2 * c.n_layer, q, kt, np.empty_like(s)), (2 * c.n_layer, s, q, np.empty_like(q))]
+            return [*jobs, (2 * c.n_layer, st, q, np.empty_like(q))]
+
+        shards = [shard(len(rows)) for rows in split(range(self.train.batch_size), self.threads)]
+        pool = ThreadPoolExecutor(self.threads)
+
+        def products(jobs: list) -> None:
+            for times, a, b, out in jobs:
+                for _ in range(times):
+                    np.matmul(a, b, out=out)
+
+        return lambda: list(pool.map(products, shards)) and None
+
+
+@dataclass
+class Contender:
+    """Functions to time; each with the number of threads that NumPy's BLAS may use meanwhile."""
+
+    name: str
+    step: Callable[[], float]
+    evaluation: Callable[[], float]
+    writers: dict[str, Callable[[np.ndarray, int], Iterator[int]]]
+    blas_threads: int  # in training and evaluation
+    writing_threads: int  # in generation
+
+
+def timed(work: Callable[[], Any], blas_threads: int) -> float:
+    """Seconds of one call."""
+    with threadpool_limits(blas_threads, user_api="blas"):
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+
+def interleaved(works: dict[str, tuple[Callable[[], Any], int]], rounds: int, each: int) -> dict[str, list[float]]:
+    """Times of every work: rounds x each calls, the works taking turns, each turn warmed up by a call that is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, (work, blas_threads) in works.items():
+            timed(work, blas_threads)
+            times[name] += [timed(work, blas_threads) for _ in range(each)]
+    return times
+
+
+def table(title: str, times: dict[str, list[float]], unit: str, per_call: float, against: tuple[str, ...]) -> None:
+    """Print medians, spread, rate, and how many times faster than some of the rows each row is."""
+    ratios = [name for name in against if name in times]
+    print(f"\n{title}")
+    print(f"{'':16}{'ms':>9}{'10 to 90 %':>18}{unit:>14}" + "".join(f"{'x ' + name:>17}" for name in ratios))
+    for name, found in times.items():
+        median, (low, high) = statistics.median(found), np.quantile(found, [0.1, 0.9])
+        times_faster = "".join(f"{statistics.median(times[other]) / median:17.2f}" for other in ratios)
+        spread = f"{low * 1e3:.1f} to {high * 1e3:.1f}"
+        print(f"{name:16}{median * 1e3:9.1f}{spread:>18}{per_call / median:14,.0f}{times_faster}")
+
+
+def race(which: Race, rounds: int, compiled: bool) -> None:
+    """One preset: training, evaluation, generation, memory."""
+    names = ["reference", "fast"] + ["PyTorch eager"] * TORCH + ["torch.compile"] * (TORCH and compiled)
+    contenders = [which.contender(name) for name in names]
+    c, train = which.config, which.train
+    print(
+        f"\n=== {which.name}: {c.n_layer} layers, {c.n_embd} channels, context {c.block_size}, batch {train.batch_size}, ", end=""
+    )
+    print(f"dropout {c.dropout}, {which.threads} threads ===")
+    each = 10 if which.name == "laptop" else 2
+    against = ("PyTorch eager", "torch.compile")
+
+    works: dict[str, tuple] = {who.name: (who.step, who.blas_threads) for who in contenders} | {
+        "products alone": (which.floor(), 1)
+    }
+    steps = interleaved(works, rounds, each)
+    table("training step", steps, "tokens/s", which.tokens, (*against, "products alone"))
+
+    works = {who.name: (who.evaluation, who.blas_threads) for who in contenders}
+    table("evaluation", interleaved(works, max(2, rounds // 3), 1), "tokens/s", EVAL_BATCHES * which.tokens, against)
+
+    T = c.block_size
+    for title, prompt, n in (("generation, within the context", 1, T - 1), ("generation, beyond the context", T, 30)):
+        works = {}
+        for who in contenders:
+            for kind, writer in who.writers.items():
+                if prompt == 1 or kind == "uncached":  # beyond the context there is nothing to keep
+                    start = which.data[:prompt]
+                    works[f"{who.name.split()[0]} {kind}"] = (lambda w=writer, s=start, n=n: list(w(s, n)), who.writing_threads)
+        times = interleaved(works, rounds, 1)
+        table(f"{title}: {n} tokens from a prompt of {prompt}", times, "tokens/s", n, ("PyTorch uncached", "PyTorch cached"))
+
+    print("\npeak memory of a process that trains 3 steps, above what it takes to import its libraries")
+    for name in names:
+        command = [sys.executable, __file__, "--memory-of", name, "--presets", which.name, "--threads", str(which.threads)]
+        print(f"{name:16}{subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip():>9} MiB")
+
+
+def memory_of(which: Race, name: str) -> float:
+    """MiB at the highest point of three steps, less those before the contender was made."""
+    if name not in ("reference", "fast"):
+        import torch
+        import torch_baseline  # noqa: F401  (counted as imported)
+
+        torch.ones(1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    who = which.contender(name)
+    for _ in range(3):
+        timed(who.step, who.blas_threads)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def scaling(threads: int) -> None:
+    """How a step of the fast backend grows when one thing does: fitted exponents beside those of the counted FLOPs and bytes."""
+    base = ModelConfig(vocab_size=65, block_size=128, n_layer=4, n_head=4, n_embd=256)
+    start = TrainConfig(batch_size=8)
+    print("\n=== how a step of the fast backend grows (4 layers, 256 channels, context 128, batch 8, one thing changed) ===")
+    print("exponent: of time or bytes as a power of the thing that grows, fitted; counted: of FLOPs, of the estimated bytes")
+    print(f"{'what':9}{'values':>20}{'ms':>34}{'exponent':>10}{'counted':>9}{'MiB':>30}{'exponent':>10}{'counted':>9}")
+    for what, values in {
+        "batch": (4, 8, 16, 32),
+        "context": (64, 128, 256, 512),
+        "width": (128, 256, 512, 1024),
+        "layers": (2, 4, 8, 16),
+        "threads": tuple(n for n in (1, 2, 4, 8, 16) if n <= threads),
+    }.items():
+        ms, mib, flops, counted = [], [], [], []
+        for value in values:
+            fields = {"context": "block_size", "width": "n_embd", "layers": "n_layer"}
+            config = override(base, {fields[what]: value}) if what in fields else base
+            train = override(start, {"batch_size": value}) if what == "batch" else start
+            which = Race("", config, train, value if what == "threads" else threads)
+            who = which.ours("fast")
+            timed(who.step, 1)
+            ms.append(min(timed(who.step, 1) for _ in range(5)) * 1e3)
+            shards = min(which.threads, train.batch_size)
+            cost = count(config, override(train, {"shards": shards}), Ops.rows)
+            flops.append(cost.flops)
+            counted.append(cost.peak_bytes)
+            mib.append(peak_of(which))
+        numbers = [slope(values, column) for column in (ms, flops, mib, counted)]
+        if what == "threads":
+            numbers[1] = -1.0  # the same work on more hands
+        print(
+            f"{what:9}{' '.join(map(str, values)):>20}{' '.join(f'{x:.0f}' for x in ms):>34}{numbers[0]:10.2f}{numbers[1]:9.2f}"
+            f"{' '.join(f'{x:.0f}' for x in mib):>30}{numbers[2]:10.2f}{numbers[3]:9.2f}"
+        )
+
+
+def peak_of(which: Race) -> float:
+    """Peak memory of a process of its own that makes three steps of a configuration."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import cpu; from gpt.config import ModelConfig, TrainConfig;"
+        f"print(cpu.memory_of(cpu.Race('', {which.config!r}, {which.train!r}, {which.threads}), 'fast'))"
+    )
+    command = [sys.executable, "-c", program, __file__.rpartition("/")[0] or "."]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def slope(x: tuple[int, ...], y: list[float]) -> float:
+    """b of the least-squares fit y = a x^b."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0]) if len(x) > 1 else float("nan")
+
+
+def main() -> None:
+    """Measure and print."""
+    args = tyro.cli(Args)
+    races = [Race.of(name, args.threads) for name in (("laptop",) if args.quick else args.presets)]
+    if args.memory_of:
+        print(f"{memory_of(races[0], args.memory_of):.0f}")
+        return
+    kernels = [library.get("architecture") for library in threadpool_info() if library["user_api"] == "blas"]
+    print(f"Python {sys.version.split()[0]}, NumPy {np.__version__} with {kernels[0] if kernels else 'unknown'} kernels", end="")
+    if TORCH:
+        import torch
+
+        print(f", PyTorch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}", end="")
+    print(f"; {args.threads} threads" + ("" if TORCH else "; PyTorch is not installed: pip install torch"))
+    for which in races:
+        race(dataclasses.replace(which), rounds=2 if args.quick else 8, compiled=not args.quick)
+    if args.scaling and not args.quick:
+        scaling(args.threads)
+
+
+if __name__ == "__main__":
+    main()

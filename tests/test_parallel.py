@@ -1,0 +1,264 @@
+"""Shards, threads and ranks compute what one worker computes: to the bit where they share a shard count, else to rounding."""
+
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from curves import BACKENDS, CONFIG, DATA, STEPS, curve
+from gpt.config import TrainConfig
+from gpt.errors import ConfigError
+from gpt.evaluate import split_loss, train_loss
+from gpt.parallel import Workers, split
+from gpt.ranks import Alone, NcclRanks, first_rank_first, join, on_device
+from gpt.stages import MODELS
+from gpt.step import train_step
+from small import start
+from tensorlite import Reference, cpu
+
+HERE = Path(__file__).parent
+ROWS = 6  # of one update, whatever it is split into
+ROUNDING = 1e-9  # after 100 steps, in float64: they differ by 1e-13 or so, and each step carries on what the last one left
+
+
+@cache
+def one_worker():
+    """train_step itself, on the reference."""
+    train = TrainConfig(batch_size=ROWS, learning_rate=0.01, min_lr=0.001, grad_clip=1.0)
+    state = start(CONFIG)
+    losses = [float(train_step(Reference(), MODELS["gpt"], state, DATA, CONFIG, train, 3)[0]) for _ in range(STEPS)]
+    return losses, state
+
+
+def assert_same_curve(losses, params):
+    expected, state = one_worker()
+    assert expected[0] - expected[-1] > 0.1  # it learns something: the curve is no straight line
+    np.testing.assert_allclose(losses, expected, rtol=ROUNDING)
+    np.testing.assert_allclose(params, state.params, atol=ROUNDING)
+
+
+# ---- threads ----
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("shards", "accumulation"), [(1, 1), (2, 1), (4, 1), (6, 1), (1, 2), (2, 2), (3, 3), (2, 6)])
+def test_any_split_has_the_same_loss_curve(shards, accumulation, backend):
+    """Four shards of six rows are uneven; six shards, and six micro-batches, are single rows."""
+    losses, state, _ = curve(min(shards, ROWS // accumulation), ROWS // accumulation, accumulation, backend)
+    assert_same_curve(losses, state.params)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shards", [2, 4])
+def test_the_bits_do_not_depend_on_the_threads(shards, backend):
+    runs = [curve(shards, ROWS, 1, backend, threads) for threads in (1, 2, 3)]
+    for losses, state, val in runs[1:]:
+        assert losses == runs[0][0]
+        assert val == runs[0][2]
+        for name in ("params", "grads", "m", "v"):
+            np.testing.assert_array_equal(getattr(state, name), getattr(runs[0][1], name))
+
+
+def test_one_shard_is_train_step_to_the_bit():
+    losses, state, _ = curve(1, ROWS, 1, "reference")
+    assert losses == one_worker()[0]
+    np.testing.assert_array_equal(state.params, one_worker()[1].params)
+
+
+def test_shards_of_float32_agree_to_rounding():
+    """As users train: in float32, on the fast backend. One gradient, before differences can grow."""
+    train = TrainConfig(batch_size=ROWS, grad_clip=1.0)
+    grads = []
+    for shards in (1, 4):
+        state = start(CONFIG, dtype=np.float32)
+        Workers(cpu.Ops, shards, 2).train_step(MODELS["gpt"], state, DATA, CONFIG, train, 3)
+        grads.append(state.grads)
+        assert state.grads.dtype == np.float32
+    np.testing.assert_allclose(*grads, atol=4 * np.finfo(np.float32).eps * np.abs(grads[0]).max())
+
+
+def test_evaluation_does_not_depend_on_the_workers():
+    """The same windows whatever the threads; the same mean to rounding whatever the shards."""
+    state = start(CONFIG)
+    params, model = state.table.tree(state.params), MODELS["gpt"]
+    found = []
+    for shards, threads in ((1, 1), (2, 1), (2, 2), (3, 2)):
+        workers = Workers(cpu.Ops, shards, threads)
+        found.append(split_loss(workers, model, params, DATA, CONFIG, 900))
+        found.append(train_loss(workers, model, params, DATA, CONFIG, 5, 300, seed=1))
+    np.testing.assert_allclose(found[0::2], found[0], rtol=1e-12)
+    np.testing.assert_allclose(found[1::2], found[1], rtol=1e-12)
+    assert found[2:4] == found[4:6]
+
+
+def test_an_error_in_a_shard_is_raised_after_the_others_are_done():
+    done = []
+
+    def work(_, item):
+        if item == 1:
+            raise ValueError("shard 1")
+        done.append(item)
+
+    workers = Workers(Reference, 4, 2)
+    with pytest.raises(ValueError, match="shard 1"):
+        workers.each(work, range(4))
+    assert sorted(done) == [0, 2, 3]
+
+
+def test_each_gives_results_in_order_and_a_backend_one_item_at_a_time():
+    workers = Workers(Reference, 3, 3)
+    served = workers.each(lambda ops, item: (ops, item), range(10))
+    assert [item for _, item in served] == list(range(10))
+    assert [workers.backends.index(ops) for ops, _ in served] == [i % 3 for i in range(10)]
+
+
+@pytest.mark.parametrize(("n", "parts"), [(6, 2), (7, 3), (2, 5), (0, 2), (10, 1)])
+def test_split_covers_everything_once_and_evenly(n, parts):
+    pieces = split(range(n), parts)
+    assert [i for piece in pieces for i in piece] == list(range(n))
+    assert len(pieces) == parts
+    assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
+
+
+# ---- ranks ----
+
+
+def test_without_mpiexec_a_process_is_alone(monkeypatch):
+    monkeypatch.setenv("PMI_SIZE", "1")
+    ranks = join()
+    assert (ranks.rank, ranks.size) == (0, 1)
+    assert on_device(ranks, np) is ranks
+    assert first_rank_first(ranks, lambda: 7) == 7
+
+
+def test_missing_mpi4py_is_a_clear_error(monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(ConfigError, match=r"mpiexec started 2.*\.\[mpi\]"):
+        join()
+
+
+def test_more_ranks_than_shards_is_a_clear_error():
+    ranks = Alone()
+    ranks.size = 3
+    with pytest.raises(ConfigError, match="set --shards 3 or more"):
+        Workers(Reference, 2, 1, ranks)
+
+
+def test_nccl_sums_device_arrays_and_mpi_the_rest():
+    """Against stand-ins of the two libraries: which buffer, of which length and type, goes where."""
+    sent = []
+
+    class Communicator:
+        def __init__(self, size, unique, rank):
+            assert (size, unique, rank) == (2, "id", 1)
+
+        def allReduce(self, *args):
+            sent.append(args)
+
+    class Comm:
+        def Get_rank(self):
+            return 1
+
+        def Get_size(self):
+            return 2
+
+        def Split_type(self, kind):
+            return self
+
+        def bcast(self, value):
+            assert value is None  # only the first rank makes the id
+            return "id"
+
+        def Allreduce(self, how, flat):
+            sent.append((how, flat))
+
+    class Library:
+        def __init__(self, **names):
+            vars(self).update(names)
+
+    mpi = Library(COMM_WORLD=Comm(), COMM_TYPE_SHARED=0, IN_PLACE="in place")
+    nccl = Library(
+        NCCL_SUM=0, NCCL_FLOAT32=7, NCCL_FLOAT64=8, NcclCommunicator=Communicator, get_unique_id=lambda: pytest.fail("rank 1")
+    )
+    cupy = Library(cuda=Library(nccl=nccl, get_current_stream=lambda: Library(ptr=99)))
+    ranks = NcclRanks(mpi, cupy)
+    on_device_ = Library(data=Library(ptr=1234), size=10, dtype=np.dtype(np.float32))
+    on_host = np.ones(3)
+    ranks.sum_(on_device_)
+    ranks.sum_(on_host)
+    assert sent == [(1234, 1234, 10, 7, 0, 99), ("in place", on_host)]
+
+
+@pytest.fixture(scope="module")
+def mpiexec():
+    """Start a program on two ranks; the command is what a user types."""
+    pytest.importorskip("mpi4py", reason="mpi4py is not installed", exc_type=ImportError)
+    beside = Path(sys.executable).parent / "mpiexec"
+    command = str(beside) if beside.exists() else shutil.which("mpiexec")
+    if not command:
+        pytest.skip("no mpiexec on this machine")
+
+    def start_ranks(cwd, *programs):
+        """One program for both ranks, or one for each."""
+        parts = [["-n", str(2 // len(programs)), sys.executable, *map(str, program)] for program in programs]
+        arguments = [word for part in parts for word in (":", *part)][1:]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(HERE), str(HERE.parent))), "OPENBLAS_NUM_THREADS": "1"}
+        return subprocess.run([command, *arguments], cwd=cwd, capture_output=True, text=True, env=environment, timeout=120)
+
+    return start_ranks
+
+
+@pytest.mark.parametrize(("shards", "accumulation"), [(2, 1), (4, 1), (5, 1), (2, 2), (3, 2)])
+def test_two_ranks_have_the_same_loss_curve(shards, accumulation, mpiexec, tmp_path):
+    """Real processes; also uneven shards, several on a rank, and with accumulation. Both ranks end with the same bits."""
+    done = mpiexec(tmp_path, [HERE / "ranks_program.py", tmp_path / "r", shards, ROWS // accumulation, accumulation, "fast"])
+    assert done.returncode == 0, done.stderr
+    a, b = (np.load(tmp_path / f"r-{rank}.npz") for rank in (0, 1))
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+    assert_same_curve(a["losses"], a["params"])
+    assert float(a["val"]) == pytest.approx(curve(shards, ROWS // accumulation, accumulation)[2], rel=ROUNDING)
+
+
+TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n" * 30
+SMALL = ["--preset", "layernorm", "--n-layer", "2", "--n-embd", "8", "--n-head", "2", "--batch-size", "4", "--eval-batches", "2"]
+TRAIN = [HERE.parent / "train.py", *SMALL, "--max-iters", "20", "--eval-interval", "10", "--out", "run"]
+
+
+def test_train_on_two_ranks_prints_and_writes_once_and_resumes(mpiexec, tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    done = mpiexec(tmp_path, [*TRAIN, "--data", "text.txt"])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("step 10: train loss") == 1
+    assert done.stdout.count("done: step 20") == 1
+    assert "over 2 ranks" in done.stdout
+    assert sorted(p.name for p in (tmp_path / "run").iterdir() if p.name[0] != ".") == [
+        "best.safetensors",
+        "last.safetensors",
+        "loss.png",
+        "metrics.jsonl",
+    ]
+    done = mpiexec(tmp_path, [*TRAIN, "--data", "text.txt", "--resume", "--max-iters", "30"])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done: step 30") == 1
+
+
+def test_an_error_on_one_rank_ends_all(mpiexec, tmp_path):
+    """The second rank has another text's name wrong; the first would wait for it for ever."""
+    (tmp_path / "text.txt").write_text(TEXT)
+    done = mpiexec(tmp_path, [*TRAIN, "--data", "text.txt"], [*TRAIN, "--data", "missing.txt"])
+    assert done.returncode != 0
+    assert "error: missing.txt: no such file" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_mistake_that_all_ranks_make_is_said_once(mpiexec, tmp_path):
+    done = mpiexec(tmp_path, [*TRAIN, "--data", "missing.txt"])
+    assert done.returncode != 0
+    assert done.stderr.count("error: missing.txt: no such file") == 1
