@@ -7,9 +7,9 @@ For each preset (shakespeare at batch 8): a training step, evaluation and genera
 all; and peak memory. Then how time and memory of the fast backend grow. PyTorch is optional: pip install torch.
 """
 
-import dataclasses
 import importlib.util
-import resource
+import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from gpt.generate import generate
 from gpt.model import init
 from gpt.parallel import Workers, split
 from gpt.params import ParamTable
+from gpt.ranks import Alone
 from gpt.stages import MODELS
 from gpt.step import TrainState
 from tensorlite import pick_device
@@ -39,6 +41,7 @@ from tensorlite.cpu import Ops
 
 EVAL_BATCHES = 10
 TORCH = importlib.util.find_spec("torch") is not None
+MPI = importlib.util.find_spec("mpi4py") is not None
 
 
 @dataclass
@@ -51,6 +54,8 @@ class Args:
     threads: int = 2
     scaling: bool = True
     """Also measure how a step grows with batch, context, width, layers and threads."""
+    rank_of: bool = False
+    """Used by the script itself: be a rank of the preset, and make steps as asked."""
     memory_of: str | None = None
     """Used by the script itself: print the peak memory of one contender, preset given, and end."""
 
@@ -78,14 +83,14 @@ class Race:
     def tokens(self) -> int:
         return self.train.batch_size * self.config.block_size
 
-    def workers(self, backend: str) -> Workers:
-        """As train.py makes them: reference with one shard and BLAS threads, fast with a shard a thread."""
+    def workers(self, backend: str, ranks: Alone | None = None) -> Workers:
+        """As train.py makes them: reference with one shard and BLAS threads, fast with a shard a thread or rank."""
         chosen = choose(backend, pick_device("cpu"))
         shards = min(self.threads, self.train.batch_size) if chosen.sharded else 1
-        return Workers(chosen.make, shards, self.threads)
+        return Workers(chosen.make, shards, self.threads, ranks)
 
-    def ours(self, backend: str) -> "Contender":
-        workers, model = self.workers(backend), MODELS["gpt"]
+    def ours(self, backend: str, ranks: Alone | None = None) -> "Contender":
+        workers, model = self.workers(backend, ranks), MODELS["gpt"]
         table = ParamTable(init(self.config))
         state = TrainState.start(table, table.initial(0), np)
         train = override(self.train, {"shards": workers.shards})
@@ -179,26 +184,80 @@ def timed(work: Callable[[], Any], blas_threads: int) -> float:
         return time.perf_counter() - start
 
 
-def interleaved(works: dict[str, tuple[Callable[[], Any], int]], rounds: int, each: int) -> dict[str, list[float]]:
-    """Times of every work: rounds x each calls, the works taking turns, each turn warmed up by a call that is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in works}
+WARM_UP = 3  # calls that are not counted at the start of a turn: the caches hold another's data
+Turn = Callable[[int], list[float]]  # make so many calls, after those that warm up; the seconds of each
+
+
+def turn(work: Callable[[], Any], blas_threads: int) -> Turn:
+    """A turn of calls in this process."""
+
+    def calls(n: int) -> list[float]:
+        return [timed(work, blas_threads) for _ in range(WARM_UP + n)][WARM_UP:]
+
+    return calls
+
+
+def interleaved(turns: dict[str, Turn], rounds: int, each: int) -> dict[str, list[float]]:
+    """Times of all: rounds of each calls, taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in turns}
     for _ in range(rounds):
-        for name, (work, blas_threads) in works.items():
-            timed(work, blas_threads)
-            times[name] += [timed(work, blas_threads) for _ in range(each)]
+        for name, calls in turns.items():
+            times[name] += calls(each)
     return times
+
+
+class Ranks:
+    """The fast backend on processes of an mpiexec, one thread and one shard each: this script with --rank-of, asked for steps."""
+
+    def __init__(self, which: "Race") -> None:
+        beside = Path(sys.executable).parent / "mpiexec"
+        mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
+        arguments = ["--rank-of", "--presets", which.name, "--threads", str(which.threads)]
+        command = [mpiexec, "-n", str(which.threads), sys.executable, __file__, *arguments]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __call__(self, n: int) -> list[float]:
+        self.process.stdin.write(f"{n}\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def end(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def serve_steps(which: "Race") -> None:
+    """What a rank does: wait (asleep, for the others are being timed), make as many steps as asked, tell their times."""
+    from gpt.ranks import join
+
+    ranks = join()
+    step = which.ours("fast", ranks).step
+    while True:
+        n = int(sys.stdin.readline() or 0) if ranks.rank == 0 else 0
+        if ranks.rank == 0:
+            for other in range(1, ranks.size):
+                ranks.comm.send(n, other)
+        else:
+            while not ranks.comm.iprobe(0):
+                time.sleep(0.001)
+            n = ranks.comm.recv(source=0)
+        if n == 0:
+            return
+        times = turn(step, 1)(n)
+        if ranks.rank == 0:
+            print(json.dumps(times), flush=True)
 
 
 def table(title: str, times: dict[str, list[float]], unit: str, per_call: float, against: tuple[str, ...]) -> None:
     """Print medians, spread, rate, and how many times faster than some of the rows each row is."""
     ratios = [name for name in against if name in times]
     print(f"\n{title}")
-    print(f"{'':16}{'ms':>9}{'10 to 90 %':>18}{unit:>14}" + "".join(f"{'x ' + name:>17}" for name in ratios))
+    print(f"{'':18}{'ms':>9}{'10 to 90 %':>18}{unit:>14}" + "".join(f"{'x ' + name:>17}" for name in ratios))
     for name, found in times.items():
         median, (low, high) = statistics.median(found), np.quantile(found, [0.1, 0.9])
         times_faster = "".join(f"{statistics.median(times[other]) / median:17.2f}" for other in ratios)
         spread = f"{low * 1e3:.1f} to {high * 1e3:.1f}"
-        print(f"{name:16}{median * 1e3:9.1f}{spread:>18}{per_call / median:14,.0f}{times_faster}")
+        print(f"{name:18}{median * 1e3:9.1f}{spread:>18}{per_call / median:14,.0f}{times_faster}")
 
 
 def race(which: Race, rounds: int, compiled: bool) -> None:
@@ -210,33 +269,37 @@ def race(which: Race, rounds: int, compiled: bool) -> None:
         f"\n=== {which.name}: {c.n_layer} layers, {c.n_embd} channels, context {c.block_size}, batch {train.batch_size}, ", end=""
     )
     print(f"dropout {c.dropout}, {which.threads} threads ===")
-    each = 10 if which.name == "laptop" else 2
+    each = 20 if which.name == "laptop" else 3
     against = ("PyTorch eager", "torch.compile")
 
-    works: dict[str, tuple] = {who.name: (who.step, who.blas_threads) for who in contenders} | {
-        "products alone": (which.floor(), 1)
-    }
-    steps = interleaved(works, rounds, each)
-    table("training step", steps, "tokens/s", which.tokens, (*against, "products alone"))
+    turns: dict[str, Turn] = {who.name: turn(who.step, who.blas_threads) for who in contenders}
+    ranks = Ranks(which) if MPI and which.threads > 1 else None
+    if ranks:
+        turns[f"fast, {which.threads} ranks"] = ranks
+    turns["products alone"] = turn(which.floor(), 1)
+    table("training step", interleaved(turns, rounds, each), "tokens/s", which.tokens, (*against, "products alone"))
+    if ranks:
+        ranks.end()
 
-    works = {who.name: (who.evaluation, who.blas_threads) for who in contenders}
-    table("evaluation", interleaved(works, max(2, rounds // 3), 1), "tokens/s", EVAL_BATCHES * which.tokens, against)
+    turns = {who.name: turn(who.evaluation, who.blas_threads) for who in contenders}
+    table("evaluation", interleaved(turns, max(2, rounds // 3), 1), "tokens/s", EVAL_BATCHES * which.tokens, against)
 
     T = c.block_size
     for title, prompt, n in (("generation, within the context", 1, T - 1), ("generation, beyond the context", T, 30)):
-        works = {}
+        turns = {}
         for who in contenders:
             for kind, writer in who.writers.items():
                 if prompt == 1 or kind == "uncached":  # beyond the context there is nothing to keep
                     start = which.data[:prompt]
-                    works[f"{who.name.split()[0]} {kind}"] = (lambda w=writer, s=start, n=n: list(w(s, n)), who.writing_threads)
-        times = interleaved(works, rounds, 1)
+                    name = f"{who.name.split()[0]} {kind}"
+                    turns[name] = turn(lambda w=writer, s=start, n=n: list(w(s, n)), who.writing_threads)
+        times = interleaved(turns, max(2, rounds // 2), 1)
         table(f"{title}: {n} tokens from a prompt of {prompt}", times, "tokens/s", n, ("PyTorch uncached", "PyTorch cached"))
 
     print("\npeak memory of a process that trains 3 steps, above what it takes to import its libraries")
     for name in names:
         command = [sys.executable, __file__, "--memory-of", name, "--presets", which.name, "--threads", str(which.threads)]
-        print(f"{name:16}{subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip():>9} MiB")
+        print(f"{name:18}{subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip():>9} MiB")
 
 
 def memory_of(which: Race, name: str) -> float:
@@ -246,11 +309,17 @@ def memory_of(which: Race, name: str) -> float:
         import torch_baseline  # noqa: F401  (counted as imported)
 
         torch.ones(1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_rss()
     who = which.contender(name)
     for _ in range(3):
         timed(who.step, who.blas_threads)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return peak_rss() - before
+
+
+def peak_rss() -> float:
+    """MiB that this program held at most. (Linux's ru_maxrss would count the process that started it.)"""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
 
 
 def scaling(threads: int) -> None:
@@ -309,6 +378,9 @@ def main() -> None:
     """Measure and print."""
     args = tyro.cli(Args)
     races = [Race.of(name, args.threads) for name in (("laptop",) if args.quick else args.presets)]
+    if args.rank_of:
+        serve_steps(races[0])
+        return
     if args.memory_of:
         print(f"{memory_of(races[0], args.memory_of):.0f}")
         return
@@ -320,7 +392,7 @@ def main() -> None:
         print(f", PyTorch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}", end="")
     print(f"; {args.threads} threads" + ("" if TORCH else "; PyTorch is not installed: pip install torch"))
     for which in races:
-        race(dataclasses.replace(which), rounds=2 if args.quick else 8, compiled=not args.quick)
+        race(which, rounds=2 if args.quick else 8, compiled=not args.quick)
     if args.scaling and not args.quick:
         scaling(args.threads)
 

@@ -8,19 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cases import CASES, every_backend
+from cases import BACKENDS, CASES, every_backend
 from gpt.config import PRESETS
 from gpt.estimate import ShapeTable
 from gpt.params import ParamTable
 from gpt.stages import MODELS
 from tensorlite import KVCache, Reference, cpu
-from tensorlite.cpu import table as cpu_table
 from tensorlite.cpu.memory import SMALL
 from tensorlite.optable import ROWS
 from tensorlite.shapes import ShapeArray, ShapeOps, cache_bytes
 
 COMPOSITES = {"mlp", "self_attention", "add_layernorm", "head_loss", "activation"}
-TABLES = {"reference": ROWS, "fast": cpu_table.ROWS}
 
 
 def test_every_op_has_a_row_and_a_case_and_a_backward():
@@ -28,7 +26,7 @@ def test_every_op_has_a_row_and_a_case_and_a_backward():
     assert names == {name.removesuffix("_backward") for name in vars(Reference) if name.endswith("_backward")}
     assert names - COMPOSITES == set(ROWS)
     assert names - COMPOSITES == set(CASES)
-    assert all(list(rows) == list(ROWS) for rows in TABLES.values())
+    assert all(list(ops.rows) == list(ROWS) for ops in BACKENDS)
 
 
 def test_composites_take_the_backend_first():
@@ -64,20 +62,19 @@ def test_a_row_says_what_the_op_does(ops, name, data):
     """Output shape, gradient shapes, the inputs that the cache refers to and its own bytes are those of the real op."""
     inputs = data.draw(CASES[name].inputs)
     shapes = {k: ShapeArray(v.shape, v.itemsize) if isinstance(v, np.ndarray) else v for k, v in inputs.items()}
-    rows, (forward, backward) = TABLES[ops.name], CASES[name].on(ops)
-    shape_ops = ShapeOps(rows)
+    row, shape_ops, (forward, backward) = ops.rows[name], ShapeOps(ops.rows), CASES[name].on(ops)
     shape_forward, shape_backward = CASES[name].on(shape_ops)
     y, cache = forward(**inputs)
     y_shape, shape_cache = shape_forward(**shapes)
     assert y_shape.shape == y.shape
     kept = cache_bytes(cache, inputs)  # what it refers to of its inputs is not its own
-    if rows[name].keeps == ("y",):
+    if row.keeps == ("y",):
         assert cache_bytes(cache) == y.nbytes
     else:
         assert kept == cache_bytes(shape_cache, shapes), (name, inputs)
     everything = cache_bytes(cache)
     refers_to = {k for k, v in inputs.items() if isinstance(v, np.ndarray) and cache_bytes(cache, [v]) < everything}
-    assert refers_to == set(rows[name].keeps) - {"y"}
+    assert refers_to == set(row.keeps) - {"y"}
     grads = backward(np.ones_like(y), cache)
     shape_grads = shape_backward(y_shape, shape_cache)
     for g, s in zip(as_tuple(grads), as_tuple(shape_grads), strict=True):
@@ -125,7 +122,7 @@ def test_shape_arrays_refuse_arithmetic():
 @every_backend
 def test_the_estimated_cache_is_the_real_one(ops, preset, dropout):
     """Bytes counted on shapes equal the bytes of a real forward pass."""
-    config, _, params, shape_ops, idx = shape_run(preset, TABLES[ops.name], dropout=dropout)
+    config, _, params, shape_ops, idx = shape_run(preset, ops.rows, dropout=dropout)
     model, key = MODELS[config.model], ops.key(0, 0)
     _, cache = model.forward(shape_ops, params, idx, idx, config, key)
     flat = ParamTable(model.init(config)).initial(0)

@@ -88,4 +88,4 @@ def attention_backward(ops: Any, dy: Array, cache: tuple) -> Array:
 
 def longest(x: Array) -> float:
     """The length of the longest row of x: (B, H, T, D), NaN if x has one. Of a complex x (the complex step's), the real part's."""
-    return math.sqrt(np.einsum("bhtd,bhtd->bht", x, x).real.max(initial=0.0))
+    return math.sqrt(np.vecdot(x, x).real.max(initial=0.0))

@@ -1,6 +1,7 @@
-"""GELU in place and in tiles: all passes over one tile are made while it is in the L2 cache.
+"""GELU in place and in tiles: all passes over one tile are made while it is in the cache.
 
-It replaces gelu_forward and gelu_backward of tensorlite/activations.py, and keeps tanh for backward, where the reference
+It replaces gelu_forward and gelu_backward of tensorlite/activations.py. Written as y = x s with the gate s = (1 + tanh u) / 2, a
+logistic function of 2u, the derivative needs no tanh: s' = 2 s (1 - s) u'. The gate is kept for backward, where the reference
 computes it again: as many bytes as x.
 """
 
@@ -11,47 +12,44 @@ import numpy as np
 from tensorlite.activations import CUBIC, SQRT_2_OVER_PI
 from tensorlite.xp import Array, namespace
 
-TILE = 1 << 17  # elements; smaller tiles cost more in calls than they save in misses [benchmarks/RESULTS.md]
+TILE = 1 << 17  # elements; a smaller tile costs more in calls than it saves in misses [docs/decisions.md]
 
 
 def gelu_forward(ops: Any, x: Array) -> tuple[Array, tuple]:
-    """y = x (1 + tanh u) / 2,  u = x (a + a c x^2) with a = sqrt(2/pi), c = 0.044715. The cache holds x and tanh u."""
+    """y = x s,  s = (1 + tanh u) / 2,  u = x (a + a c x^2) with a = sqrt(2/pi), c = 0.044715. The cache holds x and s."""
     namespace(x)
-    tanh, y = ops.memory.new(x.shape, x), ops.memory.new(x.shape, x)
-    flat_x, flat_tanh, flat_y = x.reshape(-1), tanh.reshape(-1), y.reshape(-1)
+    gate, y = ops.memory.new(x.shape, x), ops.memory.new(x.shape, x)
+    flat_x, flat_gate, flat_y = x.reshape(-1), gate.reshape(-1), y.reshape(-1)
     for i in range(0, x.size, TILE):
         tile = slice(i, i + TILE)
-        x_, t, y_ = flat_x[tile], flat_tanh[tile], flat_y[tile]
-        np.multiply(x_, x_, out=t)
-        t *= SQRT_2_OVER_PI * CUBIC
-        t += SQRT_2_OVER_PI
-        t *= x_  # u
-        np.tanh(t, out=t)
-        np.add(t, 1.0, out=y_)
-        y_ *= x_
-        y_ *= 0.5
-    return y, (x, tanh)
+        x_, s, y_ = flat_x[tile], flat_gate[tile], flat_y[tile]
+        np.multiply(x_, x_, out=s)
+        s *= SQRT_2_OVER_PI * CUBIC
+        s += SQRT_2_OVER_PI
+        s *= x_  # u
+        np.tanh(s, out=s)
+        s *= 0.5
+        s += 0.5
+        np.multiply(x_, s, out=y_)
+    return y, (x, gate)
 
 
 def gelu_backward(ops: Any, dy: Array, cache: tuple) -> Array:
-    """dx = dy ((1 + tanh u) + (1 - tanh^2 u) x u') / 2,  x u' = x (a + 3 a c x^2)."""
-    x, tanh = cache
+    """dx = dy (s + x s') = dy s (1 + 2 (1 - s) x u'),  x u' = x (a + 3 a c x^2)."""
+    x, gate = cache
     namespace(dy, x)
     dx = ops.memory.new(x.shape, dy, x)
-    flat_x, flat_tanh, flat_dy, flat_dx = x.reshape(-1), tanh.reshape(-1), dy.reshape(-1), dx.reshape(-1)
-    rest = ops.memory.scratch((TILE,), tanh.dtype)
+    flat_x, flat_gate, flat_dy, flat_dx = x.reshape(-1), gate.reshape(-1), dy.reshape(-1), dx.reshape(-1)
+    rest = ops.memory.scratch((TILE,), gate.dtype)
     for i in range(0, x.size, TILE):
         tile = slice(i, i + TILE)
-        x_, t, dy_, d = flat_x[tile], flat_tanh[tile], flat_dy[tile], flat_dx[tile]
-        s = rest[: len(t)]
+        x_, s, dy_, d = flat_x[tile], flat_gate[tile], flat_dy[tile], flat_dx[tile]
         np.multiply(x_, x_, out=d)
-        d *= 1.5 * SQRT_2_OVER_PI * CUBIC
-        d += 0.5 * SQRT_2_OVER_PI
-        d *= x_  # x u' / 2
-        np.multiply(t, t, out=s)
-        np.subtract(1.0, s, out=s)
-        d *= s  # (1 - tanh^2 u) x u' / 2
-        d += np.multiply(t, 0.5, out=s)
-        d += 0.5  # + (1 + tanh u) / 2
+        d *= 6.0 * SQRT_2_OVER_PI * CUBIC
+        d += 2.0 * SQRT_2_OVER_PI
+        d *= x_  # 2 x u'
+        d *= np.subtract(1.0, s, out=rest[: len(s)])
+        d += 1.0
+        d *= s
         d *= dy_
     return dx

@@ -12,7 +12,7 @@ import numpy as np
 
 from tensorlite.xp import Array, namespace
 
-TILE = 1 << 16  # elements: five arrays of a tile are 1.3 MB
+TILE = 1 << 18  # elements; a smaller tile costs more in calls than it saves in misses [docs/decisions.md]
 
 
 def adamw_(

@@ -15,6 +15,6 @@ ROWS: dict[str, Op] = _REFERENCE | {
     "layernorm": replace(
         _REFERENCE["layernorm"], keeps=("w",), saves=lambda a: [(a.x.shape, "float"), ((*a.x.shape[:-1], 1), "float")]
     ),
-    "gelu": replace(_REFERENCE["gelu"], saves=lambda a: [(a.x.shape, "float")]),  # tanh, which the reference computes again
+    "gelu": replace(_REFERENCE["gelu"], saves=lambda a: [(a.x.shape, "float")]),  # the gate, which the reference computes again
     "attention": replace(_REFERENCE["attention"], keeps=("qkv", "y")),  # y is the next linear layer's x, which that keeps anyway
 }
