@@ -14,6 +14,7 @@ from tensorlite.optable import ROWS, Op
 from tensorlite.shapes import ShapeArray, ShapeOps, cache_bytes
 
 FLOAT = 4  # bytes of a float32
+PATIENCE = 30.0  # seconds: a first call below it, which maps its memory in, is not taken for the rule
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,12 @@ def available_bytes(xp: Any) -> int | None:
 
 
 def seconds_of(work: Callable[[], Any], agreed: Callable[[float], float] = float, enough: float = 1.0) -> float:
-    """Time a call: once if it takes long, else the median of as many as fit, the first left out: it warms things up.
+    """Time a call: twice, or once if it takes very long, or as often as fits; the median. The first call warms up, and is left out.
 
     agreed: what all ranks make of a time, so that all make the same number of calls.
     """
     times: list[float] = []
-    while not times or (len(times) < 100 and sum(times) < enough):
+    while len(times) < 100 and (sum(times) < enough or (len(times) == 1 and times[0] < PATIENCE)):
         start = time.perf_counter()
         work()
         times.append(agreed(time.perf_counter() - start))
