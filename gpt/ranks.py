@@ -81,11 +81,15 @@ def join() -> Alone:
 
 
 def first_rank_first(ranks: Alone, work: Callable[[], Result]) -> Result:
-    """Do it on the first rank, then on the others: what it fetches or writes is there when they come."""
+    """Do it on the first rank, then on the others: what it fetches is there when they come. All go on from here together."""
+    everybody = np.zeros(1)  # its sum waits for them
     if ranks.rank == 0:
         result = work()
-    ranks.sum_(np.zeros(1))  # a sum waits for everybody
-    return result if ranks.rank == 0 else work()
+    ranks.sum_(everybody)
+    if ranks.rank > 0:
+        result = work()
+    ranks.sum_(everybody)
+    return result
 
 
 def on_device(ranks: Alone, xp: Any) -> Alone:

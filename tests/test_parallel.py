@@ -2,15 +2,19 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from curves import BACKENDS, CONFIG, DATA, STEPS, curve
+from gpt import checkpoint
 from gpt.config import TrainConfig
 from gpt.errors import ConfigError
 from gpt.evaluate import split_loss, train_loss
@@ -209,15 +213,22 @@ def mpiexec():
         parts = [["-n", str(2 // len(programs)), sys.executable, *map(str, program)] for program in programs]
         arguments = [word for part in parts for word in (":", *part)][1:]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(HERE), str(HERE.parent))), "OPENBLAS_NUM_THREADS": "1"}
-        return subprocess.run([command, *arguments], cwd=cwd, capture_output=True, text=True, env=environment, timeout=120)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([command, *arguments], cwd=cwd, env=environment, **pipes)
 
     return start_ranks
+
+
+def ended(process):
+    """Its exit status and what it printed."""
+    stdout, stderr = process.communicate(timeout=120)
+    return SimpleNamespace(returncode=process.returncode, stdout=stdout, stderr=stderr)
 
 
 @pytest.mark.parametrize(("shards", "accumulation"), [(2, 1), (4, 1), (5, 1), (2, 2), (3, 2)])
 def test_two_ranks_have_the_same_loss_curve(shards, accumulation, mpiexec, tmp_path):
     """Real processes; also uneven shards, several on a rank, and with accumulation. Both ranks end with the same bits."""
-    done = mpiexec(tmp_path, [HERE / "ranks_program.py", tmp_path / "r", shards, ROWS // accumulation, accumulation, "fast"])
+    done = ended(mpiexec(tmp_path, [HERE / "ranks_program.py", tmp_path / "r", shards, ROWS // accumulation, accumulation, "fast"]))
     assert done.returncode == 0, done.stderr
     a, b = (np.load(tmp_path / f"r-{rank}.npz") for rank in (0, 1))
     for name in a:
@@ -233,7 +244,7 @@ TRAIN = [HERE.parent / "train.py", *SMALL, "--max-iters", "20", "--eval-interval
 
 def test_train_on_two_ranks_prints_and_writes_once_and_resumes(mpiexec, tmp_path):
     (tmp_path / "text.txt").write_text(TEXT)
-    done = mpiexec(tmp_path, [*TRAIN, "--data", "text.txt"])
+    done = ended(mpiexec(tmp_path, [*TRAIN, "--data", "text.txt"]))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("step 10: train loss") == 1
     assert done.stdout.count("done: step 20") == 1
@@ -244,7 +255,7 @@ def test_train_on_two_ranks_prints_and_writes_once_and_resumes(mpiexec, tmp_path
         "loss.png",
         "metrics.jsonl",
     ]
-    done = mpiexec(tmp_path, [*TRAIN, "--data", "text.txt", "--resume", "--max-iters", "30"])
+    done = ended(mpiexec(tmp_path, [*TRAIN, "--data", "text.txt", "--resume", "--max-iters", "30"]))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("done: step 30") == 1
 
@@ -252,13 +263,31 @@ def test_train_on_two_ranks_prints_and_writes_once_and_resumes(mpiexec, tmp_path
 def test_an_error_on_one_rank_ends_all(mpiexec, tmp_path):
     """The second rank has another text's name wrong; the first would wait for it for ever."""
     (tmp_path / "text.txt").write_text(TEXT)
-    done = mpiexec(tmp_path, [*TRAIN, "--data", "text.txt"], [*TRAIN, "--data", "missing.txt"])
+    done = ended(mpiexec(tmp_path, [*TRAIN, "--data", "text.txt"], [*TRAIN, "--data", "missing.txt"]))
     assert done.returncode != 0
     assert "error: missing.txt: no such file" in done.stderr
     assert "Traceback" not in done.stderr
 
 
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(mpiexec, tmp_path):
+    """What it had is saved, and a resumed run goes on from it."""
+    (tmp_path / "text.txt").write_text(TEXT)
+    process = mpiexec(tmp_path, [*TRAIN, "--data", "text.txt", "--max-iters", "100000"])
+    deadline = time.time() + 60
+    while not (tmp_path / "run" / "last.safetensors").exists() and time.time() < deadline:
+        time.sleep(0.05)
+    os.kill(int((tmp_path / "run" / ".lock").read_text()), signal.SIGINT)  # the first rank's number
+    done = ended(process)
+    assert done.returncode != 0
+    assert "go on with --resume" in done.stdout
+    assert "Traceback" not in done.stderr
+    stopped = checkpoint.load(tmp_path / "run" / "last.safetensors").step
+    assert f"stopped at step {stopped}" in done.stdout
+    process = mpiexec(tmp_path, [*TRAIN, "--data", "text.txt", "--resume", "--max-iters", str(stopped + 5)])
+    assert f"done: step {stopped + 5}" in ended(process).stdout
+
+
 def test_a_mistake_that_all_ranks_make_is_said_once(mpiexec, tmp_path):
-    done = mpiexec(tmp_path, [*TRAIN, "--data", "missing.txt"])
+    done = ended(mpiexec(tmp_path, [*TRAIN, "--data", "missing.txt"]))
     assert done.returncode != 0
     assert done.stderr.count("error: missing.txt: no such file") == 1
