@@ -9,7 +9,7 @@ from gpt.errors import ConfigError
 from gpt.generate import Sampling, choose, generate
 from gpt.stages import MODELS
 from small import config_of, start
-from tensorlite import KVCache, Reference
+from tensorlite import KVCache, Reference, cpu
 from tensorlite.testing import seeds
 
 OPS = Reference()
@@ -21,24 +21,29 @@ def model_of(name, **fields):
     return config, MODELS[name], state.table.tree(state.params)
 
 
+every_backend = pytest.mark.parametrize("ops", [OPS, cpu.Ops()], ids=lambda ops: ops.name)
+
+
+@every_backend
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("prompt", [1, 3, 9])
-def test_cached_tokens_are_the_uncached_ones(name, prompt):
+def test_cached_tokens_are_the_uncached_ones(name, prompt, ops):
     """Up to the context and well beyond it."""
     config, model, params = model_of(name, block_size=9)
     start_text = np.arange(prompt) % config.vocab_size
-    runs = [list(generate(OPS, model, params, start_text, 20, config, Sampling(), seed=3, cached=c)) for c in (True, False)]
+    runs = [list(generate(ops, model, params, start_text, 20, config, Sampling(), seed=3, cached=c)) for c in (True, False)]
     assert runs[0] == runs[1]
     assert len(runs[0]) == 20
 
 
+@every_backend
 @pytest.mark.parametrize("name", MODELS)
-def test_cached_logits_are_the_uncached_ones(name):
+def test_cached_logits_are_the_uncached_ones(name, ops):
     config, model, params = model_of(name, block_size=9)
     idx = np.random.default_rng(0).integers(0, config.vocab_size, (2, 9))
-    whole = model.logits(OPS, params, idx, config)
+    whole = model.logits(ops, params, idx, config)
     past = KVCache(config.n_layer, 9)
-    pieces = [model.logits(OPS, params, idx[:, a:b], config, past) for a, b in ((0, 4), (4, 5), (5, 6), (6, 9))]
+    pieces = [model.logits(ops, params, idx[:, a:b], config, past) for a, b in ((0, 4), (4, 5), (5, 6), (6, 9))]
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, rtol=1e-5, atol=1e-5)
 
 
