@@ -109,7 +109,7 @@ class Args:
     """Largest norm of the gradient; 0: no clipping."""
     gradient_accumulation_steps: Int = None
     """Forward passes summed into one update: the effect of a larger batch in the memory of a small one."""
-    shards: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: see text)")] = None
+    shards: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
     """Parts of each batch that threads and ranks compute side by side. The same shards give the same bits on any number of
     threads, others the same to rounding. Default: a shard a thread with the fast backend; with --resume the run's own."""
     eval_interval: Int = None
