@@ -5,6 +5,7 @@ import dataclasses
 import os
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -131,13 +132,8 @@ def main() -> int:
     ranks = Alone()
     try:
         ranks = join()
-        with contextlib.ExitStack() as stack:
-            if ranks.rank:
-                nowhere = stack.enter_context(open(os.devnull, "w"))
-                stack.enter_context(contextlib.redirect_stdout(nowhere))
-                with contextlib.redirect_stderr(nowhere):
-                    args = tyro.cli(Args)
-            else:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if ranks.rank else sys.stdout):
+            with contextlib.redirect_stderr(nowhere if ranks.rank else sys.stderr):  # a wrong flag is said once
                 args = tyro.cli(Args)
             return run(args, ranks)
     except (UserError, DeviceError) as error:
@@ -152,8 +148,6 @@ def main() -> int:
         return 141
     except Exception:
         if ranks.size > 1:  # a defect of ours; the other ranks would wait for this one for ever
-            import traceback
-
             failed(traceback.format_exc(), 1, ranks)
         raise
 

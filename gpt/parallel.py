@@ -20,7 +20,7 @@ from gpt.config import ModelConfig, TrainConfig
 from gpt.errors import ConfigError
 from gpt.ranks import Alone
 from gpt.step import TrainState, loss_and_gradients, train_step, update
-from tensorlite.xp import Array
+from tensorlite.xp import Array, namespace
 
 
 class Workers:
@@ -71,7 +71,7 @@ class Workers:
     ) -> list[float]:
         """Each shard's share of the loss; its share of the gradient is left in a buffer, the first one's in state.grads."""
         while len(self._buffers) < len(self.own) - 1:
-            self._buffers.append(state.grads * 0)
+            self._buffers.append(namespace(state.grads).zeros_like(state.grads))
         buffers, rows = [state.grads, *self._buffers], split(range(train.batch_size), self.shards)
 
         def share(ops: Any, i: int) -> float:

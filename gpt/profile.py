@@ -6,7 +6,6 @@ the larger of the two is its floor (Williams, Waterman, Patterson 2009, "Rooflin
 """
 
 import copy
-import dataclasses
 import statistics
 import time
 from collections import defaultdict
@@ -14,11 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gpt.estimate import FLOAT, ShapeTable, human_bytes
-from gpt.step import TrainState, loss_and_gradients, update
+from gpt.estimate import FLOAT, human_bytes, run_on_shapes
+from gpt.step import loss_and_gradients, update
 from gpt.trainer import Trainer
 from tensorlite.reference import Reference
-from tensorlite.shapes import ShapeArray, ShapeOps, cache_bytes
+from tensorlite.shapes import ShapeOps, cache_bytes
 
 STEPS = 10
 OPTIMIZER = ("sample_batch", "gather", "clip_", "adamw_")
@@ -104,7 +103,7 @@ def measure(trainer: Trainer) -> tuple[Rows, int]:
     steps = []
     for _ in range(STEPS + 2):
         timed: Rows = defaultdict(Row)
-        ops, state = watch(workers.lead, clock(timed, now)), copied(trainer.state)
+        ops, state = watch(workers.lead, clock(timed, now)), trainer.state.copy()
         start = now()
         loss_and_gradients(ops, trainer.model, state, trainer.train_data, config, train, trainer.seed, rows)
         ops.clip_(state.grads, train.grad_clip)
@@ -113,26 +112,17 @@ def measure(trainer: Trainer) -> tuple[Rows, int]:
         steps.append(timed)
     steps = steps[2:]  # the first ones warm up
     result = {name: Row(row.calls, statistics.median(step[name].seconds for step in steps)) for name, row in steps[0].items()}
-    count(trainer, len(rows), result)
+    fill_in(trainer, len(rows), result)
     return result, len(rows)
 
 
-def copied(state: TrainState) -> TrainState:
-    """A state to step on."""
-    return dataclasses.replace(state, **{name: getattr(state, name).copy() for name in ("params", "grads", "m", "v")})
-
-
-def count(trainer: Trainer, n: int, rows: Rows) -> None:
-    """Fill in FLOPs and bytes: the model's from shapes, the optimizer's from what adamw_ says it does."""
-    config, train, model = trainer.model_config, trainer.train_config, trainer.model
+def fill_in(trainer: Trainer, n: int, rows: Rows) -> None:
+    """FLOPs and bytes: the model's from shapes, the optimizer's from what adamw_ says it does."""
     counted: Rows = defaultdict(Row)
     shapes = ShapeOps(trainer.workers.lead.rows)
     ops = watch(shapes, counter(counted, shapes, type(trainer.workers.lead)))
-    params = ShapeTable(model.init(config)).tree(None)
-    idx = ShapeArray((n, config.block_size), 8)
-    _, cache = model.forward(ops, params, idx, idx, config, ops.key(0, 0))
-    model.backward(ops, 1.0, cache)
-    micros, size = train.gradient_accumulation_steps, trainer.state.table.size
+    run_on_shapes(ops, trainer.model_config, n)
+    micros, size = trainer.train_config.gradient_accumulation_steps, trainer.state.table.size
     for name, row in counted.items():
         rows[name].flops, rows[name].bytes = row.flops * micros, row.bytes * micros
     rows["gather"].bytes = 2 * FLOAT * size * micros

@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 
 class Alone:
-    """A run of one process."""
+    """A run of one process. The command line asks two things more: how many ranks share this machine, and to end them all."""
 
     rank, size, neighbours = 0, 1, 1
 

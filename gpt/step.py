@@ -26,6 +26,10 @@ class TrainState:
         params = xp.array(params)  # a copy: training writes into it
         return cls(table, params, xp.zeros_like(params), xp.zeros_like(params), xp.zeros_like(params))
 
+    def copy(self) -> "TrainState":
+        """The same state in buffers of its own: something to step on and throw away."""
+        return TrainState(self.table, self.params.copy(), self.grads.copy(), self.m.copy(), self.v.copy(), self.step)
+
 
 def loss_and_gradients(
     ops: Any,

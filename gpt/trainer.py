@@ -1,6 +1,5 @@
 """The loop that train.py drives: steps, evaluation, log, pictures, checkpoints."""
 
-import dataclasses
 import math
 import signal
 import threading
@@ -72,8 +71,7 @@ class Trainer:
 
     def probe(self) -> None:
         """The next step, made on a copy of the state: something to time."""
-        state, buffers = self.state, ("params", "grads", "m", "v")
-        self.state = dataclasses.replace(state, **{name: getattr(state, name).copy() for name in buffers})
+        state, self.state = self.state, self.state.copy()
         try:
             self._step()
         finally:

@@ -1,7 +1,17 @@
 """Dropout, with a mask that is a function of a key, and the residual connection that uses it."""
 
+from typing import Any
+
 from tensorlite.random import Key, drop_threshold, keep_mask
 from tensorlite.xp import Array, namespace
+
+
+def draw_mask(xp: Any, shape: tuple[int, ...], p: float, key: Key | None) -> tuple | None:
+    """The mask, and 1 / keep for the p that 16-bit lanes can tell; None where nothing is dropped: no key, or p rounded to 0."""
+    dropped = drop_threshold(p)
+    if key is None or dropped == 0:
+        return None
+    return keep_mask(xp, key, shape, p), 65536 / (65536 - dropped)
 
 
 def dropout_forward(x: Array, p: float = 0.0, key: Key | None = None) -> tuple[Array, tuple | None]:
@@ -14,12 +24,11 @@ def dropout_forward(x: Array, p: float = 0.0, key: Key | None = None) -> tuple[A
     Source: Srivastava et al. 2014, JMLR 15, in the "inverted" form. Tests: test_ops.py[dropout].
     """
     xp = namespace(x)
-    dropped = drop_threshold(p)
-    if key is None or dropped == 0:
+    cache = draw_mask(xp, x.shape, p, key)
+    if cache is None:
         return x, None
-    mask = keep_mask(xp, key, x.shape, p)
-    scale = 65536 / (65536 - dropped)
-    return xp.where(mask, x * scale, 0.0), (mask, scale)
+    mask, scale = cache
+    return xp.where(mask, x * scale, 0.0), cache
 
 
 def dropout_backward(dy: Array, cache: tuple | None) -> Array:

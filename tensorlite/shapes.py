@@ -72,7 +72,7 @@ def _forward(name: str) -> Any:
         itemsize = getattr(a, op.inputs[0]).itemsize
         y = ShapeArray(op.output(a), itemsize)
         self.count(f"{name}_forward", op.flops(a))
-        kept = [y if kept == "y" else getattr(a, kept) for kept in op.keeps]
+        kept = [y if x == "y" else getattr(a, x) for x in op.keeps]
         saved = [ShapeArray(shape, itemsize if dtype == "float" else 1) for shape, dtype in op.saves(a)]
         if name == "attention" and a.past is not None:
             a.past.length += a.qkv.shape[1]

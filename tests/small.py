@@ -7,6 +7,7 @@ from gpt.params import ParamTable
 from gpt.stages import MODELS
 from gpt.step import TrainState
 
+PANGRAMS = "the quick brown fox jumps over the lazy dog. " * 20
 SMALL = {"vocab_size": 11, "block_size": 5, "n_layer": 2, "n_head": 3, "n_embd": 6}
 
 

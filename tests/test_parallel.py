@@ -22,7 +22,7 @@ from gpt.parallel import Workers, split
 from gpt.ranks import Alone, NcclRanks, first_rank_first, join, on_device
 from gpt.stages import MODELS
 from gpt.step import train_step
-from small import start
+from small import PANGRAMS, start
 from tensorlite import Reference, cpu
 
 HERE = Path(__file__).parent
@@ -237,13 +237,12 @@ def test_two_ranks_have_the_same_loss_curve(shards, accumulation, mpiexec, tmp_p
     assert float(a["val"]) == pytest.approx(curve(shards, ROWS // accumulation, accumulation)[2], rel=ROUNDING)
 
 
-TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n" * 30
 SMALL = ["--preset", "layernorm", "--n-layer", "2", "--n-embd", "8", "--n-head", "2", "--batch-size", "4", "--eval-batches", "2"]
 TRAIN = [HERE.parent / "train.py", *SMALL, "--max-iters", "20", "--eval-interval", "10", "--out", "run"]
 
 
 def test_train_on_two_ranks_prints_and_writes_once_and_resumes(mpiexec, tmp_path):
-    (tmp_path / "text.txt").write_text(TEXT)
+    (tmp_path / "text.txt").write_text(PANGRAMS)
     done = ended(mpiexec(tmp_path, [*TRAIN, "--data", "text.txt"]))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("step 10: train loss") == 1
@@ -262,7 +261,7 @@ def test_train_on_two_ranks_prints_and_writes_once_and_resumes(mpiexec, tmp_path
 
 def test_an_error_on_one_rank_ends_all(mpiexec, tmp_path):
     """The second rank has another text's name wrong; the first would wait for it for ever."""
-    (tmp_path / "text.txt").write_text(TEXT)
+    (tmp_path / "text.txt").write_text(PANGRAMS)
     done = ended(mpiexec(tmp_path, [*TRAIN, "--data", "text.txt"], [*TRAIN, "--data", "missing.txt"]))
     assert done.returncode != 0
     assert "error: missing.txt: no such file" in done.stderr
@@ -271,7 +270,7 @@ def test_an_error_on_one_rank_ends_all(mpiexec, tmp_path):
 
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(mpiexec, tmp_path):
     """What it had is saved, and a resumed run goes on from it."""
-    (tmp_path / "text.txt").write_text(TEXT)
+    (tmp_path / "text.txt").write_text(PANGRAMS)
     process = mpiexec(tmp_path, [*TRAIN, "--data", "text.txt", "--max-iters", "100000"])
     deadline = time.time() + 60
     while not (tmp_path / "run" / "last.safetensors").exists() and time.time() < deadline:

@@ -12,7 +12,7 @@ from gpt.estimate import count
 from gpt.parallel import Workers
 from gpt.profile import Row, clock, measure, profile, watch
 from gpt.trainer import Trainer
-from small import config_of
+from small import PANGRAMS, config_of
 from tensorlite import Reference, cpu
 
 TRAIN = TrainConfig(batch_size=6, shards=2, gradient_accumulation_steps=3, learning_rate=0.01, min_lr=0.001)
@@ -20,7 +20,7 @@ TRAIN = TrainConfig(batch_size=6, shards=2, gradient_accumulation_steps=3, learn
 
 @pytest.fixture
 def trainer(tmp_path):
-    (tmp_path / "text").write_text("the quick brown fox jumps over the lazy dog. " * 20)
+    (tmp_path / "text").write_text(PANGRAMS)
     p = plan.new_run(Preset(config_of("gpt", dropout=0.2), TRAIN, ""), {}, {}, tmp_path, tmp_path / "text", seed=1)
     return lambda backend: Trainer.of(p, Workers(backend, shards=2), np)
 

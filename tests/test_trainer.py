@@ -20,17 +20,16 @@ from gpt.parallel import Workers
 from gpt.stages import MODELS
 from gpt.step import TrainState, loss_and_gradients, train_step
 from gpt.trainer import Trainer
-from small import config_of, start
+from small import PANGRAMS, config_of, start
 from tensorlite import Reference, to_numpy
 
 OPS = Reference()
-TEXT = "the quick brown fox jumps over the lazy dog. " * 20
 TRAIN = TrainConfig(batch_size=4, max_iters=12, learning_rate=0.01, min_lr=0.001, eval_interval=4, eval_batches=3, grad_clip=1.0)
 
 
 @pytest.fixture
 def corpus(tmp_path):
-    (tmp_path / "text").write_text(TEXT)
+    (tmp_path / "text").write_text(PANGRAMS)
     return tmp_path / "text"
 
 
@@ -255,7 +254,7 @@ def test_resume_refuses_another_model_and_another_text(corpus, tmp_path):
     with pytest.raises(ConfigError, match="n_layer is 2 in the checkpoint and cannot become 3"):
         plan.resume(tmp_path / "a", {"n_layer": 3}, {}, corpus)
     assert plan.resume(tmp_path / "a", {"n_layer": 2}, {"max_iters": 20}, corpus).train.max_iters == 20
-    corpus.write_text(TEXT[::-1])
+    corpus.write_text(PANGRAMS[::-1])
     with pytest.raises(DataError, match="another text"):
         plan.resume(tmp_path / "a", {}, {}, corpus)
     with pytest.raises(CheckpointError, match="no checkpoint"):
@@ -264,10 +263,10 @@ def test_resume_refuses_another_model_and_another_text(corpus, tmp_path):
 
 def test_fine_tuning_keeps_the_vocabulary(corpus, tmp_path):
     trainer(corpus, tmp_path / "a").run()
-    corpus.write_text(TEXT.replace("fox", "dog") * 2)
+    corpus.write_text(PANGRAMS.replace("fox", "dog") * 2)
     tuned = plan.fine_tune(tmp_path / "a", None, {"dropout": 0.0}, {"max_iters": 3}, tmp_path / "b", corpus, False, 5)
     np.testing.assert_array_equal(tuned.params(), checkpoint.load(tmp_path / "a").params)
-    assert tuned.corpus.tokenizer.vocabulary == "".join(sorted(set(TEXT)))
+    assert tuned.corpus.tokenizer.vocabulary == "".join(sorted(set(PANGRAMS)))
     assert (tuned.model.dropout, tuned.train.max_iters, tuned.seed) == (0.0, 3, 5)
     with pytest.raises(ConfigError, match="n_embd"):
         plan.fine_tune(tmp_path / "a", None, {"n_embd": 12}, {}, tmp_path / "b", corpus, False, 5)

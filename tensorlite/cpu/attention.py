@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from tensorlite.attention import LayerCache, split_heads
-from tensorlite.random import Key, drop_threshold, keep_mask
+from tensorlite.dropout import draw_mask
+from tensorlite.random import Key
 from tensorlite.softmax import softmax_forward
 from tensorlite.xp import Array, namespace
 
@@ -43,9 +44,8 @@ def attention_forward(
         kt = np.multiply(k.transpose(0, 1, 3, 2), scale, out=new((B, H, D, S), qkv))  # a.
         scores = np.matmul(q, kt, out=new((B, H, T, S), qkv))  # (B, H, T, D) @ (B, H, D, S)
         probs = masked_softmax(ops, scores, longest(q) * longest(k) * scale)
-    kept, drop, dropped = probs, None, drop_threshold(p)
-    if key is not None and dropped:
-        drop = keep_mask(np, key, probs.shape, p), 65536 / (65536 - dropped)
+    kept, drop = probs, draw_mask(np, probs.shape, p, key)
+    if drop:
         kept = np.multiply(probs, drop[0], out=new(probs.shape, probs))
     y = new((B, T, H * D), qkv)
     np.matmul(kept, v, out=y.reshape(B, T, H, D).transpose(0, 2, 1, 3))  # f. (B, H, T, S) @ (B, H, S, D)

@@ -1,6 +1,6 @@
 """Dropout and the residual connection in place: a mask is multiplied with, where the reference chooses element by element.
 
-They replace tensorlite/dropout.py. A choice between two values is a branch that a processor cannot predict: it costs twenty times
+They replace tensorlite/dropout.py. A choice between two values is a branch that a processor cannot predict: it costs ten times
 a product [benchmarks/RESULTS.md].
 """
 
@@ -8,18 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from tensorlite.dropout import check_residual
-from tensorlite.random import Key, drop_threshold, keep_mask
+from tensorlite.dropout import check_residual, draw_mask
+from tensorlite.random import Key
 from tensorlite.xp import Array, namespace
 
 
 def dropout_forward(ops: Any, x: Array, p: float = 0.0, key: Key | None = None) -> tuple[Array, tuple | None]:
     """y = x mask / keep. The cache is the reference's: the mask and 1 / keep."""
     namespace(x)
-    dropped = drop_threshold(p)
-    if key is None or dropped == 0:
-        return x, None
-    cache = keep_mask(np, key, x.shape, p), 65536 / (65536 - dropped)
+    cache = draw_mask(np, x.shape, p, key)
     return dropout_backward(ops, x, cache), cache
 
 

@@ -1,5 +1,4 @@
-"""Layer normalisation in 5 passes forward and 6 backward, where the reference makes 9 and 13. The derivation is in
-tensorlite/layernorm.py.
+"""Layer normalisation in fewer passes over memory. It replaces tensorlite/layernorm.py; the derivation is there.
 
 Two things are different. xhat is kept instead of x: the two are of one size, and backward needs only xhat. And every mean over
 the channels is a product with a vector, which the BLAS does in one read.

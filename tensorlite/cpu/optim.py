@@ -12,7 +12,7 @@ import numpy as np
 
 from tensorlite.xp import Array, namespace
 
-TILE = 1 << 18  # elements; a smaller tile costs more in calls than it saves in misses [docs/decisions.md]
+TILE = 1 << 18  # elements; a smaller tile costs more in calls than it saves in misses [benchmarks/RESULTS.md]
 
 
 def adamw_(
