@@ -8,13 +8,13 @@ from typing import Literal
 import tyro
 
 from gpt import checkpoint
-from gpt.backends import choose
+from gpt.backends import PrecisionName, choose
 from gpt.data import read_text
 from gpt.errors import CheckpointError, ConfigError, UserError
 from gpt.generate import Sampling, generate
 from gpt.stages import MODELS
 from gpt.tokenizer import CharTokenizer
-from tensorlite import DeviceError, pick_device
+from tensorlite import DeviceError, device_failure, pick_device
 
 
 @dataclass
@@ -45,7 +45,9 @@ class Args:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute. auto: CUDA where it works, else the CPU."""
     backend: Literal["auto", "reference", "fast"] = "auto"
-    """Which implementation of the layers: the reference, or a faster equal. auto: fast where there is one."""
+    """Which implementation of the layers: the reference, or a faster equal. auto: fast where it works."""
+    precision: PrecisionName = "auto"
+    """Of the fast backend on a GPU. auto: bf16."""
 
 
 def main() -> int:
@@ -64,6 +66,12 @@ def main() -> int:
     except BrokenPipeError:  # the reader, `head` say, has gone
         sys.stderr.close()
         return 141
+    except Exception as error:
+        failure = device_failure(error)
+        if failure is None:
+            raise
+        print(f"error: {failure}", file=sys.stderr)
+        return 2
 
 
 def run(args: Args) -> int:
@@ -79,8 +87,8 @@ def run(args: Args) -> int:
     tokenizer = CharTokenizer(saved.vocabulary)
     prompt = read_text(args.prompt_file) if args.prompt_file else args.prompt or ""
     tokens = tokenizer.encode(prompt or tokenizer.start, "the prompt")
-    model, params = MODELS[saved.model.model], saved.table.tree(device.xp.asarray(saved.params))
-    ops = choose(args.backend, device).make()
+    ops = choose(args.backend, device, args.precision).make()
+    model, params = MODELS[saved.model.model], saved.table.tree(ops.working(device.xp.asarray(saved.params)))
     for i in range(args.num_samples):
         if args.num_samples > 1:
             print(f"--- sample {i + 1} of {args.num_samples} ---")

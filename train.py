@@ -14,8 +14,9 @@ import tyro
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from gpt import checkpoint, folder
-from gpt.backends import Backend, choose
+from gpt.backends import Backend, PrecisionName, choose
 from gpt.config import PRESETS, ModelConfig, TrainConfig, override
+from gpt.dry_run import step_plan
 from gpt.errors import ConfigError, UserError
 from gpt.estimate import available_bytes, count, human_bytes, human_seconds, seconds_of
 from gpt.generate import generate
@@ -24,10 +25,12 @@ from gpt.plan import Plan, fine_tune, new_run, resume
 from gpt.profile import profile
 from gpt.ranks import Alone, first_rank_first, join, on_device
 from gpt.trainer import Trainer
-from tensorlite import Device, DeviceError, pick_device
+from tensorlite import Device, DeviceError, device_failure, pick_device
 
 PresetName = Literal["bigram", "head", "multihead", "feedforward", "residual", "layernorm", "laptop", "shakespeare"]
 SAMPLE_LENGTH = 500
+DRY_RUN_GPU = "H200"
+OUT_OF_MEMORY = "error: out of memory ({}); lower --batch-size and raise --gradient-accumulation-steps"
 
 _preset = tyro.conf.arg(help_behavior_hint="(default: the preset's)")
 Int = Annotated[int | None, _preset, tyro.conf.arg(metavar="INT")]
@@ -52,7 +55,9 @@ class Args:
     """Where to compute. auto: CUDA where it works, else the CPU."""
     backend: Literal["auto", "reference", "fast"] = "auto"
     """Which implementation of the layers: the reference, the one that reads like the lecture, or a faster equal. auto: fast
-    where there is one."""
+    where it works."""
+    precision: PrecisionName = "auto"
+    """Of the fast backend on a GPU: float32; tf32, float32 with rounded matrix products; or bf16. auto: bf16."""
     out: File = None
     """Folder for metrics.jsonl, loss.png, best.safetensors and last.safetensors; an earlier run in it is moved aside.
     Default: runs/PRESET."""
@@ -66,6 +71,11 @@ class Args:
     """Fine-tune: start from this checkpoint's weights, model fields and vocabulary (a file, or a folder: its best)."""
     drop_unknown: bool = False
     """With --init-from: leave out characters of the text that the vocabulary lacks, instead of refusing them."""
+    dry_run: bool = False
+    """Instead of training, print what a step on a GPU is made of: each op's kernels, their FLOPs and bytes, and the least time
+    for it. It needs no GPU."""
+    gpu: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
+    """With --dry-run: which GPU, H200 or "RTX 4090" for example. Default: the one here, else H200."""
     profile: bool = False
     """Instead of training, print where the time of a step goes: each op's time, bytes and FLOP/s against this machine's limits."""
     threads: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
@@ -139,14 +149,17 @@ def main() -> int:
     except (UserError, DeviceError) as error:
         return failed(f"error: {error}", 2, ranks)
     except MemoryError as error:
-        return failed(f"error: out of memory ({error}); lower --batch-size and raise --gradient-accumulation-steps", 2, ranks)
+        return failed(OUT_OF_MEMORY.format(error), 2, ranks)
     except KeyboardInterrupt:
         return failed("stopped; the checkpoints written so far are whole", 130, ranks)
     except BrokenPipeError:  # the reader, `head` say, has gone
         sys.stderr.close()
         ranks.end(141)
         return 141
-    except Exception:
+    except Exception as error:
+        failure = device_failure(error)
+        if failure is not None:
+            return failed(OUT_OF_MEMORY.format(failure) if isinstance(failure, MemoryError) else f"error: {failure}", 2, ranks)
         if ranks.size > 1:  # a defect of ours; the other ranks would wait for this one for ever
             failed(traceback.format_exc(), 1, ranks)
         raise
@@ -164,12 +177,16 @@ def failed(message: str, status: int, ranks: Alone) -> int:
 def run(args: Args, ranks: Alone) -> int:
     """Settle the plan, say what it will take, train, and show a sample."""
     device = pick_device(args.device)
-    backend = choose(args.backend, device)
-    plan = first_rank_first(ranks, lambda: make_plan(args, device))
+    if args.dry_run:
+        return dry_run(args, device)
     ranks = on_device(ranks, device.xp)
-    threads = default_threads(plan.model, ranks.neighbours) if args.threads is None else args.threads
+    backend = choose(args.backend, device, args.precision)
+    plan = first_rank_first(ranks, lambda: make_plan(args, device))
+    threads = default_threads(plan.model, device, ranks.neighbours) if args.threads is None else args.threads
     if threads < 1:
         raise ConfigError(f"threads must be at least 1, not {threads}")
+    if threads > 1 and device.name != "cpu":
+        raise ConfigError(f"threads {threads}: a GPU takes its work from one; several GPUs are several ranks (mpiexec)")
     if args.shards is None and not args.resume:
         shards = min(plan.train.batch_size, ranks.size * (threads if backend.sharded else 1))
         plan = dataclasses.replace(plan, train=override(plan.train, {"shards": shards}))
@@ -197,13 +214,27 @@ def run(args: Args, ranks: Alone) -> int:
     return 0
 
 
+def dry_run(args: Args, device: Device) -> int:
+    """Print the plan of a step on a GPU."""
+    gpu = args.gpu or (device.description if device.name == "cuda" else DRY_RUN_GPU)
+    plan = make_plan(args, device)
+    precision = "bf16" if args.precision == "auto" else args.precision
+    print(step_plan(plan.model, plan.train, precision, len(plan.corpus.train), gpu))
+    return 0
+
+
 def blas_threads(workers: Workers, threads: int) -> int:
     """With several shards each product stays on its shard's thread, however many there are: the bits depend on it."""
     return threads if workers.shards == 1 else 1
 
 
-def default_threads(model: ModelConfig, neighbours: int = 1) -> int:
-    """All cores, or this rank's share of them; but one for a small stage, whose matrices are done before another has woken up."""
+def default_threads(model: ModelConfig, device: Device, neighbours: int = 1) -> int:
+    """All cores, or this rank's share of them; but one for a small stage, whose matrices are done before another has woken up.
+
+    And one for a GPU, which has one queue of work.
+    """
+    if device.name != "cpu":
+        return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 1 if model.n_embd < 100 and model.block_size < 32 else max(1, cores // neighbours)
 
@@ -246,7 +277,7 @@ def make_plan(args: Args, device: Device) -> Plan:
 def describe(plan: Plan, device: Device, backend: Backend, workers: Workers, threads: int) -> None:
     """Say what will run and what it needs. Raises ConfigError when the device's memory cannot hold it."""
     model, corpus = plan.model, plan.corpus
-    cost = count(model, plan.train, workers.lead.rows, len(workers.own))
+    cost = count(model, plan.train, workers.lead.rows, len(workers.own), backend.itemsize)
     with_threads = f", {threads} thread{'s' * (threads > 1)}{blas_kernels()}" if device.name == "cpu" else ""
     print(f"device   {device.name}: {device.description}{with_threads}" + (f" ({device.reason})" if device.reason else ""))
     print(f"backend  {backend.name}: {backend.description}")
@@ -279,7 +310,13 @@ def describe(plan: Plan, device: Device, backend: Backend, workers: Workers, thr
 def estimated_time(trainer: Trainer) -> str:
     """From a timed step. An evaluation is forward alone, a third of the work per character."""
     cfg = trainer.train_config
-    step = seconds_of(trainer.probe, trainer.workers.mean)
+
+    def step_and_wait() -> None:
+        trainer.make_step()
+        trainer.read()
+
+    with trainer.undone():
+        step = seconds_of(step_and_wait, trainer.workers.mean)
     left = max(0, cfg.max_iters - trainer.state.step)
     evaluated = len(trainer.val_data) + cfg.eval_batches * cfg.batch_size * trainer.model_config.block_size
     evaluation = step / 3 * evaluated / trainer.tokens_per_step
@@ -291,10 +328,11 @@ def estimated_time(trainer: Trainer) -> str:
 def show_sample(trainer: Trainer) -> None:
     """Print some text of the best model of this run."""
     best = checkpoint.load(folder.best_path(trainer.out))
-    params = best.table.tree(trainer.xp.asarray(best.params))
+    ops = trainer.workers.lead
+    params = best.table.tree(ops.working(trainer.xp.asarray(best.params)))
     tokenizer = trainer.corpus.tokenizer
     prompt = trainer.xp.asarray(tokenizer.encode(tokenizer.start))
-    tokens = generate(trainer.workers.lead, trainer.model, params, prompt, SAMPLE_LENGTH, best.model, seed=trainer.seed)
+    tokens = generate(ops, trainer.model, params, prompt, SAMPLE_LENGTH, best.model, seed=trainer.seed)
     print(f"\n--- {SAMPLE_LENGTH} characters from the best model (step {best.step}) ---")
     print(tokenizer.decode(list(tokens)))
     print("---", flush=True)

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from gpt.errors import ConfigError
-from tensorlite import Device, Reference, cpu
+from tensorlite import Device, DeviceError, Reference, cpu
+
+PrecisionName = Literal["auto", "float32", "tf32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -16,19 +18,53 @@ class Backend:
     description: str
     make: Callable[[], Any]  # one object for each thread
     sharded: bool = False  # whether it wants a shard of the batch for each thread
+    itemsize: int = 4  # bytes of an activation
 
 
-def choose(want: str, device: Device) -> Backend:
-    """reference, fast, or auto: fast where there is one. Raises ConfigError for a fast one that this device has not."""
-    if want == "reference" or (want == "auto" and device.name != "cpu"):
-        why = "" if want == "reference" else f" (there is no fast one for {device.name} yet)"
-        return Backend("reference", f"plain array code, one function an op{why}", lambda: Reference(check=False))
-    if device.name != "cpu":
-        raise ConfigError(f"backend fast does not exist for {device.name} yet; use --backend reference")
-    own = sorted({name.rsplit("_", 1)[0] for name in vars(cpu.Ops) if name.endswith("_forward")})
+def choose(want: str, device: Device, precision: PrecisionName = "auto") -> Backend:
+    """reference, fast, or auto: fast where it works. precision: of the fast one on a GPU; auto: bf16.
+
+    Raises ConfigError for a precision that the backend has not, DeviceError for a fast backend that this GPU cannot run.
+    """
+    if device.name == "cuda" and want != "reference":
+        try:
+            return _cuda("bf16" if precision == "auto" else precision)
+        except DeviceError as error:
+            if want == "fast" or precision not in ("auto", "float32"):
+                raise
+            return _reference(f" ({error})")
+    if precision not in ("auto", "float32"):
+        raise ConfigError(f"precision {precision} is of the fast backend on a CUDA device; here it is float32")
+    return _reference() if want == "reference" else _cpu()
+
+
+def _reference(why: str = "") -> Backend:
+    return Backend("reference", f"plain array code, one function an op{why}", lambda: Reference(check=False))
+
+
+def _cpu() -> Backend:
     return Backend(
         "fast",
-        f"fewer passes over memory in {', '.join(own)} and adamw; else the reference",
+        f"fewer passes over memory in {', '.join(_own(cpu.Ops))} and adamw; else the reference",
         lambda: cpu.Ops(check=False),
         sharded=True,
     )
+
+
+def _cuda(precision: Any) -> Backend:
+    """Its libraries are loaded here, so that a missing one is noticed before any work."""
+    from tensorlite.cuda import Ops
+    from tensorlite.cuda.runtime import Cuda
+
+    runtime = Cuda()
+    return Backend(
+        "fast",
+        f"kernels in {precision} for {', '.join(_own(Ops))} and adamw, products by cuBLASLt, the step as one graph",
+        lambda: Ops(precision, check=False, runtime=runtime),
+        itemsize=2 if precision == "bf16" else 4,
+    )
+
+
+def _own(ops: type) -> list[str]:
+    """The ops that a backend does in its own way; all others are the reference's."""
+    return sorted(name.removesuffix("_forward") for name in vars(ops) if name.endswith("_forward"))

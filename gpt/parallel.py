@@ -52,11 +52,13 @@ class Workers:
 
     def train_step(
         self, model: ModuleType, state: TrainState, data: Array, config: ModelConfig, train: TrainConfig, seed: int
-    ) -> tuple[float, float]:
-        """step.train_step on all workers: the same update, to the rounding of sums. Returns the loss and the gradient's norm."""
+    ) -> tuple[Any, Any]:
+        """step.train_step on all workers: the same update, to the rounding of sums. Returns the loss and the gradient's norm.
+
+        With one shard they may still be on their way: reading them waits for the device.
+        """
         if self.shards == 1:
-            loss, norm = self.compiled(self.lead, model, state, data, config, train, seed)
-            return float(loss), float(norm)
+            return self.compiled(self.lead, model, state, data, config, train, seed)
         shares = self._shares(model, state, data, config, train, seed)
         self._add(state.grads)
         self.ranks.sum_(state.grads)

@@ -27,8 +27,13 @@ class TrainState:
         return cls(table, params, xp.zeros_like(params), xp.zeros_like(params), xp.zeros_like(params))
 
     def copy(self) -> "TrainState":
-        """The same state in buffers of its own: something to step on and throw away."""
+        """The same state in buffers of its own."""
         return TrainState(self.table, self.params.copy(), self.grads.copy(), self.m.copy(), self.v.copy(), self.step)
+
+    def restore(self, saved: "TrainState") -> None:
+        """Take over the numbers of a copy, into the buffers that are here."""
+        self.params[...], self.grads[...], self.m[...], self.v[...] = saved.params, saved.grads, saved.m, saved.v
+        self.step = saved.step
 
 
 def loss_and_gradients(
@@ -49,7 +54,7 @@ def loss_and_gradients(
     """
     B, micros = train.batch_size, train.gradient_accumulation_steps
     rows = range(B) if rows is None else rows
-    params, slots = state.table.tree(state.params), state.table.views(state.grads if into is None else into)
+    params, slots = state.table.tree(ops.working(state.params)), state.table.views(state.grads if into is None else into)
     share = len(rows) / (B * micros)
     total = None
     for micro in range(micros):
@@ -58,7 +63,7 @@ def loss_and_gradients(
         loss, cache = model.forward(ops, params, idx, targets, config, key if config.dropout else None)
         grads = model.backward(ops, share, cache)
         ops.gather(state.table.leaves(grads), slots, add=micro > 0)
-        total = loss * share if total is None else total + loss * share
+        total = ops.add_share(total, loss, share)
     return total
 
 

@@ -45,6 +45,7 @@ class Trainer:
     trained_seconds: float = 0.0  # in training steps alone, of this process
     trained_steps: int = 0
     elapsed_before: float = 0.0  # of the stretches before a resume
+    unread: list[tuple[int, Any, Any]] = field(default_factory=list)  # step, loss, norm: made, perhaps still being computed
 
     def __post_init__(self) -> None:
         self.model = MODELS[self.model_config.model]
@@ -66,16 +67,29 @@ class Trainer:
             trainer.elapsed_before = trainer.records[-1]["elapsed_s"] if trainer.records else 0.0
         return trainer
 
-    def _step(self) -> tuple[float, float]:
-        return self.step(self.model, self.state, self.train_data, self.model_config, self.train_config, self.seed)
+    def make_step(self) -> None:
+        """One update, whose loss and norm are left unread: a GPU may be some steps behind."""
+        loss, norm = self.step(self.model, self.state, self.train_data, self.model_config, self.train_config, self.seed)
+        self.unread.append((self.state.step, loss, norm))
 
-    def probe(self) -> None:
-        """The next step, made on a copy of the state: something to time."""
-        state, self.state = self.state, self.state.copy()
+    def read(self) -> float:
+        """Wait for the steps made so far. Returns the last one's loss. Raises TrainingError where one has no finite numbers."""
+        last = math.nan
+        for step, loss, norm in self.unread:
+            last = float(loss)
+            self._stop_unless_finite(step, last, float(norm))
+        self.unread.clear()
+        return last
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Steps made within are taken back: something to time."""
+        before = self.state.copy()
         try:
-            self._step()
+            yield
         finally:
-            self.state = state
+            self.unread.clear()
+            self.state.restore(before)
 
     def run(self) -> int | None:
         """Train to max_iters. Returns None, or the signal that ended the run early (its work is saved)."""
@@ -90,30 +104,32 @@ class Trainer:
                 self.evaluate()
             while state.step < cfg.max_iters:
                 if self.workers.sum([len(caught)])[0]:  # a signal to any rank ends all of them at the same step
+                    self.read()
                     if self.records[-1]["step"] != state.step:
                         self.save(folder.last_path(self.out), val_loss=math.nan)
                     return caught[0] if caught else signal.SIGTERM
                 start = time.perf_counter()
-                loss, norm = self._step()
+                self.make_step()
+                due = state.step % cfg.eval_interval == 0 or state.step == cfg.max_iters
+                if due or len(self.unread) == self.workers.lead.lag:
+                    bar.set_postfix_str(f"loss {self.read():.4f}", refresh=False)
                 self.trained_seconds += time.perf_counter() - start
                 self.trained_steps += 1
-                self._stop_unless_finite(loss, norm)
                 bar.update()
-                bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
-                if state.step % cfg.eval_interval == 0 or state.step == cfg.max_iters:
+                if due:
                     self.evaluate()
             if self.records[-1]["step"] != state.step:  # resumed where it was interrupted, with nothing left to do
                 self.evaluate()
         return None
 
-    def _stop_unless_finite(self, loss: float, norm: float) -> None:
+    def _stop_unless_finite(self, step: int, loss: float, norm: float) -> None:
         """A run whose numbers are gone stops at once; the checkpoints of its better days stay as they are."""
         if math.isfinite(loss) and math.isfinite(norm):
             return
         tensors = (("gradient", self.state.grads), ("parameter", self.state.params))
         bad = [f"{kind} {p.name}" for kind, flat in tensors for p in self.state.table if not self._finite(flat, p)]
         what = f"the loss is {loss}, the gradient's norm {norm}" + (f", first bad {bad[0]}" if bad else "")
-        raise TrainingError(f"step {self.state.step}: {what}; lower --learning-rate or set --grad-clip 1")
+        raise TrainingError(f"step {step}: {what}; lower --learning-rate or set --grad-clip 1")
 
     def _finite(self, flat: Any, param: Any) -> bool:
         return bool(self.xp.isfinite(self.state.table.view(flat, param)).all())
@@ -130,17 +146,20 @@ class Trainer:
     def elapsed(self) -> float:
         return self.elapsed_before + time.perf_counter() - self.started
 
+    def params(self) -> dict[str, Any]:
+        """The parameters as the model reads them."""
+        return self.state.table.tree(self.workers.lead.working(self.state.params))
+
     def train_loss(self) -> float:
         """Mean over eval_batches random batches of the training text."""
-        cfg, params = self.train_config, self.state.table.tree(self.state.params)
+        cfg = self.train_config
         return train_loss(
-            self.workers, self.model, params, self.train_data, self.model_config, cfg.eval_batches, cfg.batch_size, self.seed
+            self.workers, self.model, self.params(), self.train_data, self.model_config, cfg.eval_batches, cfg.batch_size, self.seed
         )
 
     def val_loss(self) -> float:
         """Over the whole validation split."""
-        params = self.state.table.tree(self.state.params)
-        return split_loss(self.workers, self.model, params, self.val_data, self.model_config, self.train_config.batch_size)
+        return split_loss(self.workers, self.model, self.params(), self.val_data, self.model_config, self.train_config.batch_size)
 
     def evaluate(self) -> None:
         """Measure both losses, log them, and write the checkpoints and the picture."""

@@ -11,7 +11,7 @@ from tensorlite.checking import GradcheckError, GradReport, gradcheck
 from tensorlite.random import Key
 from tensorlite.reference import Reference
 from tensorlite.version import __version__
-from tensorlite.xp import Array, Device, DeviceError, namespace, pick_device, to_numpy
+from tensorlite.xp import Array, Device, DeviceError, device_failure, namespace, pick_device, to_numpy
 
 __all__ = [
     "Array",
@@ -23,6 +23,7 @@ __all__ = [
     "Key",
     "Reference",
     "__version__",
+    "device_failure",
     "gradcheck",
     "namespace",
     "pick_device",

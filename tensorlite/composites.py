@@ -69,6 +69,23 @@ def self_attention_backward(ops: Ops, dy: Array, cache: tuple) -> tuple[Array, A
     return dx, dqkv_w, dqkv_b, dproj_w, dproj_b
 
 
+def skip_layernorm_forward(ops: Ops, x: Array, w: Array, b: Array | None) -> tuple[tuple[Array, Array], tuple]:
+    """x goes on as it is, and h = layernorm(x): begin a branch of a block.
+
+    x: (..., C). w: (C,). b: (C,) or None.
+    Returns (x, h), both of x's shape, and layernorm's cache.
+    """
+    h, norm = ops.layernorm_forward(x, w, b)
+    return (x, h), norm
+
+
+def skip_layernorm_backward(ops: Ops, dout: tuple[Array, Array], cache: tuple) -> tuple[Array, Array, Array | None]:
+    """x is used twice, by the layernorm and by whoever took it from here, so its two gradients add. Returns dx, dw, db."""
+    dx, dh = dout
+    dx_norm, dw, db = ops.layernorm_backward(dh, cache)
+    return ops.add(dx, dx_norm), dw, db
+
+
 def add_layernorm_forward(
     ops: Ops, x: Array, y: Array, w: Array, b: Array | None, p: float = 0.0, key: Key | None = None
 ) -> tuple[tuple[Array, Array], tuple]:
@@ -78,16 +95,15 @@ def add_layernorm_forward(
     Returns (s, h), both of x's shape, and the two caches.
     """
     s, residual = ops.residual_forward(x, y, p, key)
-    h, norm = ops.layernorm_forward(s, w, b)
-    return (s, h), (residual, norm)
+    out, norm = ops.skip_layernorm_forward(s, w, b)
+    return out, (residual, norm)
 
 
 def add_layernorm_backward(ops: Ops, dout: tuple[Array, Array], cache: tuple) -> tuple[Array, Array, Array, Array | None]:
-    """s is used twice, by the layernorm and by whoever took it from here, so its two gradients add. Returns dx, dy, dw, db."""
-    ds, dh = dout
+    """The chain rule, last step first. Returns dx, dy, dw, db."""
     residual, norm = cache
-    ds_norm, dw, db = ops.layernorm_backward(dh, norm)
-    dx, dy = ops.residual_backward(ops.add(ds, ds_norm), residual)
+    ds, dw, db = ops.skip_layernorm_backward(dout, norm)
+    dx, dy = ops.residual_backward(ds, residual)
     return dx, dy, dw, db
 
 

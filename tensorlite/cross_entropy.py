@@ -4,6 +4,14 @@ from tensorlite.embedding import check_indices
 from tensorlite.xp import Array, namespace
 
 
+def check_cross_entropy(logits: Array, targets: Array) -> None:
+    """Raise ValueError unless logits: (..., V) are not empty and targets: (...)."""
+    if targets.shape != logits.shape[:-1]:
+        raise ValueError(f"cross_entropy: logits {logits.shape} need targets {logits.shape[:-1]}, got {targets.shape}")
+    if logits.size == 0:
+        raise ValueError(f"cross_entropy: the mean of nothing, logits are {logits.shape}")
+
+
 def cross_entropy_forward(logits: Array, targets: Array, *, check: bool = True) -> tuple[Array, tuple]:
     """loss = mean over n of (lse_n - logits_{n, targets_n}),  lse_n = log sum_v exp(logits_{n,v}).   In nats.
 
@@ -15,10 +23,7 @@ def cross_entropy_forward(logits: Array, targets: Array, *, check: bool = True) 
     Tests: test_ops.py[cross_entropy].
     """
     xp = namespace(logits, targets)
-    if targets.shape != logits.shape[:-1]:
-        raise ValueError(f"cross_entropy: logits {logits.shape} need targets {logits.shape[:-1]}, got {targets.shape}")
-    if logits.size == 0:
-        raise ValueError(f"cross_entropy: the mean of nothing, logits are {logits.shape}")
+    check_cross_entropy(logits, targets)
     V = logits.shape[-1]
     if check:
         check_indices(targets, V, "cross_entropy: targets")

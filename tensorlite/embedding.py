@@ -47,6 +47,15 @@ def embedding_backward(dy: Array, cache: tuple) -> Array:
     return onehot.T @ dy.reshape(-1, C)  # 2. (V, N) @ (N, C) -> (V, C)
 
 
+def check_positions(x: Array, wpe: Array, start: int) -> None:
+    """Raise ValueError unless the positions start..start+T-1 of x: (..., T, C) are rows of wpe: (block_size, C)."""
+    T = x.shape[-2]
+    if start + T > wpe.shape[0]:
+        raise ValueError(f"positions: {start + T} positions do not fit a context of {wpe.shape[0]}")
+    if x.shape[-1] != wpe.shape[1]:
+        raise ValueError(f"positions: x has {x.shape[-1]} channels, wpe {wpe.shape[1]}")
+
+
 def positions_forward(x: Array, wpe: Array, start: int = 0) -> tuple[Array, tuple]:
     """y_t = x_t + wpe_{start + t}
 
@@ -56,11 +65,8 @@ def positions_forward(x: Array, wpe: Array, start: int = 0) -> tuple[Array, tupl
     Tests: test_ops.py[positions].
     """
     namespace(x, wpe)
+    check_positions(x, wpe, start)
     T = x.shape[-2]
-    if start + T > wpe.shape[0]:
-        raise ValueError(f"positions: {start + T} positions do not fit a context of {wpe.shape[0]}")
-    if x.shape[-1] != wpe.shape[1]:
-        raise ValueError(f"positions: x has {x.shape[-1]} channels, wpe {wpe.shape[1]}")
     return x + wpe[start : start + T], (wpe, start)  # (..., T, C) + (T, C)
 
 

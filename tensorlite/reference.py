@@ -34,6 +34,7 @@ class Reference:
 
     name = "reference"
     rows: Mapping[str, optable.Op] = optable.ROWS  # what each op keeps and costs
+    lag = 1  # steps a trainer may start before it looks at the loss of the first
 
     def __init__(self, *, check: bool = True) -> None:
         self.check = check
@@ -71,6 +72,8 @@ class Reference:
     mlp_backward = composites.mlp_backward
     self_attention_forward = composites.self_attention_forward
     self_attention_backward = composites.self_attention_backward
+    skip_layernorm_forward = composites.skip_layernorm_forward
+    skip_layernorm_backward = composites.skip_layernorm_backward
     add_layernorm_forward = composites.add_layernorm_forward
     add_layernorm_backward = composites.add_layernorm_backward
     head_loss_forward = composites.head_loss_forward
@@ -91,6 +94,11 @@ class Reference:
         namespace(a, b)
         return a + b
 
+    @staticmethod
+    def add_share(total: Array | None, loss: Array, share: float) -> Array:
+        """total + share loss, or share loss where there is no total yet: the loss of several micro-batches, or of a shard."""
+        return loss * share if total is None else total + loss * share
+
     # randomness: keys are values, see random.py
     key = staticmethod(make_key)
     site = staticmethod(site_key)
@@ -107,6 +115,11 @@ class Reference:
         return data[at], data[at + 1]
 
     # one training step: gradients into a flat buffer, then the optimizer
+    @staticmethod
+    def working(params: Array) -> Array:
+        """The flat parameters as a model is to read them: a backend that computes in another precision returns a copy in it."""
+        return params
+
     @staticmethod
     def gather(leaves: Sequence[Array], slots: Sequence[Array], add: bool = False) -> None:
         """Copy (or, with add, sum) each gradient into its slot, a view of the flat gradient buffer."""

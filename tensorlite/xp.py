@@ -101,5 +101,14 @@ def _import_cupy() -> ModuleType:
     return cupy
 
 
+def device_failure(error: Exception) -> Exception | None:
+    """What an error of CuPy's or CUDA's own, met in the middle of a run, means to a user: MemoryError or DeviceError. Else None."""
+    if not type(error).__module__.startswith("cupy"):
+        return None
+    if isinstance(error, MemoryError) or "MemoryAllocation" in str(error):
+        return MemoryError(str(error))
+    return DeviceError(f"the GPU failed ({error}); check it with nvidia-smi, or use --backend reference")
+
+
 def _cpu_description() -> str:
     return f"NumPy {np.__version__}"

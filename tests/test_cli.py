@@ -159,6 +159,8 @@ MISTAKES = {
     "train.py --data text.txt --batch-size 0": "batch_size",
     "train.py --data text.txt --batch-size 100000000": "lower --batch-size",
     "train.py --data text.txt --device cuda": "no CUDA",
+    "train.py --data text.txt --device cpu --precision bf16": "precision bf16 is of the fast backend on a CUDA device",
+    "train.py --data text.txt --dry-run --gpu Voodoo2": "gpu 'Voodoo2' is not known; one of A100",
     "train.py --data text.txt --shards 13 --batch-size 12": "shards must not exceed batch_size 12",
     "train.py --data text.txt --shards 0": "shards must be a whole number",
     "train.py --data text.txt --threads 0": "threads",

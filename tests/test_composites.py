@@ -51,6 +51,16 @@ def test_self_attention(ops):
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, rtol=1e-11)
 
 
+def test_skip_layernorm(ops):
+    x, w, b, dx, dh = R((4, 6)), R(6), R(6), R((4, 6)), R((4, 6))
+    h, norm = ops.layernorm_forward(x, w, b)
+    (x2, h2), cache = ops.skip_layernorm_forward(x, w, b)
+    same((x2, h2), (x, h))
+    dx_norm, dw, db = ops.layernorm_backward(dh, norm)
+    same(ops.skip_layernorm_backward((dx, dh), cache), (dx + dx_norm, dw, db))
+    check_gradients(ops.skip_layernorm_forward, ops.skip_layernorm_backward, {"x": x, "w": w, "b": b})
+
+
 def test_add_layernorm(ops):
     x, y, w, b, ds, dh = R((4, 6)), R((4, 6)), R(6), R(6), R((4, 6)), R((4, 6))
     s, residual = ops.residual_forward(x, y, 0.5, KEY)

@@ -18,7 +18,7 @@ from tensorlite.cpu.memory import SMALL
 from tensorlite.optable import ROWS
 from tensorlite.shapes import ShapeArray, ShapeOps, cache_bytes
 
-COMPOSITES = {"mlp", "self_attention", "add_layernorm", "head_loss", "activation"}
+COMPOSITES = {"mlp", "self_attention", "skip_layernorm", "add_layernorm", "head_loss", "activation"}
 
 
 def test_every_op_has_a_row_and_a_case_and_a_backward():

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 
 import fake_cupy
 from cases import CASES, every_backend
-from tensorlite import DeviceError, GradcheckError, Reference, cross_entropy, embedding, gradcheck, namespace, pick_device, to_numpy
+from tensorlite import (
+    DeviceError,
+    GradcheckError,
+    Reference,
+    cross_entropy,
+    device_failure,
+    embedding,
+    gradcheck,
+    namespace,
+    pick_device,
+    to_numpy,
+)
 
 
 @pytest.fixture
@@ -19,6 +30,18 @@ def cupy(monkeypatch):
     module = fake_cupy.module()
     monkeypatch.setitem(sys.modules, "cupy", module)
     return module
+
+
+def test_errors_of_the_device_itself():
+    """CuPy's in the middle of a run; all others are nobody's to explain away."""
+    out_of_memory = type("OutOfMemoryError", (MemoryError,), {"__module__": "cupy.cuda.memory"})
+    runtime = type("CUDARuntimeError", (RuntimeError,), {"__module__": "cupy_backends.cuda.api.runtime"})
+    assert isinstance(device_failure(out_of_memory("9 GB")), MemoryError)
+    assert isinstance(device_failure(runtime("cudaErrorMemoryAllocation: out of memory")), MemoryError)
+    failure = device_failure(runtime("cudaErrorIllegalAddress"))
+    assert isinstance(failure, DeviceError)
+    assert "cudaErrorIllegalAddress" in str(failure)
+    assert device_failure(RuntimeError("ours")) is None
 
 
 def test_import_needs_numpy_alone():

@@ -1,0 +1,64 @@
+"""Train with the CUDA kernels on a CPU: what bf16 does to the loss, shown without a GPU. It says nothing about speed.
+
+    python benchmarks/kernels_on_cpu.py [--preset laptop] [--precision bf16] [--steps 2000]
+
+The kernel files run through the shim of the tests, the products in NumPy with the same roundings; everything else is train.py's.
+"""
+
+import dataclasses
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from gpt.config import PRESETS
+from gpt.data import load_corpus
+from gpt.evaluate import split_loss
+from gpt.parallel import Workers
+from gpt.params import ParamTable
+from gpt.stages import MODELS
+from gpt.step import TrainState
+from tensorlite import Reference
+from tensorlite.cuda import Ops
+from tensorlite.cuda.ops import Precision
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from shim.host import HostRuntime
+
+
+@dataclass
+class Args:
+    """Train with the CUDA kernels on a CPU."""
+
+    preset: str = "laptop"
+    precision: Precision = "bf16"
+    steps: int | None = None
+    """Updates; the preset's by default."""
+    seed: int = 1337
+    report: int = 100
+    """Updates between two lines."""
+
+
+def main() -> None:
+    """Train, and print the loss over the validation split, of float32 arithmetic on the parameters found."""
+    args = tyro.cli(Args)
+    preset = PRESETS[args.preset]
+    corpus = load_corpus(None, preset.model.block_size)
+    config, train = dataclasses.replace(preset.model, vocab_size=len(corpus.tokenizer)), preset.train
+    model, table = MODELS[config.model], ParamTable(MODELS[config.model].init(config))
+    state = TrainState.start(table, table.initial(args.seed), np)
+    workers, judge = Workers.of(Ops(args.precision, check=False, runtime=HostRuntime())), Workers.of(Reference(check=False))
+    start = time.perf_counter()
+    for step in range(1, (args.steps or train.max_iters) + 1):
+        loss, norm = workers.train_step(model, state, corpus.train, config, train, args.seed)
+        if step % args.report == 0 or step == args.steps or step == train.max_iters:
+            val = split_loss(judge, model, table.tree(state.params), corpus.val, config, train.batch_size)
+            seconds = time.perf_counter() - start
+            print(f"step {step}: loss {float(loss):.4f}, norm {float(norm):.3f}, val {val:.4f}, {seconds:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Causal attention whose scores are never stored. kernels/attention.cu and attention_mma.cu say how, and what differs."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tensorlite.attention import LayerCache, split_heads
+from tensorlite.random import Key
+from tensorlite.xp import Array, namespace
+
+ROWS = np.dtype([("batch", "i8"), ("head", "i8"), ("row", "i8")])  # attention.cu: Rows
+WARPS, TILE = 8, 32  # of attention.cu
+MMA_TILE, MMA_THREADS = 64, 128  # of attention_tiles.cuh
+MMA_LARGEST = 128  # head size whose accumulators fit in registers
+
+
+def on_tensor_cores(ops: Any, D: int, T: int, dropout: bool, past: bool = False) -> tuple[bool, str]:
+    """Which of the two files serves, and why."""
+    if ops.real() == "float":
+        return False, "float32 arithmetic"
+    if D % 16 or D > MMA_LARGEST:
+        return False, f"head size {D} is no multiple of 16 up to {MMA_LARGEST}"
+    if past:
+        return False, "one position at a time"
+    if dropout and T % 4:
+        return False, f"dropout draws four neighbours at once, and a context of {T} is no multiple of 4"
+    return True, "tensor cores"
+
+
+def attention_forward(
+    ops: Any, qkv: Array, n_head: int, p: float = 0.0, key: Key | None = None, past: LayerCache | None = None
+) -> tuple[Array, tuple | None]:
+    """y = dropout(softmax(mask(q k^T / sqrt(D)))) v. The cache refers to qkv and y, and holds lse: (B, H, T), a float32 a row."""
+    namespace(qkv)
+    B, T, C3 = qkv.shape
+    q, k, v = split_heads(ops.operand(qkv), n_head)  # (B, H, T, D) views
+    qkv = ops.operand(qkv)
+    if past is not None:
+        k, v = past.extend(k, v)  # (B, H, S, D)
+    D, S = q.shape[-1], k.shape[2]
+    y, lse = ops.empty((B, T, C3 // 3)), None if past is not None else ops.float32(B, n_head, T)
+    drop = ops.drop((B, n_head, T, S), p, key)
+    if y.size:
+        scale, flops = 1.0 / math.sqrt(D), 2 * 2 * B * n_head * D * _visible(T, S)
+        if on_tensor_cores(ops, D, T, bool(drop["threshold"]), past is not None)[0]:
+            packed = (qkv, y, lse, n_head, np.int32(T), scale, drop)
+            _launch_mma(ops, "attention_forward", B * n_head, T, D, 3, *packed, flops=flops)
+        else:
+            args = (q, _rows(q), k, v, _rows(k), y, lse, n_head, np.int32(T), np.int32(S), scale, drop)
+            _launch(ops, "attention_forward", B * n_head, T, D, 1, *args, flops=flops)
+    return y, (qkv, n_head, y, lse, drop) if past is None else None
+
+
+def attention_backward(ops: Any, dy: Array, cache: tuple) -> Array:
+    """dq, dk and dv, packed as qkv is. The probabilities are computed again, from lse."""
+    qkv, n_head, y, lse, drop = cache
+    namespace(dy, qkv)
+    dy = ops.operand(dy)
+    B, T, C = y.shape
+    D, scale = C // n_head, 1.0 / math.sqrt(C // n_head)
+    dqkv, delta = ops.empty(qkv.shape), ops.float32(B, n_head, T)
+    if not dqkv.size:
+        return dqkv
+    by_query = (qkv, y, dy, lse, delta, dqkv[:, :, :C], n_head, np.int32(T), scale, drop)
+    by_key = (qkv, dy, lse, delta, dqkv[:, :, C:], n_head, np.int32(T), scale, drop)
+    products = 2 * B * n_head * D * _visible(T, T)  # FLOPs of one product over the visible scores
+    if on_tensor_cores(ops, D, T, bool(drop["threshold"]))[0]:
+        _launch_mma(ops, "attention_backward_query", B * n_head, T, D, 4, *by_query, flops=3 * products)
+        _launch_mma(ops, "attention_backward_key", B * n_head, T, D, 4, *by_key, flops=4 * products)
+    else:
+        _launch(ops, "attention_backward_query", B * n_head, T, D, 2, *by_query, flops=3 * products)
+        _launch(ops, "attention_backward_key", B * n_head, T, D, 2, *by_key, flops=4 * products)
+    return dqkv
+
+
+def _launch(ops: Any, kernel: str, heads: int, T: int, D: int, rows: int, *args: Any, flops: float) -> None:
+    """A kernel of attention.cu; a warp keeps so many rows in shared memory."""
+    shared = 4 * (2 * TILE * (D + 1) + rows * WARPS * D)
+    ops.launch("attention.cu", kernel, (heads, -(-T // WARPS)), 32 * WARPS, *args, shared=shared, flops=flops, REAL=ops.real(), D=D)
+
+
+def _launch_mma(ops: Any, kernel: str, heads: int, T: int, D: int, tiles: int, *args: Any, flops: float) -> None:
+    """A kernel of attention_mma.cu; backward by keys keeps lse and delta of a tile of queries besides."""
+    shared = tiles * MMA_TILE * (D + 8) * 2 + (2 * MMA_TILE * 4 if kernel == "attention_backward_key" else 0)
+    ops.launch("attention_mma.cu", kernel, (heads, -(-T // MMA_TILE)), MMA_THREADS, *args, shared=shared, flops=flops, D=D)
+
+
+def _rows(x: Array) -> np.ndarray:
+    """Where the rows of x: (B, H, T, D) are, in elements. D is the innermost axis in memory."""
+    return np.array(tuple(stride // x.itemsize for stride in x.strides[:3]), ROWS)
+
+
+def _visible(T: int, S: int) -> float:
+    """How many of the (T, S) scores the mask leaves."""
+    return T * (S - T) + T * (T + 1) / 2

@@ -1,0 +1,71 @@
+"""The composites that this backend does otherwise than op by op: GELU inside a product, the head in a padded vocabulary.
+
+They replace mlp and head_loss of tensorlite/composites.py.
+"""
+
+from typing import Any
+
+from tensorlite import composites
+from tensorlite.cross_entropy import check_cross_entropy
+from tensorlite.cuda.cross_entropy import gradient, mean_loss
+from tensorlite.cuda.linear import PADDED, columns, padded_backward
+from tensorlite.embedding import check_indices
+from tensorlite.linear import check_linear
+from tensorlite.xp import Array, namespace
+
+
+def mlp_forward(
+    ops: Any, x: Array, fc_w: Array, fc_b: Array | None, proj_w: Array, proj_b: Array | None, activation: str = "gelu"
+) -> tuple[Array, tuple]:
+    """y = gelu(x fc_w + fc_b) proj_w + proj_b. The first product leaves both h, which backward needs, and gelu(h)."""
+    if activation != "gelu":
+        return composites.mlp_forward(ops, x, fc_w, fc_b, proj_w, proj_b, activation)
+    namespace(x, fc_w, fc_b, proj_w, proj_b)
+    check_linear(x, fc_w, fc_b)
+    C, F = fc_w.shape
+    x, fc_w = ops.operand(x), ops.operand(fc_w)
+    h, a = ops.empty((x.size // C, F)), ops.empty((*x.shape[:-1], F))
+    ops.gemm(x.reshape(-1, C), fc_w, a.reshape(-1, F), bias=ops.vector(fc_b), gelu=h)
+    y, proj = ops.linear_forward(a, proj_w, proj_b)
+    return y, ((x, fc_w, fc_b is not None), "gelu", h, proj)
+
+
+def mlp_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Array, Array, Array | None, Array, Array | None]:
+    """The product that makes da = dy proj_w^T leaves dh = gelu_backward(da) at once."""
+    if cache[1] != "gelu":
+        return composites.mlp_backward(ops, dy, cache)
+    (x, fc_w, has_fc_bias), _, h, (a, proj_w, has_bias) = cache
+    namespace(dy, a)
+    F, C = proj_w.shape
+    dy = ops.operand(dy).reshape(-1, C)
+    dh, dproj_w = ops.empty(h.shape), ops.float32(F, C)
+    dproj_b = ops.float32(C) if has_bias else None
+    ops.gemm(a.reshape(-1, F).T, dy, dproj_w, column_sum=dproj_b)  # (F, N) @ (N, C)
+    ops.gemm(dy, proj_w.T, dh, dgelu=h)  # (N, C) @ (C, F)
+    dx, dfc_w, dfc_b = padded_backward(ops, dh, x, fc_w, has_fc_bias)
+    return dx, dfc_w, dfc_b, dproj_w, dproj_b
+
+
+def head_loss_forward(ops: Any, x: Array, w: Array, b: Array | None, targets: Array) -> tuple[Array, tuple]:
+    """loss = cross_entropy(x w + b, targets). The vocabulary gets columns of zeros; logits are float32 in any precision."""
+    namespace(x, w, b, targets)
+    check_linear(x, w, b)
+    check_cross_entropy(x, targets)
+    C, V = w.shape
+    if ops.check:
+        check_indices(targets, V, "cross_entropy: targets")
+    wide = -(-V // PADDED) * PADDED
+    x, w = ops.operand(x), columns(ops, ops.operand(w), wide)
+    logits = ops.float32(x.size // C, wide)
+    bias = None if b is None else columns(ops, ops.cast(ops.vector(b), logits.dtype), wide)
+    ops.gemm(x.reshape(-1, C), w, logits, bias=bias)
+    loss, lse = mean_loss(ops, logits, V, targets)
+    return loss, (x, w, b is not None, V, logits, targets, lse)
+
+
+def head_loss_backward(ops: Any, dloss: Array | float, cache: tuple) -> tuple[Array, Array, Array | None]:
+    """Returns dx, dw, db, the columns of zeros taken away again."""
+    x, w, has_bias, V, logits, targets, lse = cache
+    dlogits = gradient(ops, dloss, logits, V, targets, lse, ops.dtype)
+    dx, dw, db = padded_backward(ops, dlogits, x, w, has_bias)
+    return dx, columns(ops, dw, V), None if db is None else db[:V]

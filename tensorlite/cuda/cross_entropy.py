@@ -1,0 +1,57 @@
+"""Softmax cross-entropy. kernels/cross_entropy.cu says what differs; the derivation is in tensorlite/cross_entropy.py."""
+
+from typing import Any
+
+import numpy as np
+
+from tensorlite.cross_entropy import check_cross_entropy
+from tensorlite.cuda.embedding import c_integer
+from tensorlite.embedding import check_indices
+from tensorlite.xp import Array, namespace
+
+FILE, WARPS, BLOCKS = "cross_entropy.cu", 8, 512
+
+
+def cross_entropy_forward(ops: Any, logits: Array, targets: Array) -> tuple[Array, tuple]:
+    """loss = mean of lse - logits at the target, a float32. The cache refers to both, and holds lse, one float32 a row."""
+    xp = namespace(logits, targets)
+    check_cross_entropy(logits, targets)
+    if ops.check:
+        check_indices(targets, logits.shape[-1], "cross_entropy: targets")
+    if logits.dtype != np.float32:
+        logits = ops.operand(logits)
+    loss, lse = mean_loss(ops, xp.ascontiguousarray(logits).reshape(-1, logits.shape[-1]), logits.shape[-1], targets)
+    return loss, (logits, targets, lse)
+
+
+def cross_entropy_backward(ops: Any, dloss: Array | float, cache: tuple) -> Array:
+    """dlogits = dloss (p - onehot) / N"""
+    logits, targets, lse = cache
+    namespace(logits)
+    V = logits.shape[-1]
+    rows = namespace(logits).ascontiguousarray(logits).reshape(-1, V)
+    return gradient(ops, dloss, rows, V, targets, lse, logits.dtype).reshape(logits.shape)
+
+
+def mean_loss(ops: Any, logits: Array, V: int, targets: Array) -> tuple[Array, Array]:
+    """The loss, and lse, of logits: (N, stride), V of each row in use."""
+    N, stride = logits.shape
+    kind = c_integer(targets, "cross_entropy: targets")
+    grid = min(BLOCKS, -(-N // WARPS))
+    lse, share, loss = ops.float32(N), ops.float32(grid), ops.float32()
+    types = {"REAL": ops.real(), "LOGIT": ops.real(logits), "ID": kind}
+    args = (logits, stride, V, namespace(targets).ascontiguousarray(targets), lse, share, N)
+    ops.launch(FILE, "cross_entropy_forward", grid, 32 * WARPS, *args, **types)
+    ops.launch(FILE, "mean_loss", 1, 256, share, grid, N, loss, **types)
+    return loss, lse
+
+
+def gradient(ops: Any, dloss: Array | float, logits: Array, V: int, targets: Array, lse: Array, dtype: Any) -> Array:
+    """dlogits: (N, stride) of a dtype; the columns beyond V are zero."""
+    N, stride = logits.shape
+    dlogits = ops.runtime.empty(logits.shape, dtype)
+    number, at = (1.0, dloss) if isinstance(dloss, ops.runtime.xp.ndarray) else (float(dloss), None)
+    types = {"REAL": ops.real(dlogits), "LOGIT": ops.real(logits), "ID": c_integer(targets, "cross_entropy: targets")}
+    args = (number, at, logits, stride, V, namespace(targets).ascontiguousarray(targets), lse, dlogits, N)
+    ops.launch(FILE, "cross_entropy_backward", min(2048, -(-N // WARPS)), 32 * WARPS, *args, **types)
+    return dlogits

@@ -1,0 +1,121 @@
+"""The ops of kernels/elementwise.cu. They replace tensorlite/activations.py and dropout.py; the derivations are there."""
+
+from typing import Any
+
+from tensorlite.dropout import check_residual
+from tensorlite.random import Key
+from tensorlite.xp import Array, namespace
+
+FILE, BLOCK, GRID = "elementwise.cu", 256, 2048  # blocks at most: enough to fill any GPU, each thread then takes several slices
+ALIGNED = 16  # bytes: kernels and products read so many at once
+COPIES = 128  # arrays that one launch of `gather` copies: their addresses and sizes fill 3 of the 4 KiB that arguments may have
+
+
+def blocks(n: int, each: int = 4 * BLOCK) -> int:
+    """How many blocks share n elements, of which each takes so many at a time."""
+    return max(1, min(GRID, -(-n // each)))
+
+
+def each(ops: Any, kernel: str, *args: Any, n: int) -> None:
+    """Launch a kernel over n elements, of the dtype of the first array."""
+    if n:
+        real = ops.real(next(a for a in args if a is not None and hasattr(a, "size") and a.ndim))
+        ops.launch(FILE, kernel, blocks(n), BLOCK, *args, n, REAL=real, COPIES=COPIES)
+
+
+def contiguous(ops: Any, x: Array) -> Array:
+    """x, C-contiguous and aligned: itself or a copy. A transposed matrix, as a tied head has, is turned by a kernel."""
+    if x.flags.c_contiguous:
+        return x if ops.address(x) % ALIGNED == 0 else x.copy()
+    if x.ndim != 2 or not x.T.flags.c_contiguous:
+        return namespace(x).array(x, order="C")
+    y = ops.runtime.empty(x.shape, x.dtype)
+    ops.launch(FILE, "transpose", blocks(x.size, BLOCK), BLOCK, x.T, y, x.shape[0], x.size, REAL=ops.real(x), COPIES=COPIES)
+    return y
+
+
+def gelu_forward(ops: Any, x: Array) -> tuple[Array, Array]:
+    """y = x (1 + tanh u) / 2. The cache is x."""
+    namespace(x)
+    x = ops.operand(x)
+    y = ops.empty(x.shape)
+    each(ops, "gelu_forward", x, y, n=x.size)
+    return y, x
+
+
+def gelu_backward(ops: Any, dy: Array, cache: Array) -> Array:
+    """dx = dy (s + x s') with the gate s = (1 + tanh u) / 2."""
+    namespace(dy, cache)
+    return _backward(ops, "gelu_backward", dy, cache)
+
+
+def relu_forward(ops: Any, x: Array) -> tuple[Array, Array]:
+    """y = max(x, 0). The cache is y."""
+    namespace(x)
+    x = ops.operand(x)
+    y = ops.empty(x.shape)
+    each(ops, "relu_forward", x, y, n=x.size)
+    return y, y
+
+
+def relu_backward(ops: Any, dy: Array, cache: Array) -> Array:
+    """dx = dy where y > 0, else 0."""
+    namespace(dy, cache)
+    return _backward(ops, "relu_backward", dy, cache)
+
+
+def _backward(ops: Any, kernel: str, dy: Array, kept: Array) -> Array:
+    dx = ops.empty(kept.shape)
+    each(ops, kernel, ops.operand(dy), kept, dx, n=dx.size)
+    return dx
+
+
+def dropout_forward(ops: Any, x: Array, p: float = 0.0, key: Key | None = None) -> tuple[Array, Any]:
+    """y = x mask / keep. The cache is the struct that draws the mask again: no bytes on the device."""
+    namespace(x)
+    drop = ops.drop(x.shape, p, key)
+    return dropout_backward(ops, x, drop), drop
+
+
+def dropout_backward(ops: Any, dy: Array, cache: Any) -> Array:
+    """dx = dy mask / keep: dropout is linear, so backward is the same map."""
+    namespace(dy)
+    if not cache["threshold"]:
+        return dy
+    dy = ops.operand(dy)
+    dx = ops.empty(dy.shape)
+    each(ops, "residual", None, dy, cache, dx, n=dx.size)
+    return dx
+
+
+def residual_forward(ops: Any, x: Array, y: Array, p: float = 0.0, key: Key | None = None) -> tuple[Array, Any]:
+    """out = x + dropout(y). The cache is dropout's."""
+    namespace(x, y)
+    check_residual(x, y)
+    x, y, drop = ops.operand(x), ops.operand(y), ops.drop(x.shape, p, key)
+    out = ops.empty(x.shape)
+    each(ops, "residual", x, y, drop, out, n=out.size)
+    return out, drop
+
+
+def residual_backward(ops: Any, dout: Array, cache: Any) -> tuple[Array, Array]:
+    """dx = dout,  dy = dropout_backward(dout)"""
+    return dout, dropout_backward(ops, dout, cache)
+
+
+def add(ops: Any, a: Array, b: Array) -> Array:
+    """a + b, of one dtype."""
+    namespace(a, b)
+    a, b = contiguous(ops, a), contiguous(ops, b)
+    out = ops.runtime.empty(a.shape, a.dtype)
+    each(ops, "add", a, b, out, n=out.size)
+    return out
+
+
+def add_share(ops: Any, total: Array | None, loss: Array, share: float) -> Array:
+    """total + share loss, or share loss alone."""
+    if total is None and share == 1.0:
+        return loss
+    out = ops.float32()
+    ops.launch(FILE, "add_share", 1, 1, total, loss, share, out, REAL="float", COPIES=COPIES)
+    return out

@@ -1,0 +1,63 @@
+// Random bits as a function of (seed, step, site, element): tensorlite/random.py on the device, bit for bit.
+//
+// What differs: nothing is stored. A kernel draws the lanes it needs, in forward and again in backward, and in a captured step it
+// mixes the key itself, out of the step number in device memory, since numbers among a launch's arguments are frozen.
+#pragma once
+#include "common.cuh"
+
+__device__ inline uint2 threefry2x32(unsigned k0, unsigned k1, unsigned x0, unsigned x1) {
+    const unsigned key[3] = {k0, k1, k0 ^ k1 ^ 0x1BD11BDAu};
+    const int rotations[8] = {13, 15, 26, 6, 17, 29, 16, 24};
+    x0 += k0;
+    x1 += k1;
+#pragma unroll
+    for (int i = 0; i < 13; i++) {
+        x0 += x1;
+        x1 = __funnelshift_l(x1, x1, rotations[i % 8]) ^ x0;
+        if (i % 4 == 3) {
+            int j = i / 4 + 1;
+            x0 += key[j % 3];
+            x1 += key[(j + 1) % 3] + j;
+        }
+    }
+    return make_uint2(x0, x1);
+}
+
+// The key of a place in the network. tensorlite/cuda/random.py packs it.
+struct Key {
+    const long long* step;  // null: k0 and k1 are the key. Else they are the seed, and the key is to be mixed
+    unsigned k0, k1;
+    unsigned layer, site;
+};
+
+__device__ inline uint2 mixed(const Key& key) {
+    if (key.step == nullptr) return make_uint2(key.k0, key.k1);
+    uint2 k = threefry2x32(key.k0, key.k1, (unsigned)*key.step, (unsigned)(*key.step >> 32));  // make_key
+    return threefry2x32(k.x, k.y, key.layer, key.site);                                        // site_key
+}
+
+struct Drop {
+    Key key;
+    long long first;     // number of this array's first element in the whole batch's: those of the rows before it come first
+    unsigned threshold;  // a 16-bit lane below it means "drop"; 0: no dropout
+    float scale;         // 1 / keep
+};
+
+// The key, mixed by one thread for its block. All threads of the block must call it.
+__device__ inline uint2 block_key(const Drop& drop) {
+    __shared__ uint2 key;
+    if (threadIdx.x == 0 && drop.threshold) key = mixed(drop.key);
+    __syncthreads();
+    return key;
+}
+
+// Whether to keep the elements 4 counter .. 4 counter + 3: one bit each.
+__device__ inline unsigned keep4(uint2 key, unsigned threshold, unsigned long long counter) {
+    uint2 x = threefry2x32(key.x, key.y, (unsigned)counter, (unsigned)(counter >> 32));
+    return ((x.x & 0xffffu) >= threshold) | ((x.x >> 16) >= threshold) << 1 | ((x.y & 0xffffu) >= threshold) << 2 |
+           ((x.y >> 16) >= threshold) << 3;
+}
+
+__device__ inline bool keep1(uint2 key, unsigned threshold, unsigned long long element) {
+    return keep4(key, threshold, element / 4) >> (element % 4) & 1;
+}

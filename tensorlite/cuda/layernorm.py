@@ -1,0 +1,85 @@
+"""Layer normalisation, alone and together with the residual connections around it. kernels/layernorm.cu says what differs."""
+
+from typing import Any
+
+from tensorlite.cuda.reduce import sum_rows
+from tensorlite.dropout import check_residual
+from tensorlite.layernorm import check_layernorm
+from tensorlite.random import Key
+from tensorlite.xp import Array, namespace
+
+FILE, WARPS = "layernorm.cu", 4
+ROW_BLOCKS = 1024  # blocks of forward at most
+SHARE_BLOCKS = 512  # of backward: each leaves a share of dw and db to sum
+
+
+def layernorm_forward(ops: Any, x: Array, w: Array, b: Array | None = None, eps: float = 1e-5) -> tuple[Array, tuple]:
+    """y = xhat w + b. The cache refers to x and w, and holds mean and rstd, two float32 a row."""
+    namespace(x, w, b)
+    check_layernorm(x, w, b)
+    x = ops.operand(x)
+    h, cache = _forward(ops, x, None, ops.drop((), 0.0, None), None, w, b, eps)
+    return h, cache
+
+
+def layernorm_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Array, Array, Array | None]:
+    """dx = rstd (g - mean(g) - xhat mean(g xhat)),  dw = sum of dy xhat,  db = sum of dy."""
+    namespace(dy, cache[0])
+    dx, _, dw, db = _backward(ops, dy, cache, None, None)
+    return dx, dw, db
+
+
+def skip_layernorm_backward(ops: Any, dout: tuple[Array, Array], cache: tuple) -> tuple[Array, Array, Array | None]:
+    """dx = dx + layernorm_backward(dh): the sum in the same pass."""
+    skip, dh = dout
+    namespace(skip, dh)
+    dx, _, dw, db = _backward(ops, dh, cache, skip, None)
+    return dx, dw, db
+
+
+def add_layernorm_forward(
+    ops: Any, x: Array, y: Array, w: Array, b: Array | None, p: float = 0.0, key: Key | None = None
+) -> tuple[tuple[Array, Array], tuple]:
+    """s = x + dropout(y),  h = layernorm(s). The cache is layernorm's, and dropout's struct."""
+    namespace(x, y, w, b)
+    check_residual(x, y)
+    check_layernorm(x, w, b)
+    drop, s = ops.drop(x.shape, p, key), ops.empty(x.shape)
+    h, norm = _forward(ops, ops.operand(x), ops.operand(y), drop, s, w, b, 1e-5)
+    return (s, h), (drop, norm)
+
+
+def add_layernorm_backward(ops: Any, dout: tuple[Array, Array], cache: tuple) -> tuple[Array, Array, Array, Array | None]:
+    """dx = ds + layernorm_backward(dh),  dy = dropout_backward(dx)."""
+    ds, dh = dout
+    namespace(ds, dh)
+    drop, norm = cache
+    return _backward(ops, dh, norm, ds, drop)
+
+
+def _forward(
+    ops: Any, x: Array, y: Array | None, drop: Any, s: Array | None, w: Array, b: Array | None, eps: float
+) -> tuple[Array, tuple]:
+    C = x.shape[-1]
+    rows = x.size // C
+    w, h, mean, rstd = ops.operand(w), ops.empty(x.shape), ops.float32(rows), ops.float32(rows)
+    if rows:
+        grid = min(ROW_BLOCKS, -(-rows // WARPS))
+        args = (x, y, drop, s, w, ops.vector(b), eps, h, mean, rstd, rows)
+        ops.launch(FILE, "layernorm_forward", grid, 32 * WARPS, *args, REAL=ops.real(), C=C)
+    return h, (x if s is None else s, w, b is not None, mean, rstd)
+
+
+def _backward(ops: Any, dh: Array, cache: tuple, skip: Array | None, drop: Any) -> tuple[Array, Array, Array, Array | None]:
+    """dx, the gradient of what was added before the norm (of nothing: dx again), dw, db."""
+    x, w, has_bias, mean, rstd = cache
+    C = x.shape[-1]
+    rows, grid = x.size // C, max(1, min(SHARE_BLOCKS, -(-x.size // C // WARPS)))
+    dh, skip, dx = ops.operand(dh), None if skip is None else ops.operand(skip), ops.empty(x.shape)
+    branch = ops.empty(x.shape) if drop is not None and drop["threshold"] else None  # without dropout it is dx
+    share = ops.float32(grid, 2 * (-(-C // 4) * 4))
+    drop = ops.drop((), 0.0, None) if drop is None else drop
+    args = (dh, x, w, mean, rstd, skip, dx, drop, branch, share, rows)
+    ops.launch(FILE, "layernorm_backward", grid, 32 * WARPS, *args, REAL=ops.real(), C=C)
+    dw, db = sum_rows(ops, share).reshape(2, -1)[:, :C]
+    return dx, dx if branch is None else branch, dw, db if has_bias else None

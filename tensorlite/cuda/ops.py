@@ -1,0 +1,135 @@
+"""class Ops: what the CUDA backend does in its own way; everything else is the reference's."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from tensorlite.cuda import attention, composites, cross_entropy, elementwise, embedding, gemm, layernorm, linear, optim, random
+from tensorlite.cuda.graph import Captured
+from tensorlite.cuda.table import ROWS
+from tensorlite.reference import Reference
+from tensorlite.xp import Array
+
+Precision = Literal["float32", "tf32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bf16")
+LAG = 32  # steps that may be under way, or done and not looked at
+
+
+class Ops(Reference):
+    """The functions of `tensorlite.cuda`, on the arrays of a runtime: CuPy's on a GPU.
+
+    precision: float32; tf32, float32 whose matrix products round their operands to 10 bits; or bf16, activations and operands of 8
+    bits. Sums are made in float32, and parameters and their gradients are float32, in all three.
+    check: as for Reference. runtime: what launches kernels; a `Cuda` on the current device by default.
+    Raises DeviceError when there is no such device, or a library is missing.
+    """
+
+    name = "fast"
+    rows = ROWS
+    lag = LAG
+
+    def __init__(self, precision: Precision = "bf16", *, check: bool = True, runtime: Any = None) -> None:
+        super().__init__(check=check)
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        if runtime is None:
+            from tensorlite.cuda.runtime import Cuda
+
+            runtime = Cuda()
+        self.precision, self.runtime = precision, runtime
+        self.dtype = runtime.bfloat16 if precision == "bf16" else np.dtype(np.float32)
+        self.launch, self.address = runtime.launch, runtime.address
+
+    linear_forward = linear.linear_forward
+    linear_backward = linear.linear_backward
+    embedding_forward = embedding.embedding_forward
+    embedding_backward = embedding.embedding_backward
+    positions_forward = embedding.positions_forward
+    positions_backward = embedding.positions_backward
+    layernorm_forward = layernorm.layernorm_forward
+    layernorm_backward = layernorm.layernorm_backward
+    gelu_forward = elementwise.gelu_forward
+    gelu_backward = elementwise.gelu_backward
+    relu_forward = elementwise.relu_forward
+    relu_backward = elementwise.relu_backward
+    attention_forward = attention.attention_forward
+    attention_backward = attention.attention_backward
+    dropout_forward = elementwise.dropout_forward
+    dropout_backward = elementwise.dropout_backward
+    residual_forward = elementwise.residual_forward
+    residual_backward = elementwise.residual_backward
+    cross_entropy_forward = cross_entropy.cross_entropy_forward
+    cross_entropy_backward = cross_entropy.cross_entropy_backward
+    mlp_forward = composites.mlp_forward
+    mlp_backward = composites.mlp_backward
+    add_layernorm_forward = layernorm.add_layernorm_forward
+    add_layernorm_backward = layernorm.add_layernorm_backward
+    skip_layernorm_backward = layernorm.skip_layernorm_backward
+    head_loss_forward = composites.head_loss_forward
+    head_loss_backward = composites.head_loss_backward
+    add = elementwise.add
+    add_share = elementwise.add_share
+    sample_batch = embedding.sample_batch
+    gather = optim.gather
+    global_norm = optim.global_norm
+    clip_ = optim.clip_
+    adamw_ = optim.adamw_
+    schedule = staticmethod(optim.schedule)
+    key = staticmethod(random.key)  # type: ignore[assignment]  # of a Counter too
+    site = staticmethod(random.site)  # type: ignore[assignment]
+
+    # what the functions above share
+
+    gemm = gemm.gemm
+
+    def empty(self, shape: tuple[int, ...], dtype: Any = None) -> Array:
+        """An uninitialised array, of the precision's dtype."""
+        return self.runtime.empty(shape, self.dtype if dtype is None else dtype)
+
+    def float32(self, *shape: int) -> Array:
+        return self.runtime.empty(shape, np.dtype(np.float32))
+
+    def operand(self, x: Array) -> Array:
+        """x in the precision's dtype, C-contiguous or (of a matrix) the transpose of such an array, and aligned: itself, or a copy.
+
+        Raises TypeError for a dtype that this backend does not compute in.
+        """
+        if x.ndim == 2 and x.T.flags.c_contiguous and not x.flags.c_contiguous:
+            return self.operand(x.T).T
+        return self.cast(elementwise.contiguous(self, x), self.dtype)
+
+    def cast(self, x: Array, dtype: Any) -> Array:
+        """x, C-contiguous, as float32 or bf16: itself, or a copy."""
+        if x.dtype == dtype:
+            return x
+        if {x.dtype, np.dtype(dtype)} != {np.dtype(np.float32), self.runtime.bfloat16}:
+            raise TypeError(f"the CUDA backend computes in float32 and bfloat16, not {x.dtype}; use Reference for other dtypes")
+        y = self.runtime.empty(x.shape, dtype)
+        elementwise.each(self, "to_float32" if dtype == np.float32 else "to_bf16", x, y, n=x.size)
+        return y
+
+    def vector(self, x: Array | None) -> Array | None:
+        """A gain or bias as an operand; None stays None."""
+        return None if x is None else self.operand(x)
+
+    def real(self, x: Array | None = None) -> str:
+        """What a kernel calls the dtype of x, or of the precision."""
+        return "float" if (self.dtype if x is None else x.dtype) == np.float32 else "bf16"
+
+    def working(self, params: Array) -> Array:  # type: ignore[override]  # static in Reference: the same to a caller
+        """The parameters as the model is to read them: in bf16, a copy of the whole flat buffer, one pass a step."""
+        return self.operand(params)
+
+    def drop(self, shape: tuple[int, ...], p: float, key: Any) -> np.ndarray:
+        """The struct of a dropout, for a kernel."""
+        return random.pack_drop(shape, p, key, self.address)
+
+    def compile(self, function: Callable) -> Callable:
+        """The same step as one graph of kernels, captured at its second call and launched again at every later one."""
+        return Captured(self, function)
+
+
+def own(rows: Mapping[str, Any] = ROWS) -> Sequence[str]:
+    """The ops that this backend has kernels for."""
+    return [name for name in rows if f"{name}_forward" in vars(Ops)]

@@ -1,0 +1,93 @@
+"""The optimizer's end of a step: gradients into the flat buffer, their norm, AdamW. kernels/optim.cu says what differs."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tensorlite import optim
+from tensorlite.cuda.elementwise import BLOCK, COPIES, blocks, contiguous
+from tensorlite.cuda.elementwise import FILE as ELEMENTWISE
+from tensorlite.cuda.random import Counter
+from tensorlite.xp import Array, namespace
+
+FILE = "optim.cu"
+COPY_TABLE = np.dtype([("from", "u8", COPIES), ("to", "u8", COPIES), ("size", "i8", COPIES)])  # elementwise.cu: Copies
+UPDATE = np.dtype(
+    [("step", "u8"), ("t", "i8"), ("lr", "f8"), ("min_lr", "f8"), ("warmup", "i8"), ("total", "i8")]
+    + [(name, "f8") for name in ("beta1", "beta2", "eps", "weight_decay")]
+)  # optim.cu: Update
+
+
+class Schedule(NamedTuple):
+    """The arguments of optim.schedule, for the device to work out when the step is known to it alone."""
+
+    step: Counter
+    lr: float
+    min_lr: float
+    warmup: int
+    total: int
+
+
+def schedule(step: int | Counter, lr: float, min_lr: float, warmup: int, total: int) -> Any:
+    """As optim.schedule; of a Counter, a Schedule."""
+    make = Schedule if isinstance(step, Counter) else optim.schedule
+    return make(step, lr, min_lr, warmup, total)  # type: ignore[arg-type]
+
+
+def gather(ops: Any, leaves: Sequence[Array], slots: Sequence[Array], add: bool = False) -> None:
+    """Copy (or, with add, sum) each gradient into its slot: up to 128 of them a launch."""
+    pairs = [(contiguous(ops, leaf), slot) for leaf, slot in zip(leaves, slots, strict=True)]
+    for i in range(0, len(pairs), COPIES):
+        part = pairs[i : i + COPIES]
+        table = np.zeros((), COPY_TABLE)
+        for j, (leaf, slot) in enumerate(part):
+            table["from"][j], table["to"][j], table["size"][j] = ops.address(leaf), ops.address(slot), leaf.size
+        grid = (blocks(max(leaf.size for leaf, _ in part), 16 * BLOCK), len(part))
+        touched = [array for pair in part for array in pair]
+        ops.launch(ELEMENTWISE, "gather", grid, BLOCK, table, add, touches=touched, REAL="float", COPIES=COPIES)
+
+
+def global_norm(ops: Any, grads: Array) -> Array:
+    """sqrt(sum of squares), a float32."""
+    namespace(grads)
+    n = grads.size
+    share, norm = ops.float32(blocks(n)), ops.float32()
+    ops.launch(FILE, "sum_squares", share.size, BLOCK, grads, share, n)
+    ops.launch(FILE, "root", 1, BLOCK, share, share.size, norm)
+    return norm
+
+
+def clip_(ops: Any, grads: Array, max_norm: float) -> Array:
+    """Scale the gradient, in place, to a norm of at most max_norm (0: any); return the norm before."""
+    norm = global_norm(ops, grads)
+    if max_norm > 0:
+        ops.launch(FILE, "clip", blocks(grads.size), BLOCK, grads, norm, max_norm, grads.size, touches=(grads,))
+    return norm
+
+
+def adamw_(
+    ops: Any,
+    params: Array,
+    grads: Array,
+    m: Array,
+    v: Array,
+    t: Any,
+    lr: Any,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    n_decay: int | None = None,
+) -> None:
+    """One AdamW update, in place; the arguments are the reference's, or a Counter and a Schedule."""
+    namespace(params, grads, m, v)
+    n = params.size
+    if isinstance(t, Counter):
+        _, peak, min_lr, warmup, total = lr  # a Schedule
+        numbers = (ops.address(t.array), t.plus, peak, min_lr, warmup, total)
+    else:
+        numbers = (0, t, lr, 0.0, 0, 0)
+    update = np.array((*numbers, beta1, beta2, eps, weight_decay), UPDATE)
+    args = (params, grads, m, v, update, n if n_decay is None else n_decay, n)
+    ops.launch(FILE, "adamw", blocks(n), BLOCK, *args, touches=(params, m, v))

@@ -1,0 +1,20 @@
+"""Sums over the rows of a matrix, always in the same order: kernels/reduce.cu."""
+
+from typing import Any
+
+from tensorlite.xp import Array
+
+FILE, COLUMNS, BLOCK = "reduce.cu", 32, 1024
+ROWS_EACH = 512  # rows that are worth a block of their own
+FILL = 512  # blocks that fill any GPU
+
+
+def sum_rows(ops: Any, x: Array, out: Array | None = None) -> Array:
+    """x: (rows, K) -> out: (K,) in float32. In parts, so that the whole GPU has work, and then over the parts."""
+    rows, K = x.shape
+    out = ops.float32(K) if out is None else out
+    across = -(-K // (COLUMNS * (4 if K % 4 == 0 else 1)))  # blocks side by side
+    parts = max(1, min(-(-rows // ROWS_EACH), FILL // across))
+    to = out if parts == 1 else ops.float32(parts, K)
+    ops.launch(FILE, "sum_rows", (across, parts), BLOCK, x, to, rows, -(-rows // parts), REAL=ops.real(x), K=K)
+    return out if parts == 1 else sum_rows(ops, to, out)
