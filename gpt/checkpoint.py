@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,30 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}; free space or choose another --out") from error
+        raise _cannot_write(path, error) from error
+
+
+def twin(path: Path, other: Path) -> None:
+    """Let `other` be the same file, at once: a second name where the system has those, else a copy.
+
+    Files are replaced and never written into, so neither can change under the other's name.
+    """
+    partial = other.with_name(f"{other.name}.tmp-{os.getpid()}")
+    try:
+        if other.exists() and other.samefile(path):
+            return  # to rename one name of a file to another does nothing, and leaves both
+        try:
+            os.link(path, partial)
+        except OSError:
+            shutil.copyfile(path, partial)
+        os.replace(partial, other)
+        _sync_folder(other.parent)
+    except OSError as error:
+        raise _cannot_write(other, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{path} cannot be written: {error.strerror or error}; free space or choose another --out")
 
 
 def _sync_folder(folder: Path) -> None:

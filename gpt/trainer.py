@@ -185,7 +185,9 @@ class Trainer:
         folder.write_metrics(self.out, self.records)  # first: a resume leaves out what is ahead of its checkpoint
         if better:
             self.save(folder.best_path(self.out), val)
-        self.save(folder.last_path(self.out), val)
+            checkpoint.twin(folder.best_path(self.out), folder.last_path(self.out))
+        else:
+            self.save(folder.last_path(self.out), val)
         loss_curve(self.out / "loss.png", self.records, self.out.name)
         self.say(f"step {state.step}: train loss {train:.4f}, val loss {val:.4f}")
 

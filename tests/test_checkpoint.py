@@ -1,5 +1,6 @@
 """Checkpoints: what goes in comes out, and nothing else does."""
 
+import dataclasses
 import os
 
 import numpy as np
@@ -94,6 +95,24 @@ def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):
         checkpoint.save(path, original)
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_twin_is_the_same_file_and_keeps_its_content(saved, monkeypatch, links):
+    """Where the system has no second names it is a copy. Saving under one name leaves the other alone."""
+    path, original = saved
+    other = folder.last_path(path.parent)
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+    checkpoint.twin(path, other)
+    checkpoint.twin(path, other)  # again, over the earlier one
+    assert other.read_bytes() == path.read_bytes()
+    assert os.path.samefile(path, other) == links
+    checkpoint.save(path, dataclasses.replace(original, step=8))
+    assert (checkpoint.load(path).step, checkpoint.load(other).step) == (8, 7)
+    assert sorted(os.listdir(path.parent)) == ["best.safetensors", "last.safetensors"]
+    with pytest.raises(CheckpointError, match=r"nowhere.last\.safetensors cannot be written"):
+        checkpoint.twin(path, folder.last_path(path.parent / "nowhere"))
 
 
 def test_a_folder_holds_one_run_at_a_time(tmp_path):
