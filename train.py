@@ -316,7 +316,7 @@ def estimated_time(trainer: Trainer) -> str:
         trainer.read()
 
     with trainer.undone():
-        step = seconds_of(step_and_wait, trainer.workers.mean)
+        step = seconds_of(step_and_wait, trainer.workers.mean, warm_up=trainer.workers.lead.warm_up)
     left = max(0, cfg.max_iters - trainer.state.step)
     evaluated = len(trainer.val_data) + cfg.eval_batches * cfg.batch_size * trainer.model_config.block_size
     evaluation = step / 3 * evaluated / trainer.tokens_per_step

@@ -61,11 +61,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     Raises CheckpointError when the file cannot be written; an earlier file of that name is then still whole.
     """
     table = checkpoint.table
-    tensors = {
-        f"{name}/{param.name}": np.ascontiguousarray(table.view(to_numpy(getattr(checkpoint, name)), param))
-        for name in BUFFERS
-        for param in table
-    }
+    buffers = {name: to_numpy(getattr(checkpoint, name)) for name in BUFFERS}  # off the device, once
+    tensors = {f"{name}/{param.name}": table.view(buffers[name], param) for name in BUFFERS for param in table}
     about = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint) if f.name not in BUFFERS}
     about |= {"model": dataclasses.asdict(checkpoint.model), "train": dataclasses.asdict(checkpoint.train)}
     metadata = {"format": FORMAT, "about": json.dumps(about, sort_keys=True)}
@@ -159,5 +156,5 @@ def _hash(tensors: dict[str, np.ndarray], about: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-        digest.update(tensor.tobytes())
+        digest.update(np.ascontiguousarray(tensor).data)
     return digest.hexdigest()

@@ -88,17 +88,17 @@ def available_bytes(xp: Any) -> int | None:
         return None
 
 
-def seconds_of(work: Callable[[], Any], agreed: Callable[[float], float] = float, enough: float = 1.0) -> float:
-    """Time a call: twice, or once if it takes very long, or as often as fits; the median. The first call warms up, and is left out.
+def seconds_of(work: Callable[[], Any], agreed: Callable[[float], float] = float, enough: float = 1.0, warm_up: int = 1) -> float:
+    """Time a call: once if it takes very long, else as often as fits into `enough`; the median.
 
-    agreed: what all ranks make of a time, so that all make the same number of calls.
+    agreed: what all ranks make of a time, so that all make the same number of calls. warm_up: first calls that are left out.
     """
     times: list[float] = []
-    while len(times) < 100 and (sum(times) < enough or (len(times) == 1 and times[0] < PATIENCE)):
+    while len(times) < 100 and sum(times[warm_up:]) < enough and (len(times) != 1 or times[0] < PATIENCE):
         start = time.perf_counter()
         work()
         times.append(agreed(time.perf_counter() - start))
-    return statistics.median(times[1:] or times)
+    return statistics.median(times[warm_up:] or times)
 
 
 def human_bytes(n: float) -> str:

@@ -74,12 +74,11 @@ class Trainer:
 
     def read(self) -> float:
         """Wait for the steps made so far. Returns the last one's loss. Raises TrainingError where one has no finite numbers."""
-        last = math.nan
-        for step, loss, norm in self.unread:
-            last = float(loss)
-            self._stop_unless_finite(step, last, float(norm))
-        self.unread.clear()
-        return last
+        made, self.unread = self.unread, []
+        numbers = self.workers.lead.to_floats([number for _, loss, norm in made for number in (loss, norm)])
+        for (step, _, _), loss, norm in zip(made, numbers[::2], numbers[1::2], strict=True):
+            self._stop_unless_finite(step, loss, norm)
+        return numbers[-2] if numbers else math.nan
 
     @contextmanager
     def undone(self) -> Iterator[None]:

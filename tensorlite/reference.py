@@ -35,6 +35,7 @@ class Reference:
     name = "reference"
     rows: Mapping[str, optable.Op] = optable.ROWS  # what each op keeps and costs
     lag = 1  # steps a trainer may start before it looks at the loss of the first
+    warm_up = 1  # first steps that take longer than the others
 
     def __init__(self, *, check: bool = True) -> None:
         self.check = check
@@ -93,6 +94,11 @@ class Reference:
         """a + b: where a value is used twice, its two gradients add."""
         namespace(a, b)
         return a + b
+
+    @staticmethod
+    def to_floats(scalars: Sequence[Array]) -> list[float]:
+        """The numbers in some arrays of shape (). It waits for the device."""
+        return [float(scalar) for scalar in scalars]
 
     @staticmethod
     def add_share(total: Array | None, loss: Array, share: float) -> Array:

@@ -16,11 +16,10 @@ def blocks(n: int, each: int = 4 * BLOCK) -> int:
     return max(1, min(GRID, -(-n // each)))
 
 
-def each(ops: Any, kernel: str, *args: Any, n: int) -> None:
-    """Launch a kernel over n elements, of the dtype of the first array."""
-    if n:
-        real = ops.real(next(a for a in args if a is not None and hasattr(a, "size") and a.ndim))
-        ops.launch(FILE, kernel, blocks(n), BLOCK, *args, n, REAL=real, COPIES=COPIES)
+def each(ops: Any, kernel: str, *args: Any, over: Array) -> None:
+    """Launch a kernel over the elements of an array, which is among its arguments, and which says what REAL is."""
+    if over.size:
+        ops.launch(FILE, kernel, blocks(over.size), BLOCK, *args, over.size, REAL=ops.real(over), COPIES=COPIES)
 
 
 def contiguous(ops: Any, x: Array) -> Array:
@@ -39,7 +38,7 @@ def gelu_forward(ops: Any, x: Array) -> tuple[Array, Array]:
     namespace(x)
     x = ops.operand(x)
     y = ops.empty(x.shape)
-    each(ops, "gelu_forward", x, y, n=x.size)
+    each(ops, "gelu_forward", x, y, over=x)
     return y, x
 
 
@@ -54,7 +53,7 @@ def relu_forward(ops: Any, x: Array) -> tuple[Array, Array]:
     namespace(x)
     x = ops.operand(x)
     y = ops.empty(x.shape)
-    each(ops, "relu_forward", x, y, n=x.size)
+    each(ops, "relu_forward", x, y, over=x)
     return y, y
 
 
@@ -66,7 +65,7 @@ def relu_backward(ops: Any, dy: Array, cache: Array) -> Array:
 
 def _backward(ops: Any, kernel: str, dy: Array, kept: Array) -> Array:
     dx = ops.empty(kept.shape)
-    each(ops, kernel, ops.operand(dy), kept, dx, n=dx.size)
+    each(ops, kernel, ops.operand(dy), kept, dx, over=dx)
     return dx
 
 
@@ -84,7 +83,7 @@ def dropout_backward(ops: Any, dy: Array, cache: Any) -> Array:
         return dy
     dy = ops.operand(dy)
     dx = ops.empty(dy.shape)
-    each(ops, "residual", None, dy, cache, dx, n=dx.size)
+    each(ops, "residual", None, dy, cache, dx, over=dx)
     return dx
 
 
@@ -94,7 +93,7 @@ def residual_forward(ops: Any, x: Array, y: Array, p: float = 0.0, key: Key | No
     check_residual(x, y)
     x, y, drop = ops.operand(x), ops.operand(y), ops.drop(x.shape, p, key)
     out = ops.empty(x.shape)
-    each(ops, "residual", x, y, drop, out, n=out.size)
+    each(ops, "residual", x, y, drop, out, over=out)
     return out, drop
 
 
@@ -108,7 +107,7 @@ def add(ops: Any, a: Array, b: Array) -> Array:
     namespace(a, b)
     a, b = contiguous(ops, a), contiguous(ops, b)
     out = ops.runtime.empty(a.shape, a.dtype)
-    each(ops, "add", a, b, out, n=out.size)
+    each(ops, "add", a, b, out, over=out)
     return out
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tensorlite.cuda.elementwise import BLOCK, blocks
-from tensorlite.cuda.linear import PADDED
+from tensorlite.cuda.linear import PADDED, columns, padded_width
 from tensorlite.cuda.random import StepKey, pack_key
 from tensorlite.cuda.reduce import sum_rows
 from tensorlite.embedding import check_indices, check_positions
@@ -47,12 +47,13 @@ def embedding_backward(ops: Any, dy: Array, cache: tuple) -> Array:
     namespace(dy, table)
     V, C = table.shape
     wide = -(-V // PADDED) * PADDED
-    onehot, dtable = ops.empty((ids.size, wide)), ops.float32(wide, C)
+    dy = columns(ops, ops.operand(dy).reshape(-1, C), padded_width(C))
+    onehot, dtable = ops.empty((ids.size, wide)), ops.float32(wide, dy.shape[1])
     grid = blocks(32 * ids.size, BLOCK)
     kind = c_integer(ids, "embedding: ids")
     ops.launch(FILE, "onehot", grid, BLOCK, ids, onehot, wide, ids.size, REAL=ops.real(), ID=kind)
-    ops.gemm(onehot.T, ops.operand(dy).reshape(-1, C), dtable)  # (wide, N) @ (N, C)
-    return dtable[:V]
+    ops.gemm(onehot.T, dy, dtable)  # (wide, N) @ (N, C)
+    return columns(ops, dtable[:V], C)
 
 
 def positions_forward(ops: Any, x: Array, wpe: Array, start: int = 0) -> tuple[Array, tuple]:

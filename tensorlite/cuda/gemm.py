@@ -50,12 +50,12 @@ def apart(
     """The same, op by op."""
     if gelu is not None:
         gemm(ops, a, b, gelu, bias=bias)
-        elementwise.each(ops, "gelu_forward", gelu, out, n=out.size)
+        elementwise.each(ops, "gelu_forward", gelu, out, over=out)
         return
     gemm(ops, a, b, out)
     if bias is not None:
-        elementwise.each(ops, "add_bias", out, bias, bias.size, n=out.size)
+        elementwise.each(ops, "add_bias", out, bias, bias.size, over=out)
     if dgelu is not None:
-        elementwise.each(ops, "gelu_backward", out, dgelu, out, n=out.size)
+        elementwise.each(ops, "gelu_backward", out, dgelu, out, over=out)
     if column_sum is not None:
         sum_rows(ops, b, column_sum)

@@ -29,11 +29,12 @@ class Captured:
     def __init__(self, ops: Any, step: Callable) -> None:
         self.ops, self.step = ops, step
         self._forget()
+        self.counted = -1  # the step that the device's counter is at
         self.counter = Counter(ops.runtime.empty((), np.dtype(np.int64)))
         self.ring = ops.runtime.empty((SLOTS, 2), np.dtype(np.float32))
 
-    def _forget(self, made_for: tuple | None = None) -> None:
-        self.made_for, self.counted = made_for, -1
+    def _forget(self) -> None:
+        self.made_for: tuple | None = None
         self.graph: Any = None
         self.arena = Arena(self.ops.runtime.block)
 
@@ -41,13 +42,16 @@ class Captured:
         """Make one update. Returns the loss and the gradient's norm as views of the ring, which SLOTS steps later are another's."""
         if ops is not self.ops:
             raise ValueError("a step is captured for one backend object")
+        if ops.check:
+            raise ValueError("a step cannot be captured with check=True: to look at ids is to wait for the device")
         buffers = (state.params, state.grads, state.m, state.v, data)
         arguments = (model, config, train, seed, *((ops.address(a), a.shape, a.dtype) for a in buffers))
         if self.counted != state.step:  # a start, or a jump: else the device has counted on by itself
             self.counter.array[...] = state.step
         if arguments != self.made_for:
-            self._forget(arguments)
+            self._forget()
             self._run(model, state, data, config, train, seed)
+            self.made_for = arguments
         else:
             if self.graph is None:
                 self.graph = ops.runtime.capture(lambda: self._run(model, state, data, config, train, seed))

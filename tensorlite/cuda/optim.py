@@ -62,7 +62,7 @@ def clip_(ops: Any, grads: Array, max_norm: float) -> Array:
     """Scale the gradient, in place, to a norm of at most max_norm (0: any); return the norm before."""
     norm = global_norm(ops, grads)
     if max_norm > 0:
-        ops.launch(FILE, "clip", blocks(grads.size), BLOCK, grads, norm, max_norm, grads.size, touches=(grads,))
+        ops.launch(FILE, "clip", blocks(grads.size), BLOCK, grads, norm, float(max_norm), grads.size, touches=(grads,))
     return norm
 
 

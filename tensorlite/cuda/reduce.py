@@ -5,7 +5,8 @@ from typing import Any
 from tensorlite.xp import Array
 
 FILE, COLUMNS, BLOCK = "reduce.cu", 32, 1024
-ROWS_EACH = 512  # rows that are worth a block of their own
+WIDE = 4096  # columns from which a thread takes four at a time
+ROWS_EACH = 1024  # rows that are worth a block of their own
 FILL = 512  # blocks that fill any GPU
 
 
@@ -13,7 +14,7 @@ def sum_rows(ops: Any, x: Array, out: Array | None = None) -> Array:
     """x: (rows, K) -> out: (K,) in float32. In parts, so that the whole GPU has work, and then over the parts."""
     rows, K = x.shape
     out = ops.float32(K) if out is None else out
-    across = -(-K // (COLUMNS * (4 if K % 4 == 0 else 1)))  # blocks side by side
+    across = -(-K // (COLUMNS * (4 if K % 4 == 0 and K >= WIDE else 1)))  # blocks side by side
     parts = max(1, min(-(-rows // ROWS_EACH), FILL // across))
     to = out if parts == 1 else ops.float32(parts, K)
     ops.launch(FILE, "sum_rows", (across, parts), BLOCK, x, to, rows, -(-rows // parts), REAL=ops.real(x), K=K)

@@ -20,9 +20,9 @@ from tensorlite.version import __version__
 from tensorlite.xp import INSTALL_CUDA, Array, DeviceError, pick_device
 
 OLDEST = 80  # compute capability 8.0: bf16 on tensor cores, copies that do not wait
-STATIC_SHARED = 48 << 10  # bytes of shared memory that a kernel may have without asking
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 TIMED_CALLS = 10  # of a candidate in each round
+SPIN = 1_000_000  # clocks, half a millisecond: in which the host queues them
 APART = "separate kernels"
 
 
@@ -34,13 +34,15 @@ class Cuda:
 
     def __init__(self) -> None:
         self.xp = pick_device("cuda").xp
-        import ml_dtypes
-
+        try:
+            import ml_dtypes
+        except ImportError as error:
+            raise DeviceError(f"no CUDA: {error}, which NumPy's and CuPy's bfloat16 is; {INSTALL_CUDA}") from error
         self.bfloat16 = np.dtype(ml_dtypes.bfloat16)
         self.device = self.xp.cuda.Device().id
         self.architecture = int(self.xp.cuda.Device().compute_capability)
         properties = self.xp.cuda.runtime.getDeviceProperties(self.device)
-        self.name = properties["name"].decode()
+        self.name, self.shared_memory = properties["name"].decode(), properties["sharedMemPerBlockOptin"]
         check_device(self.name, self.architecture)
         self._kernels: dict[tuple, Any] = {}
         self._modules: dict[tuple, Any] = {}
@@ -120,10 +122,15 @@ class Cuda:
                 ) from error
             self._modules[key] = module
         kernel = self._modules[key].get_function(name)
-        if shared > STATIC_SHARED:
+        if shared > self.shared_memory:
+            raise DeviceError(
+                f"{name} needs {shared} bytes of shared memory, {self.name} has {self.shared_memory}; use smaller heads (a larger "
+                "--n-head) or --backend reference"
+            )
+        if shared:
             from cupy_backends.cuda.api import driver
 
-            driver.funcSetAttribute(kernel.ptr, MAX_DYNAMIC_SHARED, shared)
+            driver.funcSetAttribute(kernel.ptr, MAX_DYNAMIC_SHARED, shared)  # beyond 48 KiB it has to be asked for
         return kernel
 
     # products
@@ -174,9 +181,10 @@ class Cuda:
         return algos.get(self.choices.pick(str(plan.product), ways, self.time))
 
     def time(self, work: Callable[[], object]) -> float:
-        """Seconds of a call, of several in a row."""
+        """Seconds of a call, of several in a row. The GPU is kept waiting until the host has queued them all."""
         start, end = self.xp.cuda.Event(), self.xp.cuda.Event()
         work()
+        self.launch("spin.cu", "spin", 1, 1, SPIN)
         start.record()
         for _ in range(TIMED_CALLS):
             work()
@@ -237,9 +245,7 @@ def _epilogue(bias: Array | None, gelu: Array | None, dgelu: Array | None, colum
 
 
 def _argument(arg: Any) -> Any:
-    """What CuPy is to be given: it would take None for no argument at all, a bool for an int and a float for a double."""
-    if arg is None:
-        return np.uintp(0)
+    """What CuPy is to be given: it would take a bool for an int and a float for a double."""
     if isinstance(arg, bool):
         return np.bool_(arg)
     return np.float32(arg) if isinstance(arg, float) else arg

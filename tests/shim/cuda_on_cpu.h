@@ -536,6 +536,7 @@ inline double max(double a, double b) { return fmax(a, b); }
 #define __cosf(x) cosf(x)
 #define __powf(x, y) powf(x, y)
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+inline float fast_exp2(float x) { return exp2f(x); }  // ptx.cuh
 inline double cospi(double x) { return cos(3.14159265358979323846 * x); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __frcp_rn(float x) { return 1.0f / x; }

@@ -17,9 +17,14 @@ struct Rows {
 
 // 32 rows of D numbers from row `first` on, zeros beyond `end`.
 __device__ inline void load_tile(float* tile, const REAL* from, long long row, int first, int end) {
-    for (int i = threadIdx.x; i < TILE * D; i += 32 * WARPS) {
-        int r = i / D, d = i % D;
-        tile[r * PITCH + d] = first + r < end ? to_float(from[(first + r) * row + d]) : 0.0f;
+    constexpr unsigned VEC = D % 4 == 0 ? 4 : 1, CHUNKS = D / VEC;
+    from += first * row;
+    for (unsigned i = threadIdx.x; i < TILE * CHUNKS; i += 32 * WARPS) {
+        unsigned r = i / CHUNKS, d = i % CHUNKS * VEC;
+        const REAL* at = from + r * (unsigned)row + d;
+        Four x = {};
+        if (first + (int)r < end) x = VEC == 4 ? load4(at) : Four{to_float(*at)};
+        for (unsigned j = 0; j < VEC; j++) tile[r * PITCH + d + j] = x.at[j];
     }
 }
 
@@ -57,7 +62,7 @@ __device__ inline void load_parts(float* to, const REAL* from) {
 // y = dropout(softmax(mask(q k^T scale))) v, and lse, the log of each softmax's denominator.
 // q: T rows; k, v: S rows, of which the query t sees the first S - T + t + 1. y: (B, T, H D). lse: (B, H, T), or null.
 // Grid: (B H, queries / WARPS). Shared memory: 2 TILE PITCH + WARPS D floats.
-extern "C" __global__ void __launch_bounds__(32 * WARPS)
+extern "C" __global__ void __launch_bounds__(32 * WARPS, 3)
 attention_forward(const REAL* q, Rows qs, const REAL* k, const REAL* v, Rows ks, REAL* y, float* lse, long long H, int T, int S,
                   float scale, Drop drop) {
     DYNAMIC_SHARED(memory);
@@ -96,7 +101,7 @@ attention_forward(const REAL* q, Rows qs, const REAL* k, const REAL* v, Rows ks,
 // dq = sum over the keys of dscore k scale,  dscore = p (dropout_backward(dkept) - delta),  dkept = dy . v,  delta = dy . y.
 // One warp a query. qkv: (B, T, 3 H D), and dq is the first third of an array like it. y, dy: (B, T, H D). delta: (B, H, T), for the
 // other kernel. Shared memory: 2 TILE PITCH + 2 WARPS D floats.
-extern "C" __global__ void __launch_bounds__(32 * WARPS)
+extern "C" __global__ void __launch_bounds__(32 * WARPS, 3)
 attention_backward_query(const REAL* qkv, const REAL* y, const REAL* dy, const float* lse, float* delta, REAL* dq, long long H, int T,
                          float scale, Drop drop) {
     DYNAMIC_SHARED(memory);
@@ -140,7 +145,7 @@ attention_backward_query(const REAL* qkv, const REAL* y, const REAL* dy, const f
 
 // dk = sum over the queries of dscore q scale,  dv = sum over the queries of kept dy. One warp a key; a lane has one query of a tile.
 // dkv: the other two thirds of dq's array.
-extern "C" __global__ void __launch_bounds__(32 * WARPS)
+extern "C" __global__ void __launch_bounds__(32 * WARPS, 3)
 attention_backward_key(const REAL* qkv, const REAL* dy, const float* lse, const float* delta, REAL* dkv, long long H, int T,
                        float scale, Drop drop) {
     DYNAMIC_SHARED(memory);

@@ -7,7 +7,7 @@
 #include "attention_tiles.cuh"
 
 constexpr float LOG2_E = 1.4426950408889634f;
-constexpr int P = D > 64 ? 4 : 8, QUERIES = 8 * P;  // of a tile that a block of keys meets: what its registers have room for
+constexpr int P = 4, QUERIES = 8 * P;  // of a tile that a block of keys meets: half a tile, so that three blocks share the registers
 
 // 0 where a bit says so, else x times scale.
 __device__ inline float kept_or_0(float x, unsigned kept, int bit, float scale) { return kept >> bit & 1 ? x * scale : 0.0f; }
@@ -44,12 +44,12 @@ attention_forward(const bf16* qkv, bf16* y, float* lse, long long H, int T, floa
             high = fmaxf(high, __shfl_xor_sync(~0u, high, i));
             high8 = fmaxf(high8, __shfl_xor_sync(~0u, high8, i));
         }
-        float shrink = exp2f(top - high), shrink8 = exp2f(top8 - high8);
+        float shrink = fast_exp2(top - high), shrink8 = fast_exp2(top8 - high8);
         top = high, top8 = high8, sum *= shrink, sum8 *= shrink8;
         for (int j = 0; j < D / 8; j++) out[j][0] *= shrink, out[j][1] *= shrink, out[j][2] *= shrink8, out[j][3] *= shrink8;
         for (int j = 0; j < 8; j++)
             for (int i = 0; i < 4; i++) {
-                p[j][i] = exp2f(p[j][i] - (i < 2 ? top : top8));
+                p[j][i] = fast_exp2(p[j][i] - (i < 2 ? top : top8));
                 (i < 2 ? sum : sum8) += p[j][i];
             }
         if (drop.threshold) {
@@ -76,7 +76,7 @@ attention_forward(const bf16* qkv, bf16* y, float* lse, long long H, int T, floa
 // dq = sum over the keys of dscores k scale,  dscores = p (dropout_backward(dy v^T) - delta),  delta = dy . y, row by row.
 // A block has 64 queries. dq: the first third of an array like qkv. delta: (B, H, T), for the other kernel.
 // Grid: (B H, tiles). Shared memory: 4 tiles.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, D > 64 ? 1 : 3)
 attention_backward_query(const bf16* qkv, const bf16* y, const bf16* dy, const float* lse, float* delta, bf16* dq, long long H, int T,
                          float scale, Drop drop) {
     DYNAMIC_SHARED(memory);
@@ -120,7 +120,7 @@ attention_backward_query(const bf16* qkv, const bf16* y, const bf16* dy, const f
         for (int j = 0; j < 8; j++)
             for (int i = 0; i < 4; i++) {
                 int column = other * TILE + 8 * j + lane % 4 * 2 + i % 2;
-                float prob = column <= row + i / 2 * 8 ? exp2f(p[j][i] * (scale * LOG2_E) - l[i / 2]) : 0.0f;
+                float prob = column <= row + i / 2 * 8 ? fast_exp2(p[j][i] * (scale * LOG2_E) - l[i / 2]) : 0.0f;
                 p[j][i] = prob * (kept_or_0(dp[j][i], kept, 4 * j + i, keep) - dy_y[i / 2]);  // dscores
             }
         add_held_times_rows(sum, p, k);
@@ -163,7 +163,7 @@ attention_backward_key(const bf16* qkv, const bf16* dy, const float* lse, const 
             for (int i = 0; i < 4; i++) {
                 int query = 8 * j + lane % 4 * 2 + i % 2;
                 bool sees = row + i / 2 * 8 <= t + query;
-                p[j][i] = sees ? exp2f(p[j][i] * (scale * LOG2_E) - l[query]) : 0.0f;
+                p[j][i] = sees ? fast_exp2(p[j][i] * (scale * LOG2_E) - l[query]) : 0.0f;
             }
         rows_times_rows(dp, v + first * PITCH, dy_tile);
         unsigned kept = ~0u;

@@ -14,10 +14,12 @@ constexpr int TILE_SIZE = TILE * PITCH;
 // They are there after copy_async_wait.
 template <int SIZE = TILE>
 __device__ inline void load_tile(bf16* tile, const bf16* from, long long row, int rows) {
-    for (int i = threadIdx.x; i < SIZE * (D / 8); i += THREADS) {
-        int r = i / (D / 8), d = i % (D / 8) * 8;
-        if (r < rows)
-            copy_async_16(tile + r * PITCH + d, from + r * row + d);
+    constexpr unsigned CHUNKS = D / 8;  // of 16 bytes in a row
+#pragma unroll
+    for (unsigned i = threadIdx.x; i < SIZE * CHUNKS; i += THREADS) {
+        unsigned r = i / CHUNKS, d = i % CHUNKS * 8;
+        if ((int)r < rows)
+            copy_async_16(tile + r * PITCH + d, from + r * (unsigned)row + d);
         else
             *(uint4*)(tile + r * PITCH + d) = make_uint4(0, 0, 0, 0);
     }

@@ -16,6 +16,10 @@ __device__ inline float to_float(bf16 x) { return __uint_as_float((unsigned)x.bi
 __device__ inline void store(float* p, float x) { *p = x; }
 __device__ inline void store(bf16* p, float x) { p->bits = (unsigned short)pack_bf16(x, 0.0f); }
 
+// x as it will be read back after a store.
+__device__ inline float stored(const float*, float x) { return x; }
+__device__ inline float stored(const bf16*, float x) { return __uint_as_float(pack_bf16(x, 0.0f) << 16); }
+
 // Four neighbours at once, the address a multiple of their size: 16 bytes of float, 8 of bf16.
 struct Four {
     float at[4];

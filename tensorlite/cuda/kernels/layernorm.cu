@@ -71,9 +71,8 @@ layernorm_forward(const REAL* x, const REAL* y, Drop drop, REAL* s, const REAL* 
             Row branch = load_row(y + n * C);
             if (drop.threshold) drop_row(branch, drop, key, drop.first + n * C);
             for (int i = 0; i < PIECES; i++)
-                for (int j = 0; j < VEC; j++) row.at[i][j] += branch.at[i][j];
+                for (int j = 0; j < VEC; j++) row.at[i][j] = stored(s, row.at[i][j] + branch.at[i][j]);
             store_row(s + n * C, row);
-            row = load_row(s + n * C);  // as rounded; each lane reads what it wrote itself
         }
         float sum = 0.0f, squares = 0.0f;
         for (int i = 0; i < PIECES; i++)

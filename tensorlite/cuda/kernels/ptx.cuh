@@ -14,6 +14,13 @@ __device__ inline unsigned pack_bf16(float low, float high) {
     return packed;
 }
 
+// 2^x to 2 parts in 10^7, numbers below 10^-38 as 0: what the special function unit does in one instruction.
+__device__ inline float fast_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // Four 8 x 8 matrices of bf16 out of shared memory. Lane 8i + r gives the address of row r (16 bytes) of matrix i; afterwards lane
 // 4r + c holds in m[i] the elements 2c and 2c + 1 of row r of matrix i.
 __device__ inline void ldmatrix_x4(unsigned m[4], const void* row) {

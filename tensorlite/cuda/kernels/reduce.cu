@@ -1,8 +1,8 @@
 // Sums in an order that is always the same: over the rows of a matrix, and over a list of blocks' shares.
 #include "common.cuh"
 
-constexpr int COLUMNS = 32, LANES = 32;  // of a block: columns (of four where K is a multiple of 4), and rows at a time
-constexpr int VEC = K % 4 == 0 ? 4 : 1;
+constexpr int COLUMNS = 32, LANES = 32;                // of a block: columns, and rows at a time
+constexpr int VEC = K % 4 == 0 && K >= 4096 ? 4 : 1;  // numbers of a column: 4 where there are blocks enough all the same
 
 // out_pk = sum of x_rk over the rows r of part p: the gradient of a bias, and of the positions. x: (rows, K). out: (parts, K).
 // Grid: (columns, parts); each part takes rows_each neighbouring rows.
