@@ -1,10 +1,12 @@
 """The loop that train.py drives: steps, evaluation, log, pictures, checkpoints."""
 
+import contextlib
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +18,7 @@ from gpt import checkpoint, folder
 from gpt.checkpoint import Checkpoint
 from gpt.config import ModelConfig, TrainConfig
 from gpt.data import Corpus
-from gpt.errors import TrainingError
+from gpt.errors import CheckpointError, TrainingError
 from gpt.evaluate import split_loss, train_loss
 from gpt.parallel import Workers
 from gpt.params import ParamTable
@@ -24,6 +26,7 @@ from gpt.pictures import loss_curve
 from gpt.plan import Plan
 from gpt.stages import MODELS
 from gpt.step import TrainState
+from tensorlite import to_numpy
 
 
 @dataclass
@@ -45,6 +48,8 @@ class Trainer:
     trained_seconds: float = 0.0  # in training steps alone, of this process
     trained_steps: int = 0
     elapsed_before: float = 0.0  # of the stretches before a resume
+    writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "writer"))
+    writing: Future | None = None
     unread: list[tuple[int, Any, Any]] = field(default_factory=list)  # step, loss, norm: made, perhaps still being computed
 
     def __post_init__(self) -> None:
@@ -95,6 +100,7 @@ class Trainer:
         cfg, state = self.train_config, self.state
         with (
             _signals() as caught,
+            self._written_at_the_end(),
             tqdm(
                 total=cfg.max_iters, initial=state.step, unit="step", dynamic_ncols=True, disable=None if self.writes else True
             ) as bar,
@@ -105,7 +111,7 @@ class Trainer:
                 if self.workers.sum([len(caught)])[0]:  # a signal to any rank ends all of them at the same step
                     self.read()
                     if self.records[-1]["step"] != state.step:
-                        self.save(folder.last_path(self.out), val_loss=math.nan)
+                        self.write(val_loss=math.nan)
                     return caught[0] if caught else signal.SIGTERM
                 start = time.perf_counter()
                 self.make_step()
@@ -182,34 +188,55 @@ class Trainer:
         if not self.writes:
             return
         folder.write_metrics(self.out, self.records)  # first: a resume leaves out what is ahead of its checkpoint
-        if better:
-            self.save(folder.best_path(self.out), val)
-            checkpoint.twin(folder.best_path(self.out), folder.last_path(self.out))
-        else:
-            self.save(folder.last_path(self.out), val)
-        loss_curve(self.out / "loss.png", self.records, self.out.name)
+        self.write(val, better)
         self.say(f"step {state.step}: train loss {train:.4f}, val loss {val:.4f}")
 
-    def save(self, path: Path, val_loss: float) -> None:
-        """Write the run as it stands into a checkpoint; of several ranks the first does."""
+    def write(self, val_loss: float, better: bool = False) -> None:
+        """Copy the run as it stands, and let another thread write it: a checkpoint (two names if it is the best) and the curve.
+
+        Of several ranks the first does. Training goes on meanwhile; what fails is raised by the next call, or by `written`.
+        """
         if not self.writes:
             return
-        buffers = {name: getattr(self.state, name) for name in checkpoint.BUFFERS}
-        checkpoint.save(
-            path,
-            Checkpoint(
-                model=self.model_config,
-                train=self.train_config,
-                vocabulary=self.corpus.tokenizer.vocabulary,
-                seed=self.seed,
-                step=self.state.step,
-                val_loss=val_loss,
-                best_val=self.best_val,
-                data_sha256=self.corpus.sha256,
-                drop_unknown=self.drop_unknown,
-                **buffers,
-            ),
+        self.written()
+        buffers: dict[str, Any] = {name: to_numpy(getattr(self.state, name).copy()) for name in checkpoint.BUFFERS}
+        saved = Checkpoint(
+            model=self.model_config,
+            train=self.train_config,
+            vocabulary=self.corpus.tokenizer.vocabulary,
+            seed=self.seed,
+            step=self.state.step,
+            val_loss=val_loss,
+            best_val=self.best_val,
+            data_sha256=self.corpus.sha256,
+            drop_unknown=self.drop_unknown,
+            **buffers,
         )
+        self.writing = self.writer.submit(self._write, saved, better, list(self.records))
+
+    def _write(self, saved: Checkpoint, better: bool, records: list[dict[str, Any]]) -> None:
+        best, last = folder.best_path(self.out), folder.last_path(self.out)
+        checkpoint.save(best if better else last, saved)
+        if better:
+            checkpoint.twin(best, last)
+        loss_curve(self.out / "loss.png", records, self.out.name)
+
+    def written(self) -> None:
+        """Wait until all is on the disk. Raises what failed there."""
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            writing.result()
+
+    @contextmanager
+    def _written_at_the_end(self) -> Iterator[None]:
+        """However a run ends, what it began to write is whole."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(CheckpointError):  # what ended the run is the reason to tell
+                self.written()
+            raise
+        self.written()
 
     def summary(self) -> str:
         """The last line of a run."""

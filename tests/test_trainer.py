@@ -249,6 +249,28 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_good_files(corpus,
     assert checkpoint.load(folder.last_path(tmp_path / "a")).step == 8
 
 
+def test_what_fails_on_the_disk_ends_the_run(corpus, tmp_path, monkeypatch):
+    """Files are written on a thread of their own: its errors come out, and not in the place of another that ended the run."""
+    save = checkpoint.save
+
+    def full(path, saved):
+        if saved.step == 4:
+            raise CheckpointError("no space")
+        save(path, saved)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    run = trainer(corpus, tmp_path / "a")
+    with pytest.raises(CheckpointError, match="no space"):
+        run.run()
+    assert run.state.step == 8  # noticed when the next one was to be written
+    assert checkpoint.load(folder.last_path(tmp_path / "a")).step == 0
+    run = trainer(corpus, tmp_path / "b")
+    step = run.step
+    run.step = lambda *args: (1 / 0) if run.state.step == 5 else step(*args)
+    with pytest.raises(ZeroDivisionError):
+        run.run()
+
+
 def test_resume_refuses_another_model_and_another_text(corpus, tmp_path):
     trainer(corpus, tmp_path / "a").run()
     with pytest.raises(ConfigError, match="n_layer is 2 in the checkpoint and cannot become 3"):
