@@ -338,7 +338,10 @@ def test_no_candidates_where_nothing_is_supported(library, heuristic):
     heuristic.status = 0
     assert Plan(library, replace(PLAIN, epilogue="column_sum")).candidates(Owned())
     assert Plan(library, replace(PLAIN, epilogue="column_sum", b_t=True)).candidates(Owned()) == []
-    assert Plan(library, replace(PLAIN, epilogue="gelu", N=65)).candidates(Owned()) == []
+    halves = replace(PLAIN, operands="bfloat16", out="bfloat16", compute="bf16")
+    assert Plan(library, replace(halves, epilogue="gelu")).candidates(Owned())
+    assert Plan(library, replace(halves, epilogue="gelu", N=65)).candidates(Owned()) == []
+    assert Plan(library, replace(PLAIN, epilogue="gelu")).candidates(Owned()) == []
     heuristic.status = 14
     with pytest.raises(CublasError, match=r"GetHeuristic: CUBLAS_STATUS_INTERNAL_ERROR \(14\), for \(16, 8\) @ \(8, 24\), float32"):
         Plan(library, PLAIN).candidates(Owned())

@@ -23,7 +23,7 @@ def mlp_forward(
     namespace(x, fc_w, fc_b, proj_w, proj_b)
     check_linear(x, fc_w, fc_b)
     C, F = fc_w.shape
-    x, fc_w = ops.operand(x), ops.operand(fc_w)
+    x, fc_w = ops.operand(x), ops.matrix(fc_w)
     h, a = ops.empty((x.size // C, F)), ops.empty((*x.shape[:-1], F))
     ops.gemm(x.reshape(-1, C), fc_w, a.reshape(-1, F), bias=ops.vector(fc_b), gelu=h)
     y, proj = ops.linear_forward(a, proj_w, proj_b)
@@ -55,7 +55,7 @@ def head_loss_forward(ops: Any, x: Array, w: Array, b: Array | None, targets: Ar
     if ops.check:
         check_indices(targets, V, "cross_entropy: targets")
     wide = -(-V // PADDED) * PADDED
-    x, w = ops.operand(x), columns(ops, ops.operand(w), wide)
+    x, w = ops.operand(x), columns(ops, ops.matrix(w), wide)
     logits = ops.float32(x.size // C, wide)
     bias = None if b is None else columns(ops, ops.cast(ops.vector(b), logits.dtype), wide)
     ops.gemm(x.reshape(-1, C), w, logits, bias=bias)

@@ -51,6 +51,8 @@ def gradient(ops: Any, dloss: Array | float, logits: Array, V: int, targets: Arr
     N, stride = logits.shape
     dlogits = ops.runtime.empty(logits.shape, dtype)
     number, at = (1.0, dloss) if isinstance(dloss, ops.runtime.xp.ndarray) else (float(dloss), None)
+    if at is not None:
+        ops.flat(at)
     types = {"REAL": ops.real(dlogits), "LOGIT": ops.real(logits), "ID": c_integer(targets, "cross_entropy: targets")}
     args = (number, at, logits, stride, V, namespace(targets).ascontiguousarray(targets), lse, dlogits, N)
     ops.launch(FILE, "cross_entropy_backward", min(2048, -(-N // WARPS)), 32 * WARPS, *args, **types)

@@ -105,6 +105,9 @@ def residual_backward(ops: Any, dout: Array, cache: Any) -> tuple[Array, Array]:
 def add(ops: Any, a: Array, b: Array) -> Array:
     """a + b, of one dtype."""
     namespace(a, b)
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        ops.real(a), ops.real(b)
+        raise ValueError(f"add: {a.shape} {a.dtype} and {b.shape} {b.dtype} differ")
     a, b = contiguous(ops, a), contiguous(ops, b)
     out = ops.runtime.empty(a.shape, a.dtype)
     each(ops, "add", a, b, out, over=out)

@@ -19,7 +19,7 @@ def linear_forward(ops: Any, x: Array, w: Array, b: Array | None = None) -> tupl
     namespace(x, w, b)
     check_linear(x, w, b)
     C, D = w.shape
-    x, w, b = ops.operand(x), ops.operand(w), ops.vector(b)
+    x, w, b = ops.operand(x), ops.matrix(w), ops.vector(b)
     wide = padded_width(D)
     y = ops.empty((x.size // C, wide))
     ops.gemm(x.reshape(-1, C), columns(ops, w, wide), y, bias=None if b is None else columns(ops, b, wide))

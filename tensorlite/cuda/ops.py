@@ -92,20 +92,21 @@ class Ops(Reference):
         return self.runtime.empty(shape, np.dtype(np.float32))
 
     def operand(self, x: Array) -> Array:
-        """x in the precision's dtype, C-contiguous or (of a matrix) the transpose of such an array, and aligned: itself, or a copy.
+        """x in the precision's dtype, C-contiguous and aligned: itself, or a copy.
 
         Raises TypeError for a dtype that this backend does not compute in.
         """
-        if x.ndim == 2 and x.T.flags.c_contiguous and not x.flags.c_contiguous:
-            return self.operand(x.T).T
         return self.cast(elementwise.contiguous(self, x), self.dtype)
+
+    def matrix(self, w: Array) -> Array:
+        """The same of a weight, which products take transposed as well: w.T of a table stays a view."""
+        return self.operand(w.T).T if w.T.flags.c_contiguous and not w.flags.c_contiguous else self.operand(w)
 
     def cast(self, x: Array, dtype: Any) -> Array:
         """x, C-contiguous, as float32 or bf16: itself, or a copy."""
         if x.dtype == dtype:
             return x
-        if {x.dtype, np.dtype(dtype)} != {np.dtype(np.float32), self.runtime.bfloat16}:
-            raise TypeError(f"the CUDA backend computes in float32 and bfloat16, not {x.dtype}; use Reference for other dtypes")
+        self.real(x)
         y = self.runtime.empty(x.shape, dtype)
         elementwise.each(self, "to_float32" if dtype == np.float32 else "to_bf16", x, y, over=x)
         return y
@@ -115,8 +116,17 @@ class Ops(Reference):
         return None if x is None else self.operand(x)
 
     def real(self, x: Array | None = None) -> str:
-        """What a kernel calls the dtype of x, or of the precision."""
-        return "float" if (self.dtype if x is None else x.dtype) == np.float32 else "bf16"
+        """What a kernel calls the dtype of x, or of the precision. Raises TypeError where no kernel takes it."""
+        dtype = self.dtype if x is None else x.dtype
+        if dtype not in (np.float32, self.runtime.bfloat16):
+            raise TypeError(f"the CUDA backend computes in float32 and bfloat16, not {dtype}; use Reference for other dtypes")
+        return "float" if dtype == np.float32 else "bf16"
+
+    def flat(self, *buffers: Array) -> None:
+        """Raise TypeError unless all are float32, as parameters and their gradients are in every precision."""
+        for buffer in buffers:
+            if self.real(buffer) != "float":
+                raise TypeError(f"the CUDA backend computes in float32 on parameters and their gradients, not in {buffer.dtype}")
 
     def working(self, params: Array) -> Array:  # type: ignore[override]  # static in Reference: the same to a caller
         """The parameters as the model is to read them: in bf16, a copy of the whole flat buffer, one pass a step."""

@@ -37,6 +37,7 @@ def schedule(step: int | Counter, lr: float, min_lr: float, warmup: int, total: 
 
 def gather(ops: Any, leaves: Sequence[Array], slots: Sequence[Array], add: bool = False) -> None:
     """Copy (or, with add, sum) each gradient into its slot: up to 128 of them a launch."""
+    ops.flat(*leaves, *slots)
     pairs = [(contiguous(ops, leaf), slot) for leaf, slot in zip(leaves, slots, strict=True)]
     for i in range(0, len(pairs), COPIES):
         part = pairs[i : i + COPIES]
@@ -51,6 +52,7 @@ def gather(ops: Any, leaves: Sequence[Array], slots: Sequence[Array], add: bool 
 def global_norm(ops: Any, grads: Array) -> Array:
     """sqrt(sum of squares), a float32."""
     namespace(grads)
+    ops.flat(grads)
     n = grads.size
     share, norm = ops.float32(blocks(n)), ops.float32()
     ops.launch(FILE, "sum_squares", share.size, BLOCK, grads, share, n)
@@ -82,6 +84,7 @@ def adamw_(
 ) -> None:
     """One AdamW update, in place; the arguments are the reference's, or a Counter and a Schedule."""
     namespace(params, grads, m, v)
+    ops.flat(params, grads, m, v)
     n = params.size
     if isinstance(t, Counter):
         _, peak, min_lr, warmup, total = lr  # a Schedule

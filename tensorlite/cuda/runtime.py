@@ -22,7 +22,7 @@ from tensorlite.xp import INSTALL_CUDA, Array, DeviceError, pick_device
 OLDEST = 80  # compute capability 8.0: bf16 on tensor cores, copies that do not wait
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 TIMED_CALLS = 10  # of a candidate in each round
-SPIN = 1_000_000  # clocks, half a millisecond: in which the host queues them
+SPIN = 3_000_000  # clocks, more than a millisecond: in which the host queues them
 APART = "separate kernels"
 
 
