@@ -4,12 +4,12 @@ from tensorlite.embedding import check_indices
 from tensorlite.xp import Array, namespace
 
 
-def check_cross_entropy(logits: Array, targets: Array) -> None:
-    """Raise ValueError unless logits: (..., V) are not empty and targets: (...)."""
-    if targets.shape != logits.shape[:-1]:
-        raise ValueError(f"cross_entropy: logits {logits.shape} need targets {logits.shape[:-1]}, got {targets.shape}")
-    if logits.size == 0:
-        raise ValueError(f"cross_entropy: the mean of nothing, logits are {logits.shape}")
+def check_cross_entropy(shape: tuple[int, ...], targets: Array) -> None:
+    """Raise ValueError unless logits of this shape, (..., V), are not empty and the targets are (...)."""
+    if targets.shape != shape[:-1]:
+        raise ValueError(f"cross_entropy: logits {shape} need targets {shape[:-1]}, got {targets.shape}")
+    if 0 in shape:
+        raise ValueError(f"cross_entropy: the mean of nothing, logits are {shape}")
 
 
 def cross_entropy_forward(logits: Array, targets: Array, *, check: bool = True) -> tuple[Array, tuple]:
@@ -23,7 +23,7 @@ def cross_entropy_forward(logits: Array, targets: Array, *, check: bool = True) 
     Tests: test_ops.py[cross_entropy].
     """
     xp = namespace(logits, targets)
-    check_cross_entropy(logits, targets)
+    check_cross_entropy(logits.shape, targets)
     V = logits.shape[-1]
     if check:
         check_indices(targets, V, "cross_entropy: targets")

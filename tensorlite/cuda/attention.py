@@ -34,8 +34,8 @@ def attention_forward(
     """y = dropout(softmax(mask(q k^T / sqrt(D)))) v. The cache refers to qkv and y, and holds lse: (B, H, T), a float32 a row."""
     namespace(qkv)
     B, T, C3 = qkv.shape
-    q, k, v = split_heads(ops.operand(qkv), n_head)  # (B, H, T, D) views
     qkv = ops.operand(qkv)
+    q, k, v = split_heads(qkv, n_head)  # (B, H, T, D) views
     if past is not None:
         k, v = past.extend(k, v)  # (B, H, S, D)
     D, S = q.shape[-1], k.shape[2]
@@ -56,7 +56,7 @@ def attention_backward(ops: Any, dy: Array, cache: tuple) -> Array:
     """dq, dk and dv, packed as qkv is. The probabilities are computed again, from lse."""
     qkv, n_head, y, lse, drop = cache
     namespace(dy, qkv)
-    dy = ops.operand(dy)
+    dy = ops.gradient(dy, y.shape, "attention")
     B, T, C = y.shape
     D, scale = C // n_head, 1.0 / math.sqrt(C // n_head)
     dqkv, delta = ops.empty(qkv.shape), ops.float32(B, n_head, T)

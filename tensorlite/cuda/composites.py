@@ -37,7 +37,7 @@ def mlp_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Array, Array, Array
     (x, fc_w, has_fc_bias), _, h, (a, proj_w, has_bias) = cache
     namespace(dy, a)
     F, C = proj_w.shape
-    dy = ops.operand(dy).reshape(-1, C)
+    dy = ops.gradient(dy, (*a.shape[:-1], C), "mlp").reshape(-1, C)
     dh, dproj_w = ops.empty(h.shape), ops.float32(F, C)
     dproj_b = ops.float32(C) if has_bias else None
     ops.gemm(a.reshape(-1, F).T, dy, dproj_w, column_sum=dproj_b)  # (F, N) @ (N, C)
@@ -50,8 +50,8 @@ def head_loss_forward(ops: Any, x: Array, w: Array, b: Array | None, targets: Ar
     """loss = cross_entropy(x w + b, targets). The vocabulary gets columns of zeros; logits are float32 in any precision."""
     namespace(x, w, b, targets)
     check_linear(x, w, b)
-    check_cross_entropy(x, targets)
     C, V = w.shape
+    check_cross_entropy((*x.shape[:-1], V), targets)
     if ops.check:
         check_indices(targets, V, "cross_entropy: targets")
     wide = -(-V // PADDED) * PADDED

@@ -45,7 +45,7 @@ def gelu_forward(ops: Any, x: Array) -> tuple[Array, Array]:
 def gelu_backward(ops: Any, dy: Array, cache: Array) -> Array:
     """dx = dy (s + x s') with the gate s = (1 + tanh u) / 2."""
     namespace(dy, cache)
-    return _backward(ops, "gelu_backward", dy, cache)
+    return _backward(ops, "gelu", dy, cache)
 
 
 def relu_forward(ops: Any, x: Array) -> tuple[Array, Array]:
@@ -60,12 +60,12 @@ def relu_forward(ops: Any, x: Array) -> tuple[Array, Array]:
 def relu_backward(ops: Any, dy: Array, cache: Array) -> Array:
     """dx = dy where y > 0, else 0."""
     namespace(dy, cache)
-    return _backward(ops, "relu_backward", dy, cache)
+    return _backward(ops, "relu", dy, cache)
 
 
-def _backward(ops: Any, kernel: str, dy: Array, kept: Array) -> Array:
+def _backward(ops: Any, name: str, dy: Array, kept: Array) -> Array:
     dx = ops.empty(kept.shape)
-    each(ops, kernel, ops.operand(dy), kept, dx, over=dx)
+    each(ops, f"{name}_backward", ops.gradient(dy, kept.shape, name), kept, dx, over=dx)
     return dx
 
 

@@ -47,7 +47,7 @@ def embedding_backward(ops: Any, dy: Array, cache: tuple) -> Array:
     namespace(dy, table)
     V, C = table.shape
     wide = -(-V // PADDED) * PADDED
-    dy = columns(ops, ops.operand(dy).reshape(-1, C), padded_width(C))
+    dy = columns(ops, ops.gradient(dy, (*ids.shape, C), "embedding").reshape(-1, C), padded_width(C))
     onehot, dtable = ops.empty((ids.size, wide)), ops.float32(wide, dy.shape[1])
     grid = blocks(32 * ids.size, BLOCK)
     kind = c_integer(ids, "embedding: ids")

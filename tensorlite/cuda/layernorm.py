@@ -75,7 +75,8 @@ def _backward(ops: Any, dh: Array, cache: tuple, skip: Array | None, drop: Any) 
     x, w, has_bias, mean, rstd = cache
     C = x.shape[-1]
     rows, grid = x.size // C, max(1, min(SHARE_BLOCKS, -(-x.size // C // WARPS)))
-    dh, skip, dx = ops.operand(dh), None if skip is None else ops.operand(skip), ops.empty(x.shape)
+    dh, dx = ops.gradient(dh, x.shape, "layernorm"), ops.empty(x.shape)
+    skip = None if skip is None else ops.gradient(skip, x.shape, "layernorm")
     branch = ops.empty(x.shape) if drop is not None and drop["threshold"] else None  # without dropout it is dx
     share = ops.float32(grid, 2 * (-(-C // 4) * 4))
     drop = ops.drop((), 0.0, None) if drop is None else drop

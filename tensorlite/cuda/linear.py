@@ -32,7 +32,8 @@ def linear_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Array, Array, Ar
     namespace(dy, x)
     D = w.shape[1]
     wide = padded_width(D)
-    dx, dw, db = padded_backward(ops, columns(ops, ops.operand(dy).reshape(-1, D), wide), x, columns(ops, w, wide), has_bias)
+    dy = ops.gradient(dy, (*x.shape[:-1], D), "linear").reshape(-1, D)
+    dx, dw, db = padded_backward(ops, columns(ops, dy, wide), x, columns(ops, w, wide), has_bias)
     return dx, columns(ops, dw, D), None if db is None else db[:D]
 
 

@@ -98,6 +98,12 @@ class Ops(Reference):
         """
         return self.cast(elementwise.contiguous(self, x), self.dtype)
 
+    def gradient(self, dy: Array, shape: tuple[int, ...], what: str) -> Array:
+        """dy as an operand. Raises ValueError unless it has the shape of y: a kernel would read on where a smaller one ends."""
+        if dy.shape != shape:
+            raise ValueError(f"{what}_backward: dy {dy.shape} does not fit y {shape}")
+        return self.operand(dy)
+
     def matrix(self, w: Array) -> Array:
         """The same of a weight, which products take transposed as well: w.T of a table stays a view."""
         return self.operand(w.T).T if w.T.flags.c_contiguous and not w.flags.c_contiguous else self.operand(w)

@@ -104,6 +104,7 @@ alignas(128) unsigned char dynamic_memory[guard + max_shared + guard];
 int dynamic_bytes;
 void (*kernel)(void** arguments);
 void** arguments;
+char* stacks; // of all fibers, and of all libraries' fibers: one launch runs at a time, and a process may have 65530 mappings
 jmp_buf done;
 char error[1024];
 
@@ -228,7 +229,7 @@ void run_threads();
     Fiber* fiber = thread->fiber;
     if (fiber->started) __builtin_longjmp(fiber->here, 1);
     if (!fiber->stack) {
-        fiber->stack = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        fiber->stack = stacks + (fiber - fibers) * stack_bytes;
         mprotect(fiber->stack, 4096, PROT_NONE); // a thread that needs more fails, and does not write over the next one's
     }
     fiber->started = true;

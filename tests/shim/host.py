@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import mmap
 import os
 import re
 import shutil
@@ -34,6 +35,8 @@ namespace {{
 const shim::Entry entries[] = {{{entries}}};
 }}
 #define EXPORT extern "C" __attribute__((visibility("default")))
+EXPORT int stack_bytes() {{ return shim::stack_bytes * shim::max_threads; }}
+EXPORT void use_stacks(char* memory) {{ shim::stacks = memory; }}
 EXPORT int parameters(int entry, int* sizes, char* kinds) {{ return entries[entry].parameters(sizes, kinds); }}
 EXPORT const char* launch(int entry, const unsigned* size, unsigned shared, bool in_reverse, void** arguments) {{
     return entries[entry].launch(size, shared, in_reverse, arguments);
@@ -119,6 +122,9 @@ def as_bytes(arg):
     return value, {"V": "s", "f": "f"}.get(value.dtype.kind, "i")
 
 
+GUARDED = 0xA5  # in every byte of a guard zone: no NaN, which a kernel might read there and write back
+
+
 class Guarded(np.ndarray):
     """The memory behind an array of ``empty``, with where its guard zones are."""
 
@@ -130,7 +136,10 @@ def empty(shape, dtype):
     room = Guarded(count + 2 * GUARD + 256, np.uint8)
     room[:] = 0xFF
     start = GUARD + -room.__array_interface__["data"][0] % 256
-    room.zones = {"before": slice(start - GUARD, start), "behind": slice(start + count, start + count + GUARD)}
+    zones = {"before": slice(start - GUARD, start), "behind": slice(start + count, start + count + GUARD)}
+    for zone in zones.values():
+        room[zone] = GUARDED
+    room.zones = zones
     return room.view(np.ndarray)[start : start + count].view(dtype).reshape(shape)
 
 
@@ -156,8 +165,8 @@ def check_guards(name, owners):
         if owner is None:
             continue
         for where, zone in owner.zones.items():
-            if (owner[zone] != 0xFF).any():
-                owner[zone] = 0xFF
+            if (owner[zone] != GUARDED).any():
+                owner[zone] = GUARDED
                 raise KernelError(f"{name} wrote {where} the array of argument {i}, {what}")
 
 
@@ -324,4 +333,15 @@ def three(size):
     return size + (1,) * (3 - len(size))
 
 
-load = functools.cache(ctypes.PyDLL)  # it keeps the interpreter's lock: there is one machine, for one launch at a time
+@functools.cache
+def stacks(size):
+    """Memory for the stacks of a machine's threads, aligned to pages. All libraries share it: there is one machine."""
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000))
+
+
+@functools.cache
+def load(path):
+    """The library; it keeps the interpreter's lock: one launch at a time."""
+    library = ctypes.PyDLL(path)
+    library.use_stacks(ctypes.byref(ctypes.c_char.from_buffer(stacks(library.stack_bytes()))))
+    return library

@@ -1,0 +1,182 @@
+"""The CUDA backend on this machine's GPU, beside PyTorch and beside what the card can do, in under ten minutes.
+
+    python benchmarks/gpu.py [--quick] [--out runs/benchmark-gpu] [--only steps run] [--data FILE]
+
+It needs a GPU of compute capability 8.0 or later; PyTorch is optional (pip install torch). Its sections, in order:
+
+    machine     versions, and two ceilings measured here: a large product in each precision, a large copy
+    tests       pytest tests/test_gpu.py
+    gradients   of one batch of the full model, each precision against the reference in float64
+    products    the model's matrix products: cuBLASLt's algorithms, and epilogues on and off
+    kernels     what each kernel of a step takes, beside its bytes and FLOPs at the ceilings
+    sdpa        PyTorch's attention kernels at the same shape
+    steps       a training step: the reference, each precision op by op and as one graph, and PyTorch; taking turns
+    run         train.py --preset shakespeare from start to end: twice in bf16 for the same bits, once in tf32
+    generation  of 255 tokens
+
+Each is a process of its own with a limit of time, so that a crash or a hang costs one section; what it found by then stays.
+Everything found is in gpu.json in the folder, written anew at every step; a short table is printed last.
+"""
+
+import contextlib
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a checkout that is not installed
+
+from gpu_sections.attention import sdpa, short_attention, show_sdpa
+from gpu_sections.contenders import serve
+from gpu_sections.generation import generation, show_generation
+from gpu_sections.gradients import gradients, show_gradients
+from gpu_sections.kernels import kernels, short_kernels, show_kernels
+from gpu_sections.machine import machine, show_machine
+from gpu_sections.products import products, short_products, show_products
+from gpu_sections.report import Report, Section, said, say, shown
+from gpu_sections.steps import show_steps, steps
+from gpu_sections.tests import show_tests, tests
+from gpu_sections.training import run, show_run
+
+from tensorlite import DeviceError
+
+ENOUGH = 15.0  # seconds under which no section is begun
+GRACE = 5.0  # seconds that a section has to end by itself
+
+
+@dataclass
+class Args:
+    """Measure the CUDA backend on a GPU, in under ten minutes."""
+
+    quick: bool = False
+    """A few minutes: fewer rounds, no torch.compile, 300 training steps."""
+    out: Path = Path("runs/benchmark-gpu")
+    """Folder for gpu.json, gpu.png and tests.log."""
+    only: tuple[str, ...] = ()
+    """Sections to run, of those above; the others stay as an earlier call found them."""
+    data: Path | None = None
+    """A text for train.py. Default: the lecture's corpus, fetched once."""
+    minutes: float = 9.5
+    """Time for all of it: sections that do not fit are left out, and said to be."""
+    commit: str = ""
+    """What gpu.json says was measured. Default: git's word."""
+    max_autotune: bool = False
+    """Also race torch.compile(mode="max-autotune-no-cudagraphs"), which takes minutes to compile."""
+    section: str | None = None
+    """Used by the script itself: be this section."""
+    limit: float = math.inf
+    """Used by the script itself: seconds that the section has."""
+    serve: str | None = None
+    """Used by the script itself: be this contender, and work as asked."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One section: what it does, the seconds that it may take at most, and its table."""
+
+    work: Callable[[Section], None]
+    seconds: float
+    show: Callable[[dict], str]
+
+
+SECTIONS = {
+    "machine": Part(machine, 60, show_machine),
+    "tests": Part(tests, 170, show_tests),
+    "gradients": Part(gradients, 60, show_gradients),
+    "products": Part(products, 60, show_products),
+    "kernels": Part(kernels, 45, show_kernels),
+    "sdpa": Part(sdpa, 40, show_sdpa),
+    "steps": Part(steps, 270, show_steps),
+    "run": Part(run, 170, show_run),
+    "generation": Part(generation, 60, show_generation),
+}
+
+
+def conduct(args: Args) -> int:
+    """Run the sections, each in a process, and print their tables and then the short one. Returns 1 if anything failed."""
+    wanted = [name for name in SECTIONS if not args.only or name in args.only]
+    report, start = Report(args.out / "gpu.json"), time.monotonic()
+    for name in wanted:
+        left = args.minutes * 60 - (time.monotonic() - start)
+        limit = min(SECTIONS[name].seconds, left)
+        if left < ENOUGH:
+            report.put(name, {"failures": {"all of it": f"left out: {max(left, 0):.0f} s were left"}})
+            continue
+        say(f"{name}: at most {limit:.0f} s")
+        report.put(name, {})  # whatever comes is of this run
+        began = time.monotonic()
+        why = run_section(name, args, limit)
+        if why:
+            report.fail(name, "the process", why)
+            say(f"  {why}")
+        report.put(name, report.found.get(name, {}) | {"seconds": round(time.monotonic() - began, 1)})
+        print(shown(SECTIONS[name].show, report.found.get(name, {})), flush=True)
+    print("\n" + summary(report.found), f"all of it: {args.out / 'gpu.json'}", sep="\n", flush=True)
+    return int(any(report.found.get(name, {}).get("failures") for name in wanted))
+
+
+def run_section(name: str, args: Args, limit: float) -> str:
+    """Run one in a process of its own. Returns "", or how it came to an early end; its processes are gone in any case."""
+    own = ["--section", name, "--limit", f"{limit:.0f}", "--out", str(args.out), "--commit", args.commit]
+    own += [flag for flag, on in (("--quick", args.quick), ("--max-autotune", args.max_autotune)) if on]
+    own += ["--data", str(args.data)] if args.data else []
+    process = subprocess.Popen([sys.executable, __file__, *own], process_group=0)
+    try:
+        status = process.wait(limit + GRACE)
+    except subprocess.TimeoutExpired:
+        return f"ended after {limit:.0f} s, its limit"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # it, and what it started
+        process.wait()
+    return "" if status == 0 else f"ended with status {status}"
+
+
+def summary(found: dict[str, Any]) -> str:
+    """The short table, of whatever was found."""
+    lines = ["=" * 100]
+    for name, part in SECTIONS.items():
+        show = {"kernels": short_kernels, "products": short_products, "sdpa": lambda _: short_attention(found)}.get(name, part.show)
+        if found.get(name):
+            lines.append(f"{name} ({found[name].get('seconds', 0):.0f} s): {shown(show, found[name])}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run the command line; return the exit status."""
+    args = tyro.cli(Args)
+    if args.serve:
+        return serve(args.serve)
+    unknown = [name for name in (*args.only, *([args.section] if args.section else [])) if name not in SECTIONS]
+    if unknown:
+        print(f"error: only {' '.join(unknown)}: the sections are {', '.join(SECTIONS)}", file=sys.stderr)
+        return 2
+    if args.section:
+        section = Section(args.section, Report(args.out / "gpu.json"), args)
+        with section.attempt("all of it"):
+            SECTIONS[args.section].work(section)
+        return 0
+    try:
+        from tensorlite.cuda.runtime import Cuda
+
+        Cuda()  # what is missing is said before any work
+    except Exception as error:
+        print(f"error: {error if isinstance(error, DeviceError) else said(error)}", file=sys.stderr)
+        return 2
+    try:
+        return conduct(args)
+    except KeyboardInterrupt:
+        print("\n" + summary(Report(args.out / "gpu.json").found), flush=True)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,20 @@
+"""Generation of 255 tokens: ours and PyTorch's, taking turns."""
+
+import statistics
+
+from gpu_sections.contenders import WRITERS, of_pytorch
+from gpu_sections.machine import version
+from gpu_sections.race import race
+from gpu_sections.report import Section
+from gpu_sections.subject import CONFIG
+
+
+def generation(section: Section) -> None:
+    names = [name for name in WRITERS if version("torch") or not of_pytorch(name)]
+    race(section, names, rounds=1 if section.args.quick else 2, each=CONFIG.block_size - 1)
+
+
+def show_generation(found: dict) -> str:
+    rows = {name: row for name, row in found["rows"].items() if row.get("seconds")}
+    listed = (f"{name.partition(': ')[2]} {1 / statistics.median(row['seconds']):,.0f}" for name, row in rows.items())
+    return f"tokens/s, one text of {CONFIG.block_size - 1} after one: " + "; ".join(listed)

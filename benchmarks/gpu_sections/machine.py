@@ -1,0 +1,79 @@
+"""Versions, and two ceilings measured here: a large product in each precision, a large copy."""
+
+import contextlib
+import functools
+import importlib.metadata
+import math
+import platform
+import subprocess
+
+from gpu_sections.report import Section
+from gpu_sections.subject import ROOT, fast, numbers
+from gpu_sections.timing import Timer
+
+VERSIONS = ("driver", "cublaslt", "nvrtc", "cupy", "numpy", "torch", "triton", "python", "commit")
+
+
+def machine(section: Section) -> None:
+    ops = fast("bf16")
+    runtime, xp = ops.runtime, ops.runtime.xp
+    section.put(
+        gpu=runtime.name,
+        capability=runtime.architecture / 10,
+        memory_bytes=int(xp.cuda.runtime.memGetInfo()[1]),
+        driver=first_line(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]),
+        cuda_of_driver=xp.cuda.runtime.driverGetVersion(),
+        cublaslt=runtime.library.version(),
+        python=platform.python_version(),
+        commit=section.args.commit or commit(),
+        **{name: version(name) for name in ("cupy", "numpy", "torch", "triton")},
+    )
+    with section.attempt("nvrtc"):
+        from tensorlite.cuda import nvrtc
+
+        section.put(nvrtc="{}.{}".format(*nvrtc.version()))
+    timer, ceilings = Timer(runtime), {}
+    with section.attempt("copy"):
+        big = numbers(fast("float32", runtime), 1 << 28)
+        other = xp.empty_like(big)
+        ceilings["copy"] = 2 * big.nbytes / timer.seconds([lambda: xp.copyto(other, big)], calls=10, captured=False)
+        section.put(ceilings=ceilings)
+    for precision, n in (("bf16", 8192), ("tf32", 4096), ("float32", 4096)):
+        with section.attempt(f"product in {precision}"):
+            own = fast(precision, runtime)
+            a, b, out = numbers(own, n, n), numbers(own, n, n), own.empty((n, n))
+            ceilings[precision] = 2 * n**3 / timer.seconds([functools.partial(own.gemm, a, b, out)], calls=8, captured=False)
+            section.put(ceilings=ceilings)
+
+
+def version(package: str) -> str:
+    """Of an installed package, under whatever name CuPy goes; "" where there is none."""
+    for name in (package, f"{package}-cuda13x", f"{package}-cuda12x"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return ""
+
+
+def first_line(command: list[str]) -> str:
+    """What a program says; "" where there is none, or it fails."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError, IndexError):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=ROOT, check=True)
+        return done.stdout.splitlines()[0].strip()
+    return ""
+
+
+def commit() -> str:
+    """git's word for what is here."""
+    name = first_line(["git", "rev-parse", "--short", "HEAD"])
+    return name and name + (" and changes" if first_line(["git", "status", "--porcelain", "-uno"]) else "")
+
+
+def show_machine(found: dict) -> str:
+    ceilings = found.get("ceilings", {})
+    rates = ", ".join(f"{name} {rate / 1e12:.0f} TFLOP/s" for name, rate in ceilings.items() if name != "copy")
+    size = f"compute capability {found['capability']}, {found['memory_bytes'] / 2**30:.0f} GiB"
+    versions = ", ".join(f"{name} {found.get(name) or '-'}" for name in VERSIONS)
+    return (
+        f"{found['gpu']} ({size}), {versions}\n"
+        f"ceilings here: products {rates}; copies {ceilings.get('copy', math.nan) / 1e12:.2f} TB/s, read and written"
+    )
