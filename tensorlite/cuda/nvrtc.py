@@ -1,15 +1,15 @@
 """The run-time compiler: a kernel file to the machine code of one architecture. It needs no GPU, no driver and no header file."""
 
+import contextlib
 import ctypes
 import functools
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tensorlite.cuda.tuning import cache_folder
+from tensorlite.cache import cache_folder, write_whole
 from tensorlite.xp import INSTALL_CUDA, DeviceError
 
 KERNELS = Path(__file__).parent / "kernels"
@@ -100,11 +100,6 @@ def cubin(file: str, architecture: int, defines: Mapping[str, object]) -> bytes:
         return path.read_bytes()
     except OSError:
         code, _ = compile_file(file, architecture, defines)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".tmp-{os.getpid()}")
-        partial.write_bytes(code)
-        partial.replace(path)
-    except OSError:
-        pass  # no place to keep it: the next run compiles again
+    with contextlib.suppress(OSError):  # no place to keep it: the next run compiles again
+        write_whole(path, code)
     return code

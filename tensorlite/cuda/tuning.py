@@ -8,11 +8,11 @@ a name: the algorithms that cuBLASLt offers, by their hexadecimal names, compete
 """
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from statistics import median
+
+from tensorlite.cache import cache_folder, write_whole
 
 Run = Callable[[], object]  # may be called any number of times, always with the same result
 Time = Callable[[Run], float]  # calls it, and returns the seconds that it took
@@ -39,13 +39,6 @@ def fastest(candidates: Mapping[str, Run], time: Time) -> tuple[str, float]:
         raise RuntimeError(f"none of {len(candidates)} candidates runs: {reason}") from reason
     name = min(seconds, key=lambda name: median(seconds[name]))
     return name, median(seconds[name])
-
-
-def cache_folder() -> Path:
-    """$TENSORLITE_CACHE, or tensorlite/ where caches are: $XDG_CACHE_HOME or ~/.cache, as for the corpus."""
-    if own := os.environ.get("TENSORLITE_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tensorlite"
 
 
 class Choices:
@@ -92,11 +85,8 @@ class Choices:
     def _keep(self, key: str, entry: dict) -> None:
         """Write the file whole or not at all, with what another process has added to it meanwhile."""
         self._known = self._read() | self._known | {key: entry}
-        partial = self.path.with_suffix(f".tmp-{os.getpid()}")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(self._known, indent=1, sort_keys=True))
-            partial.replace(self.path)
+            write_whole(self.path, json.dumps(self._known, indent=1, sort_keys=True).encode())
         except OSError as error:
             self._say(f"{self.path} cannot be written ({error}): the next run looks for the fastest algorithms again")
 
