@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from gpt.trainer import Trainer
 from shim.host import HostRuntime, require_compiler
 from small import PANGRAMS, config_of
 from tensorlite import Device, DeviceError, Reference
-from tensorlite.cuda import Ops
+from tensorlite.cuda import Ops, nvrtc
+from tensorlite.cuda.runtime import Cuda
 from tensorlite.cuda.table import ROWS
 from tensorlite.shapes import cache_bytes
 
@@ -144,6 +146,41 @@ def test_a_cpu_has_float32_alone(want):
 def test_own_ops_are_told():
     assert {"attention", "mlp", "head_loss", "layernorm"} <= set(backends._own(Ops))
     assert "softmax" not in backends._own(Ops)
+
+
+def loading(monkeypatch, error=None):
+    """A Cuda that is about to load its first kernel, on a driver that answers so."""
+
+    class Module:
+        def load(self, code):
+            if error:
+                raise RuntimeError(error)
+
+        def get_function(self, name):
+            return name
+
+    runtime = Cuda.__new__(Cuda)
+    runtime.name, runtime.architecture, runtime.shared_memory, runtime._modules = "a GPU", 90, 99 << 10, {}
+    runtime.xp = SimpleNamespace(cuda=SimpleNamespace(function=SimpleNamespace(Module=Module)))
+    monkeypatch.setattr(nvrtc, "architectures", lambda: (80, 90))
+    monkeypatch.setattr(nvrtc, "version", lambda: (13, 0))
+    monkeypatch.setattr(nvrtc, "cubin", lambda *_: b"")
+    return runtime
+
+
+def test_a_driver_older_than_the_compiler(monkeypatch):
+    runtime = loading(monkeypatch, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION")
+    with pytest.raises(
+        DeviceError, match=r"driver cannot load code of CUDA 13\.0 .*UNSUPPORTED.*update the driver, or install CuPy"
+    ):
+        runtime._load("layernorm.cu", "layernorm_forward", {"C": 8}, 0)
+
+
+def test_heads_too_large_for_shared_memory(monkeypatch):
+    runtime = loading(monkeypatch)
+    assert runtime._load("attention.cu", "attention_forward", {"D": 64}, 0) == "attention_forward"
+    with pytest.raises(DeviceError, match="needs 123136 bytes of shared memory, a GPU has 101376; use smaller heads"):
+        runtime._load("attention.cu", "attention_forward", {"D": 384}, 123136)
 
 
 # ---- the plan of a step ----
