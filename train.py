@@ -72,8 +72,8 @@ class Args:
     drop_unknown: bool = False
     """With --init-from: leave out characters of the text that the vocabulary lacks, instead of refusing them."""
     dry_run: bool = False
-    """Instead of training, print what a step on a GPU is made of: each op's kernels, their FLOPs and bytes, and the least time
-    for it. It needs no GPU."""
+    """Instead of training, print what a step on a GPU is made of: each op's kernels, their FLOPs and bytes, and their roofline.
+    It needs no GPU."""
     gpu: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
     """With --dry-run: which GPU, H200 or "RTX 4090" for example. Default: the one here, else H200."""
     profile: bool = False

@@ -59,7 +59,7 @@ def _cuda(precision: Any) -> Backend:
     runtime = Cuda()
     return Backend(
         "fast",
-        f"kernels in {precision} for {', '.join(_own(Ops))} and adamw, products by cuBLASLt, the step as one graph",
+        f"kernels in {precision} for {', '.join(_own(Ops))} and adamw, products by cuBLASLt, a single shard's step as one graph",
         lambda: Ops(precision, check=False, runtime=runtime),
         itemsize=2 if precision == "bf16" else 4,
     )

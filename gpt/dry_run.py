@@ -1,10 +1,11 @@
-"""What a step on a GPU is made of, said without one: each op's kernels, what they compute and move, and the least time for it.
+"""What a step on a GPU is made of, said without one: each op's kernels, what they compute and move, and its roofline.
 
-The real backend runs on a runtime that only counts (tensorlite/cuda/counting.py). A kernel cannot be faster than its FLOPs at the
-GPU's peak or its bytes at its bandwidth, datasheet figures both: the larger is its roofline (Williams, Waterman, Patterson 2009).
-What a run reaches is less: about 80 % of the arithmetic and 90 % of the bandwidth of an H200 can be had at all.
+The real backend runs on a runtime that only counts (tensorlite/cuda/counting.py). Each kernel is charged its FLOPs at the GPU's
+peak or its arrays, each once, at the memory's bandwidth, datasheet figures both: the larger is its roofline (Williams, Waterman,
+Patterson 2009). A run is slower, since no kernel reaches either, but for what the cache still holds of the kernel before.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +23,14 @@ from tensorlite.cuda import Ops
 from tensorlite.cuda.arena import Arena
 from tensorlite.cuda.attention import on_tensor_cores
 from tensorlite.cuda.counting import Counting
+from tensorlite.cuda.graph import SLOTS
 from tensorlite.cuda.ops import Precision
 from tensorlite.cuda.random import Counter
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """Datasheet figures: dense TFLOP/s with sums in float32, and GB/s."""
+    """Datasheet figures, of the SXM card where there are several: dense TFLOP/s with sums in float32, and GB/s."""
 
     bf16: float
     tf32: float
@@ -51,7 +53,11 @@ GPUS = {
 
 def named(gpu: str) -> str:
     """The entry of GPUS that a name means, "NVIDIA H200" too. Raises ConfigError for one that is not known."""
-    found = [known for known in GPUS if known.lower().replace(" ", "") in gpu.lower().replace(" ", "")]
+
+    def pattern(known: str) -> str:
+        return rf"(?<![a-z0-9]){known.lower().replace(' ', ' *')}(?![a-z0-9])"
+
+    found = [known for known in GPUS if re.search(pattern(known), gpu.lower())]
     if not found:
         raise ConfigError(f"gpu {gpu!r} is not known; one of {', '.join(GPUS)}")
     return max(found, key=len)
@@ -114,5 +120,7 @@ def count(ops: Ops, config: ModelConfig, train: TrainConfig, characters: int) ->
     arena = Arena(runtime.block)
     with runtime.allocating(arena):
         loss, norm = train_step(watch(ops, noting_ops(runtime)), model, state, data, config, train, 0)
+        ring = np.empty((SLOTS, 2), np.float32)
+        ops.launch("optim.cu", "end_step", 1, 1, counter.array, loss, norm, ring, SLOTS)  # as Captured does
     del loss, norm
     return arena.nbytes

@@ -128,7 +128,10 @@ class Trainer:
         return None
 
     def _stop_unless_finite(self, step: int, loss: float, norm: float) -> None:
-        """A run whose numbers are gone stops at once; the checkpoints of its better days stay as they are."""
+        """A run whose numbers are gone stops when they are read; the checkpoints of its better days stay as they are.
+
+        The tensors are looked at as they are now: on a GPU up to `lag` - 1 updates after that step.
+        """
         if math.isfinite(loss) and math.isfinite(norm):
             return
         tensors = (("gradient", self.state.grads), ("parameter", self.state.params))

@@ -279,7 +279,7 @@ def test_a_stopwatch_sees_the_kernels_that_are_counted(precision, separate):
     covered = []
     seconds, host = stopwatch.timed_steps(watch, precision, SMALL, TRAIN, data, 2, covered.append)
     rows = kernels.counted(precision, SMALL, TRAIN, len(data))
-    assert set(seconds) == set(rows)
+    assert set(seconds) == set(rows) - {("", "end_step")}  # which a captured step has alone
     assert all(s > 0 for s in seconds.values())
     assert 0.3 * host < sum(seconds.values()) < host * 2  # the rest is Python's
     assert covered[:2] == [0.0, 0.0]

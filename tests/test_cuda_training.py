@@ -209,7 +209,7 @@ def test_a_plan_counts_what_the_backend_launches(monkeypatch):
     planned = {name.split()[0]: 0 for _, name in counting.rows}
     for (_, name), row in counting.rows.items():
         planned[name.split()[0]] += row.calls
-    assert planned == {name: made.count(name) for name in made if name != "end_step"}
+    assert planned == {name: made.count(name) for name in made}
 
 
 def test_a_plan_of_the_full_model():
@@ -224,7 +224,10 @@ def test_a_plan_of_the_full_model():
     assert flops == pytest.approx(counted.flops, rel=0.05)
     with pytest.raises(ConfigError, match="gpu 'GTX 970' is not known; one of A100, H100"):
         dry_run.named("GTX 970")
-    assert dry_run.named("nvidia l40s") == "L40S"
+    assert [dry_run.named(gpu) for gpu in ("nvidia l40s", "NVIDIA H200", "rtx4090")] == ["L40S", "H200", "RTX 4090"]
+    for other in ("NVIDIA L40", "NVIDIA RTX A1000", "NVIDIA GH200 480GB"):
+        with pytest.raises(ConfigError, match="is not known"):
+            dry_run.named(other)
 
 
 def test_the_estimated_cache_is_the_real_one():

@@ -11,7 +11,7 @@ from tensorlite.xp import Array, namespace
 
 ROWS = np.dtype([("batch", "i8"), ("head", "i8"), ("row", "i8")])  # attention.cu: Rows
 WARPS, TILE = 8, 32  # of attention.cu
-MMA_TILE, MMA_THREADS = 64, 128  # of attention_tiles.cuh
+MMA_TILE, MMA_QUERIES, MMA_THREADS = 64, 32, 128  # of attention_tiles.cuh and attention_mma.cu
 MMA_LARGEST = 128  # head size whose accumulators fit in registers
 
 
@@ -45,7 +45,7 @@ def attention_forward(
         scale, flops = 1.0 / math.sqrt(D), 2 * 2 * B * n_head * D * _visible(T, S)
         if on_tensor_cores(ops, D, T, bool(drop["threshold"]), past is not None)[0]:
             packed = (qkv, y, lse, n_head, np.int32(T), scale, drop)
-            _launch_mma(ops, "attention_forward", B * n_head, T, D, 3, *packed, flops=flops)
+            _launch_mma(ops, "attention_forward", B * n_head, T, D, 3 * MMA_TILE, *packed, flops=flops)
         else:
             args = (q, _rows(q), k, v, _rows(k), y, lse, n_head, np.int32(T), np.int32(S), scale, drop)
             _launch(ops, "attention_forward", B * n_head, T, D, 1, *args, flops=flops)
@@ -66,8 +66,8 @@ def attention_backward(ops: Any, dy: Array, cache: tuple) -> Array:
     by_key = (qkv, dy, lse, delta, dqkv[:, :, C:], n_head, np.int32(T), scale, drop)
     products = 2 * B * n_head * D * _visible(T, T)  # FLOPs of one product over the visible scores
     if on_tensor_cores(ops, D, T, bool(drop["threshold"]))[0]:
-        _launch_mma(ops, "attention_backward_query", B * n_head, T, D, 4, *by_query, flops=3 * products)
-        _launch_mma(ops, "attention_backward_key", B * n_head, T, D, 4, *by_key, flops=4 * products)
+        _launch_mma(ops, "attention_backward_query", B * n_head, T, D, 4 * MMA_TILE, *by_query, flops=3 * products)
+        _launch_mma(ops, "attention_backward_key", B * n_head, T, D, 2 * MMA_TILE + 2 * MMA_QUERIES, *by_key, flops=4 * products)
     else:
         _launch(ops, "attention_backward_query", B * n_head, T, D, 2, *by_query, flops=3 * products)
         _launch(ops, "attention_backward_key", B * n_head, T, D, 2, *by_key, flops=4 * products)
@@ -80,9 +80,9 @@ def _launch(ops: Any, kernel: str, heads: int, T: int, D: int, rows: int, *args:
     ops.launch("attention.cu", kernel, (heads, -(-T // WARPS)), 32 * WARPS, *args, shared=shared, flops=flops, REAL=ops.real(), D=D)
 
 
-def _launch_mma(ops: Any, kernel: str, heads: int, T: int, D: int, tiles: int, *args: Any, flops: float) -> None:
-    """A kernel of attention_mma.cu; backward by keys keeps lse and delta of a tile of queries besides."""
-    shared = tiles * MMA_TILE * (D + 8) * 2 + (2 * MMA_TILE * 4 if kernel == "attention_backward_key" else 0)
+def _launch_mma(ops: Any, kernel: str, heads: int, T: int, D: int, rows: int, *args: Any, flops: float) -> None:
+    """A kernel of attention_mma.cu, with so many rows in shared memory; backward by keys has lse and delta of its queries too."""
+    shared = rows * (D + 8) * 2 + (2 * MMA_QUERIES * 4 if kernel == "attention_backward_key" else 0)
     ops.launch("attention_mma.cu", kernel, (heads, -(-T // MMA_TILE)), MMA_THREADS, *args, shared=shared, flops=flops, D=D)
 
 

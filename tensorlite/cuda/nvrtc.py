@@ -91,7 +91,7 @@ def usage(log: str) -> dict[str, Usage]:
 
 
 def cubin(file: str, architecture: int, defines: Mapping[str, object]) -> bytes:
-    """As compile_file, out of the cache on disk where it is there: a run's twenty files take seconds to compile."""
+    """As compile_file, out of the cache on disk where it is there: a training step's dozen modules take seconds to compile."""
     digest = hashlib.sha256(repr((version(), architecture, sorted(defines.items()))).encode())
     for source in sorted([KERNELS / file, *KERNELS.glob("*.cuh")]):
         digest.update(source.read_bytes())

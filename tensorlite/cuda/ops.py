@@ -19,8 +19,8 @@ LAG = 32  # steps that may be under way, or done and not looked at
 class Ops(Reference):
     """The functions of `tensorlite.cuda`, on the arrays of a runtime: CuPy's on a GPU.
 
-    precision: float32; tf32, float32 whose matrix products round their operands to 10 bits; or bf16, activations and operands of 8
-    bits. Sums are made in float32, and parameters and their gradients are float32, in all three.
+    precision: float32; tf32, float32 whose matrix products round their operands to 11 significant bits; or bf16, activations and
+    operands of 8. Sums are made in float32, and parameters and their gradients are float32, in all three.
     check: as for Reference. runtime: what launches kernels; a `Cuda` on the current device by default.
     Raises DeviceError when there is no such device, or a library is missing.
     """

@@ -1,7 +1,7 @@
 """class Cuda: what the ops ask of a GPU - memory, launches, products, graphs - through CuPy and cuBLASLt.
 
 The ops know no more of a device than this class's methods. So the tests give them another runtime, which runs the same kernel files
-on the CPU (tests/shim/host.py), and `train.py --dry-run` one that counts (plan.py).
+on the CPU (tests/shim/host.py), and `train.py --dry-run` one that counts (counting.py).
 """
 
 import contextlib

@@ -131,14 +131,14 @@ attention_backward_query(const REAL* qkv, const REAL* y, const REAL* dy, const f
         int s = first + lane;
         float ds = 0.0f;
         if (s < sees) {
-            float p = expf(dot(k_tile + lane * PITCH, q_row) * scale - l), dp = dot(v_tile + lane * PITCH, dy_row);
+            float p = expf(dot(k_tile + lane * PITCH, q_row) * scale - l), dp = dot(v_tile + lane * PITCH, dy_row);  // 1. dkept
             if (drop.threshold) {
                 unsigned long long element = drop.first + ((long long)blockIdx.x * T + t) * T + s;
-                dp = keep1(key, drop.threshold, element) ? dp * drop.scale : 0.0f;
+                dp = keep1(key, drop.threshold, element) ? dp * drop.scale : 0.0f;  // 2.
             }
-            ds = p * (dp - dy_y);
+            ds = p * (dp - dy_y);  // 3.
         }
-        add_weighted_rows(sum, ds, k_tile);
+        add_weighted_rows(sum, ds, k_tile);  // 4. dq
     }
     if (t < T) store_parts(dq + (b * T + t) * 3 * C + h * D, sum, scale);
 }
@@ -170,17 +170,17 @@ attention_backward_key(const REAL* qkv, const REAL* dy, const float* lse, const 
         float ds = 0.0f, kept = 0.0f;
         if (s <= t && t < T) {
             long long row = (long long)blockIdx.x * T + t;
-            float p = expf(dot(q_tile + lane * PITCH, k_row) * scale - lse[row]), dp = dot(dy_tile + lane * PITCH, v_row);
+            float p = expf(dot(q_tile + lane * PITCH, k_row) * scale - lse[row]), dp = dot(dy_tile + lane * PITCH, v_row);  // 1. dkept
             kept = p;
             if (drop.threshold) {
                 bool keep = keep1(key, drop.threshold, drop.first + row * T + s);
                 kept = keep ? p * drop.scale : 0.0f;
-                dp = keep ? dp * drop.scale : 0.0f;
+                dp = keep ? dp * drop.scale : 0.0f;  // 2.
             }
-            ds = p * (dp - delta[row]);
+            ds = p * (dp - delta[row]);  // 3.
         }
-        add_weighted_rows(dk, ds, q_tile);
-        add_weighted_rows(dv, kept, dy_tile);
+        add_weighted_rows(dk, ds, q_tile);  // 4. dk
+        add_weighted_rows(dv, kept, dy_tile);  // 1. dv
     }
     if (s >= T) return;
     store_parts(dkv + (b * T + s) * 3 * C + h * D, dk, scale);

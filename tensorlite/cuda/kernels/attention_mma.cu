@@ -1,5 +1,5 @@
-// Causal attention on the tensor cores, bf16, head sizes that are multiples of 16. The same functions as attention.cu, for q, k and v
-// packed in one array; there is what differs from the reference.
+// Causal attention on the tensor cores, bf16, head sizes that are multiples of 16. The same functions as attention.cu, which says
+// what differs from tensorlite/attention.py, for q, k and v packed in one array.
 //
 // A block has 64 queries (or keys) of one head and meets the keys (or queries) in tiles; each of its 4 warps has 16 rows.
 // Exponentials are of base 2: scores are scaled by log2(e) as well. Backward is two kernels, one a block of queries and one a block
@@ -7,7 +7,7 @@
 #include "attention_tiles.cuh"
 
 constexpr float LOG2_E = 1.4426950408889634f;
-constexpr int P = 4, QUERIES = 8 * P;  // of a tile that a block of keys meets: half a tile, so that three blocks share the registers
+constexpr int P = 4, QUERIES = 8 * P;  // of a tile that a block of keys meets: half a tile, so that at head size 64 three blocks fit the registers
 
 // 0 where a bit says so, else x times scale.
 __device__ inline float kept_or_0(float x, unsigned kept, int bit, float scale) { return kept >> bit & 1 ? x * scale : 0.0f; }
@@ -111,7 +111,7 @@ attention_backward_query(const bf16* qkv, const bf16* y, const bf16* dy, const f
         __syncthreads();
         float p[8][4], dp[8][4];
         rows_times_rows(p, q + first * PITCH, k);
-        rows_times_rows(dp, dy_tile + first * PITCH, v);  // dkept, (16 x 64)
+        rows_times_rows(dp, dy_tile + first * PITCH, v);  // 1. dkept, (16 x 64)
         unsigned kept = ~0u;
         if (drop.threshold) {
             unsigned long long element = drop.first + ((long long)blockIdx.x * T + row) * T + other * TILE;
@@ -121,9 +121,9 @@ attention_backward_query(const bf16* qkv, const bf16* y, const bf16* dy, const f
             for (int i = 0; i < 4; i++) {
                 int column = other * TILE + 8 * j + lane % 4 * 2 + i % 2;
                 float prob = column <= row + i / 2 * 8 ? fast_exp2(p[j][i] * (scale * LOG2_E) - l[i / 2]) : 0.0f;
-                p[j][i] = prob * (kept_or_0(dp[j][i], kept, 4 * j + i, keep) - dy_y[i / 2]);  // dscores
+                p[j][i] = prob * (kept_or_0(dp[j][i], kept, 4 * j + i, keep) - dy_y[i / 2]);  // 2., 3. dscores
             }
-        add_held_times_rows(sum, p, k);
+        add_held_times_rows(sum, p, k);  // 4. dq
         __syncthreads();
     }
     store_held(dq + (b * T + tile * TILE + first) * 3 * C + h * D, 3 * C, T - tile * TILE - first, sum, scale, scale);
@@ -131,13 +131,13 @@ attention_backward_query(const bf16* qkv, const bf16* y, const bf16* dy, const f
 
 // dk = sum over the queries of dscores^T q scale,  dv = sum over the queries of kept^T dy. A block has 64 keys, and everything is
 // transposed: a held tile's rows are keys, its columns queries. dkv: the other two thirds of dq's array.
-// Shared memory: 4 tiles, and lse and delta of 64 queries.
+// Shared memory: 2 tiles of keys and values, 2 half tiles of queries and dy, and lse and delta of these QUERIES.
 extern "C" __global__ void __launch_bounds__(THREADS)
 attention_backward_key(const bf16* qkv, const bf16* dy, const float* lse, const float* delta, bf16* dkv, long long H, int T,
                        float scale, Drop drop) {
     DYNAMIC_SHARED(memory);
-    bf16 *k = (bf16*)memory, *v = k + TILE_SIZE, *q = v + TILE_SIZE, *dy_tile = q + TILE_SIZE;
-    float *l = (float*)(dy_tile + TILE_SIZE), *dy_y = l + TILE;
+    bf16 *k = (bf16*)memory, *v = k + TILE_SIZE, *q = v + TILE_SIZE, *dy_tile = q + QUERIES * PITCH;
+    float *l = (float*)(dy_tile + QUERIES * PITCH), *dy_y = l + QUERIES;
     uint2 key = block_key(drop);
     long long b = blockIdx.x / H, h = blockIdx.x % H, C = H * D;
     int tile = blockIdx.y, lane = threadIdx.x % 32, first = threadIdx.x / 32 * 16, row = tile * TILE + first + lane / 4;
@@ -165,7 +165,7 @@ attention_backward_key(const bf16* qkv, const bf16* dy, const float* lse, const 
                 bool sees = row + i / 2 * 8 <= t + query;
                 p[j][i] = sees ? fast_exp2(p[j][i] * (scale * LOG2_E) - l[query]) : 0.0f;
             }
-        rows_times_rows(dp, v + first * PITCH, dy_tile);
+        rows_times_rows(dp, v + first * PITCH, dy_tile);  // 1. dkept
         unsigned kept = ~0u;
         if (drop.threshold)
             kept = keep_along_columns<P>(key, drop.threshold,
@@ -173,11 +173,11 @@ attention_backward_key(const bf16* qkv, const bf16* dy, const float* lse, const 
         for (int j = 0; j < P; j++)
             for (int i = 0; i < 4; i++) {
                 int query = 8 * j + lane % 4 * 2 + i % 2;
-                dp[j][i] = p[j][i] * (kept_or_0(dp[j][i], kept, 4 * j + i, keep) - dy_y[query]);  // dscores
+                dp[j][i] = p[j][i] * (kept_or_0(dp[j][i], kept, 4 * j + i, keep) - dy_y[query]);  // 2., 3. dscores
                 p[j][i] = kept_or_0(p[j][i], kept, 4 * j + i, 1.0f);                              // kept, but for 1 / keep
             }
-        add_held_times_rows(dv, p, dy_tile);
-        add_held_times_rows(dk, dp, q);
+        add_held_times_rows(dv, p, dy_tile);  // 1. dv
+        add_held_times_rows(dk, dp, q);  // 4. dk
         __syncthreads();
     }
     int exist = T - tile * TILE - first;

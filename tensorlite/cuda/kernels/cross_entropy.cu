@@ -1,6 +1,6 @@
 // Softmax cross-entropy. It replaces tensorlite/cross_entropy.py, where the derivation is.
 //
-// One warp holds a row. Rows may lie `stride` elements apart, V of them in use: the head pads its vocabulary for the tensor cores.
+// One warp has a row, which it reads twice. Rows may lie `stride` elements apart, V of them in use: the head pads its vocabulary for the tensor cores.
 // The logits are LOGIT, float32 out of the head; the gradient is REAL.
 #include "common.cuh"
 

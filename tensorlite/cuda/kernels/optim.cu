@@ -13,7 +13,7 @@ extern "C" __global__ void sum_squares(const float* x, float* partial, long long
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-// norm = the root of the blocks' shares. One block.
+// norm = the root of the sum of the blocks' shares. One block.
 extern "C" __global__ void root(const float* partial, long long count, float* norm) {
     float sum = 0.0f;
     for (long long i = threadIdx.x; i < count; i += blockDim.x) sum += partial[i];

@@ -2,10 +2,10 @@
 #include "common.cuh"
 
 constexpr int COLUMNS = 32, LANES = 32;                // of a block: columns, and rows at a time
-constexpr int VEC = K % 4 == 0 && K >= 4096 ? 4 : 1;  // numbers of a column: 4 where there are blocks enough all the same
+constexpr int VEC = K % 4 == 0 && K >= 4096 ? 4 : 1;  // columns of a thread: 4 where there are blocks enough all the same
 
-// out_pk = sum of x_rk over the rows r of part p: the gradient of a bias, and of the positions. x: (rows, K). out: (parts, K).
-// Grid: (columns, parts); each part takes rows_each neighbouring rows.
+// out_pk = sum of x_rk over the rows r of part p: the gradient of a bias, of the positions, of a norm. x: (rows, K). out: (parts, K).
+// Grid: (blocks of columns, parts); each part takes rows_each neighbouring rows.
 extern "C" __global__ void __launch_bounds__(COLUMNS * LANES)
 sum_rows(const REAL* x, float* out, long long rows, long long rows_each) {
     int lane = threadIdx.x / COLUMNS;
