@@ -164,7 +164,7 @@ def arrays(product, seed=0):
 
 def run(library, product, a, b, out, *extra, **keywords):
     pointers = (x.pointer for x in (a, b, out))
-    Plan(library, product).run(Owned(), Algo(bytes(64), 0, 1.0), *pointers, [x.pointer for x in extra], **keywords)
+    Plan(library, product).run(Owned(), Algo(bytes(64), 0), *pointers, [x.pointer for x in extra], **keywords)
 
 
 # --- products
@@ -178,8 +178,6 @@ def test_the_product_is_a_b(library, stand_in, operands, compute, out, a_t, b_t)
     a, b, a_, b_, out_ = arrays(product)
     run(library, product, a_, b_, out_)
     np.testing.assert_array_equal(out_.values, a @ b)
-    run(library, product, a_, b_, out_, alpha=0.5)
-    np.testing.assert_array_equal(out_.values, 0.5 * (a @ b))
 
 
 @pytest.mark.parametrize(("a_t", "b_t"), FOUR)
@@ -205,7 +203,7 @@ def test_epilogues(library, stand_in, epilogue, out, a_t, b_t):
 
 
 def test_a_run_passes_its_arguments_on(library, stand_in):
-    handle, algo = Owned(), Algo(bytes(range(64)), 4, 1.0)
+    handle, algo = Owned(), Algo(bytes(range(64)), 4)
     product = replace(PLAIN, epilogue="bias")
     plan, first, second = Plan(library, product), Memory(np.ones(24), "float32"), Memory(np.full(24, 2.0), "float32")
     a, b, a_, b_, out = arrays(product)
@@ -327,8 +325,8 @@ def test_candidates_that_can_run(library, heuristic):
     plan = Plan(library, PLAIN)
     heuristic.answers = [(0, 100), (15, 0), (0, 101), (0, 0)]
     first, last = plan.candidates(Owned(), workspace_bytes=100)
-    assert first == Algo(np.arange(0, 8, dtype=np.uint64).tobytes(), 100, 0.5)
-    assert last == Algo(np.arange(3, 11, dtype=np.uint64).tobytes(), 0, 0.5)
+    assert first == Algo(np.arange(0, 8, dtype=np.uint64).tobytes(), 100)
+    assert last == Algo(np.arange(3, 11, dtype=np.uint64).tobytes(), 0)
     assert bytes.fromhex(first.name) == first.data
 
 

@@ -87,7 +87,7 @@ def candidates(ops: Any, sets: Sequence[Mapping[str, Any]], epilogue: str) -> di
 
         def run() -> None:
             stream = runtime.xp.cuda.get_current_stream().ptr
-            plan.run(runtime.handle, algo, a, b, out, named, 1.0, runtime.workspace.ptr, WORKSPACE_BYTES, stream)
+            plan.run(runtime.handle, algo, a, b, out, named, runtime.workspace.ptr, WORKSPACE_BYTES, stream)
 
         return run
 

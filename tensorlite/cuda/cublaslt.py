@@ -79,7 +79,7 @@ class CublasError(DeviceError):
 
 @dataclass(frozen=True)
 class Product:
-    """One problem, out (M, N) = epilogue(alpha a b) of a (M, K) and b (K, N). str() is unique to it: the key of a choice.
+    """One problem, out (M, N) = epilogue(a b) of a (M, K) and b (K, N). str() is unique to it: the key of a choice.
 
     a_t, b_t: whether that operand is the transpose (.T) of a C-contiguous array, else it is C-contiguous itself, as out is.
     operands, out: "float32" or "bfloat16". compute: "float32", "tf32" or "bf16". epilogue: one of EPILOGUES.
@@ -109,14 +109,10 @@ class Product:
 
 @dataclass(frozen=True)
 class Algo:
-    """One way to compute a product. data: what cuBLASLt calls cublasLtMatmulAlgo_t. name: the same in hexadecimal.
-
-    waves: how many times over the blocks of its kernel fill the GPU.
-    """
+    """One way to compute a product. data: what cuBLASLt calls cublasLtMatmulAlgo_t. name: the same in hexadecimal."""
 
     data: bytes
     workspace_bytes: int
-    waves: float
 
     @property
     def name(self) -> str:
@@ -256,7 +252,7 @@ class Plan:
                 return []
             raise
         usable = [r for r in results[: found.value] if r.state == CUBLAS_STATUS_SUCCESS and r.workspaceSize <= workspace_bytes]
-        return [Algo(bytes(r.algo), r.workspaceSize, r.wavesCount) for r in usable]
+        return [Algo(bytes(r.algo), r.workspaceSize) for r in usable]
 
     def run(
         self,
@@ -266,15 +262,14 @@ class Plan:
         b: int,
         out: int,
         extra: Sequence[int] = (),
-        alpha: float = 1.0,
         workspace: int = 0,
         workspace_bytes: int = 0,
         stream: int = 0,
     ) -> None:
-        """Launch out = epilogue(alpha a b). All pointers are addresses on the device; extra: those that EPILOGUES lists."""
+        """Launch out = epilogue(a b). All pointers are addresses on the device; extra: those that EPILOGUES lists."""
         self._point(extra)
-        one, none = byref(c_float(alpha)), byref(c_float(0.0))
-        operands = one, b, self.A, a, self.B, none, out, self.D, out, self.D  # D = alpha A B + 0 C, and C is not read
+        one, none = byref(c_float(1.0)), byref(c_float(0.0))
+        operands = one, b, self.A, a, self.B, none, out, self.D, out, self.D  # D = 1 A B + 0 C, and C is not read
         self._call("Matmul", handle, self.desc, *operands, algo.data, workspace, workspace_bytes, stream)
 
     def _point(self, pointers: Sequence[int]) -> None:

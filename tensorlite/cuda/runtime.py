@@ -164,7 +164,7 @@ class Cuda:
 
     def _run(self, plan: Plan, algo: Algo, a: Array, b: Array, out: Array, extra: tuple[int, ...]) -> None:
         memory, stream = self.workspace.ptr, self.xp.cuda.get_current_stream().ptr
-        plan.run(self.handle, algo, a.data.ptr, b.data.ptr, out.data.ptr, extra, 1.0, memory, WORKSPACE_BYTES, stream)
+        plan.run(self.handle, algo, a.data.ptr, b.data.ptr, out.data.ptr, extra, memory, WORKSPACE_BYTES, stream)
 
     def _choose(
         self, plan: Plan, a: Array, b: Array, out: Array, extra: tuple[int, ...], apart: Callable[[], None] | None
