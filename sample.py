@@ -7,14 +7,16 @@ from typing import Literal
 
 import tyro
 
-from gpt import checkpoint
+from gpt import checkpoint, console
 from gpt.backends import PrecisionName, choose
 from gpt.data import read_text
-from gpt.errors import CheckpointError, ConfigError, UserError
+from gpt.errors import CheckpointError, ConfigError
 from gpt.generate import Sampling, generate
 from gpt.stages import MODELS
 from gpt.tokenizer import CharTokenizer
-from tensorlite import DeviceError, device_failure, pick_device
+from tensorlite import pick_device
+
+OUT_OF_MEMORY = "out of memory ({}); the checkpoint's model does not fit this machine"
 
 
 @dataclass
@@ -52,26 +54,15 @@ class Args:
 
 def main() -> int:
     """Run the command line; return the exit status."""
+    console.set_up()
     try:
-        return run(tyro.cli(Args))
-    except (UserError, DeviceError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print()
-        return 130
-    except MemoryError as error:
-        print(f"error: out of memory ({error}); the checkpoint's model does not fit this machine", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader, `head` say, has gone
-        sys.stderr.close()
-        return 141
+        return console.finish(run(tyro.cli(Args)))
     except Exception as error:
-        failure = device_failure(error)
-        if failure is None:
-            raise
-        print(f"error: {failure}", file=sys.stderr)
-        return 2
+        message, status = console.explain(error, OUT_OF_MEMORY)
+    except KeyboardInterrupt:
+        message, status = "", 130
+    print(message, file=sys.stderr)
+    return console.finish(status)
 
 
 def run(args: Args) -> int:

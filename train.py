@@ -3,34 +3,36 @@
 import contextlib
 import dataclasses
 import os
+import shlex
 import sys
 import time
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TextIO
 
 import tyro
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from gpt import checkpoint, folder
+from gpt import checkpoint, console, folder
+from gpt.advice import resume_command
 from gpt.backends import Backend, PrecisionName, choose
 from gpt.config import PRESETS, ModelConfig, TrainConfig, override
 from gpt.dry_run import step_plan
-from gpt.errors import ConfigError, UserError
+from gpt.errors import CheckpointError, ConfigError
 from gpt.estimate import available_bytes, count, human_bytes, human_seconds, seconds_of
 from gpt.generate import generate
+from gpt.limits import memory_in_use, processors
 from gpt.parallel import Workers
 from gpt.plan import Plan, fine_tune, new_run, resume
 from gpt.profile import profile
-from gpt.ranks import Alone, first_rank_first, join, on_device
+from gpt.ranks import Alone, agree, first_rank_first, join, on_device
 from gpt.trainer import Trainer
-from tensorlite import Device, DeviceError, device_failure, pick_device
+from tensorlite import Device, pick_device
 
 PresetName = Literal["bigram", "head", "multihead", "feedforward", "residual", "layernorm", "laptop", "shakespeare"]
 SAMPLE_LENGTH = 500
 DRY_RUN_GPU = "H200"
-OUT_OF_MEMORY = "error: out of memory ({}); lower --batch-size and raise --gradient-accumulation-steps"
+OUT_OF_MEMORY = "out of memory ({}); lower --batch-size and raise --gradient-accumulation-steps"
 
 _preset = tyro.conf.arg(help_behavior_hint="(default: the preset's)")
 Int = Annotated[int | None, _preset, tyro.conf.arg(metavar="INT")]
@@ -66,7 +68,8 @@ class Args:
     seed: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 1337)")] = None
     """Seed of the parameters, the batches and the dropout masks."""
     resume: bool = False
-    """Go on from last.safetensors in the folder, bit for bit as if never stopped. Model fields cannot change."""
+    """Go on from last.safetensors in the folder, bit for bit as if never stopped. Model fields cannot change. Without --out and
+    --preset: the newest run below runs/."""
     init_from: File = None
     """Fine-tune: start from this checkpoint's weights, model fields and vocabulary (a file, or a folder: its best)."""
     drop_unknown: bool = False
@@ -133,35 +136,43 @@ class Args:
         names = [f.name for f in dataclasses.fields(kind) if hasattr(self, f.name)]
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
+    def resume_command(self, out: Path, ranks: Alone) -> str:
+        """The command that goes on with this run: its checkpoint holds all but where to compute, and where the text is."""
+        flags: list[str] = ["--data", str(self.data)] if self.data else []
+        for name in ("device", "backend", "precision", "threads"):
+            if getattr(self, name) not in ("auto", None):
+                flags += [f"--{name}", str(getattr(self, name))]
+        return resume_command(out, flags, ranks.size)
+
 
 def main() -> int:
     """Run the command line; return the exit status. Whatever a user can get wrong ends in one line, not in a traceback.
 
     Under mpiexec every rank runs this: the first one prints, and an error of any of them ends all.
     """
+    console.set_up()
+    os.environ.pop(
+        "MPLBACKEND", None
+    )  # a notebook hands its own down, which matplotlib may not find here; no window is ever opened
     ranks = Alone()
     try:
         ranks = join()
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if ranks.rank else sys.stdout):
-            with contextlib.redirect_stderr(nowhere if ranks.rank else sys.stderr):  # a wrong flag is said once
-                args = tyro.cli(Args)
-            return run(args, ranks)
-    except (UserError, DeviceError) as error:
-        return failed(f"error: {error}", 2, ranks)
-    except MemoryError as error:
-        return failed(OUT_OF_MEMORY.format(error), 2, ranks)
-    except KeyboardInterrupt:
-        return failed("stopped; the checkpoints written so far are whole", 130, ranks)
-    except BrokenPipeError:  # the reader, `head` say, has gone
-        sys.stderr.close()
-        ranks.end(141)
-        return 141
-    except Exception as error:
-        failure = device_failure(error)
-        if failure is not None:
-            return failed(OUT_OF_MEMORY.format(failure) if isinstance(failure, MemoryError) else f"error: {failure}", 2, ranks)
-        if ranks.size > 1:  # a defect of ours; the other ranks would wait for this one for ever
-            failed(traceback.format_exc(), 1, ranks)
+            return console.finish(run(parse(ranks, nowhere), ranks))
+    except BaseException as error:
+        if isinstance(error, SystemExit):
+            raise
+        return failed(*console.explain(error, OUT_OF_MEMORY), ranks)
+
+
+def parse(ranks: Alone, nowhere: TextIO) -> Args:
+    """Read the command line. What is wrong with it is said once, by the first rank, unless that one has another."""
+    try:
+        with contextlib.redirect_stderr(nowhere if ranks.rank else sys.stderr):
+            return tyro.cli(Args)
+    except SystemExit as end:
+        if ranks.size > 1 and end.code:  # the others would wait for this rank
+            failed(f"error: rank {ranks.rank} cannot read its command line: {shlex.join(sys.argv)}", 2, ranks)
         raise
 
 
@@ -171,11 +182,12 @@ def failed(message: str, status: int, ranks: Alone) -> int:
         time.sleep(2)
     print(message, file=sys.stderr, flush=True)
     ranks.end(status)
-    return status
+    return console.finish(status)
 
 
 def run(args: Args, ranks: Alone) -> int:
     """Settle the plan, say what it will take, train, and show a sample."""
+    agree(ranks, {"--dry-run": args.dry_run, "--profile": args.profile})
     device = pick_device(args.device)
     if args.dry_run:
         return dry_run(args, device)
@@ -190,6 +202,7 @@ def run(args: Args, ranks: Alone) -> int:
     if args.shards is None and not args.resume:
         shards = min(plan.train.batch_size, ranks.size * (threads if backend.sharded else 1))
         plan = dataclasses.replace(plan, train=override(plan.train, {"shards": shards}))
+    agree(ranks, plan.facts() | {"device": device.name, "backend": f"{backend.name} ({backend.description})"})
     workers = Workers(backend.make, plan.train.shards, threads, ranks)
     describe(plan, device, backend, workers, threads)
     with contextlib.ExitStack() as stack:
@@ -201,12 +214,12 @@ def run(args: Args, ranks: Alone) -> int:
             stack.enter_context(folder.claimed(plan.out))
             aside = None if plan.resumed else folder.move_aside(plan.out)
             if aside:
-                print(f"note     an earlier run was moved to {aside}")
+                console.note(f"an earlier run was moved to {aside}")
         trainer = Trainer.of(plan, workers, device.xp)
         print(f"time     {estimated_time(trainer)}", flush=True)
         ended_by = trainer.run()
         if ended_by is not None:
-            print(f"stopped at step {trainer.state.step}; saved in {plan.out}; go on with --resume")
+            print(f"stopped at step {trainer.state.step}; saved in {plan.out}; go on with: {args.resume_command(plan.out, ranks)}")
             return 128 + ended_by
         if trainer.writes:
             show_sample(trainer)
@@ -229,14 +242,13 @@ def blas_threads(workers: Workers, threads: int) -> int:
 
 
 def default_threads(model: ModelConfig, device: Device, neighbours: int = 1) -> int:
-    """All cores, or this rank's share of them; but one for a small stage, whose matrices are done before another has woken up.
+    """All processors, or this rank's share of them; but one for a small stage, whose matrices are done before another has woken up.
 
     And one for a GPU, which has one queue of work.
     """
     if device.name != "cpu":
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1 if model.n_embd < 100 and model.block_size < 32 else max(1, cores // neighbours)
+    return 1 if model.n_embd < 100 and model.block_size < 32 else max(1, processors() // neighbours)
 
 
 def blas_kernels() -> str:
@@ -261,7 +273,10 @@ def make_plan(args: Args, device: Device) -> Plan:
     if args.resume:
         fixed = dataclasses.asdict(PRESETS[args.preset].model) if args.preset else {}
         fixed.pop("vocab_size", None)  # the text's, not the preset's
-        return resume(args.out or Path("runs") / name, fixed | model_fields, train_fields, args.data, args.seed)
+        newest = None if args.out or args.preset else folder.newest_run(Path("runs"))
+        if newest:
+            console.note(f"the newest run is gone on with: {newest}")
+        return resume(args.out or newest or Path("runs") / name, fixed | model_fields, train_fields, args.data, args.seed)
     if args.init_from:
         base = PRESETS[name].train if args.preset else None
         out = args.out or Path("runs") / "finetune"
@@ -291,19 +306,20 @@ def describe(plan: Plan, device: Device, backend: Backend, workers: Workers, thr
     split = f"{len(corpus.train):,} train, {len(corpus.val):,} val"
     print(f"text     {characters:,} characters ({split}), {model.vocab_size} symbols{dropped}")
     memory = available_bytes(device.xp)
-    print(
-        f"memory   about {human_bytes(cost.peak_bytes)}, {human_bytes(cost.cache_bytes)} of it kept for the backward pass",
-        flush=True,
-    )
-    if memory is not None and cost.peak_bytes > memory:
-        if cost.state_bytes > memory:
-            needs = f"{cost.n_params:,} parameters and their optimizer need about {human_bytes(cost.state_bytes)}"
-            raise ConfigError(
-                f"n_embd {model.n_embd}: {needs}, the {device.name} has {human_bytes(memory)}; lower --n-embd or --n-layer"
-            )
+    in_use = memory_in_use() if device.name == "cpu" else 0
+    peak = in_use + cost.peak_bytes
+    of_it = f"{human_bytes(in_use)} of it in use now, " if in_use else ""
+    print(f"memory   about {human_bytes(peak)}, {of_it}{human_bytes(cost.cache_bytes)} kept for the backward pass", flush=True)
+    if memory is not None and device.name == "cpu":
+        memory //= workers.ranks.neighbours
+    if memory is not None and peak > memory:
+        least, has = in_use + cost.state_bytes, f"the {device.name} has {human_bytes(memory)}"
+        if least > memory:
+            needs = f"{cost.n_params:,} parameters and their optimizer need about {human_bytes(least)}"
+            raise ConfigError(f"n_embd {model.n_embd}: {needs}, {has}; lower --n-embd or --n-layer")
         raise ConfigError(
-            f"batch_size {plan.train.batch_size} needs about {human_bytes(cost.peak_bytes)}, the {device.name} has "
-            f"{human_bytes(memory)}; lower --batch-size and raise --gradient-accumulation-steps"
+            f"batch_size {plan.train.batch_size} needs about {human_bytes(peak)}, {has}; lower --batch-size and raise "
+            "--gradient-accumulation-steps"
         )
 
 
@@ -326,14 +342,19 @@ def estimated_time(trainer: Trainer) -> str:
 
 
 def show_sample(trainer: Trainer) -> None:
-    """Print some text of the best model of this run."""
-    best = checkpoint.load(folder.best_path(trainer.out))
-    ops = trainer.workers.lead
-    params = best.table.tree(ops.working(trainer.xp.asarray(best.params)))
+    """Print some text of the best model of this run; of the last one, with a note, where the best is gone."""
+    ops, state = trainer.workers.lead, trainer.state
+    try:
+        best = checkpoint.load(folder.best_path(trainer.out))
+        which, step, flat = "best", best.step, trainer.xp.asarray(best.params)
+    except CheckpointError as error:
+        console.note(f"{error}")
+        which, step, flat = "last", state.step, state.params
+    params = state.table.tree(ops.working(flat))
     tokenizer = trainer.corpus.tokenizer
     prompt = trainer.xp.asarray(tokenizer.encode(tokenizer.start))
-    tokens = generate(ops, trainer.model, params, prompt, SAMPLE_LENGTH, best.model, seed=trainer.seed)
-    print(f"\n--- {SAMPLE_LENGTH} characters from the best model (step {best.step}) ---")
+    tokens = generate(ops, trainer.model, params, prompt, SAMPLE_LENGTH, trainer.model_config, seed=trainer.seed)
+    print(f"\n--- {SAMPLE_LENGTH} characters from the {which} model (step {step}) ---")
     print(tokenizer.decode(list(tokens)))
     print("---", flush=True)
 

@@ -17,6 +17,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from gpt import files
 from gpt.config import ModelConfig, TrainConfig
 from gpt.errors import CheckpointError, UserError
 from gpt.params import ParamTable
@@ -74,8 +75,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         with open(partial, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+            files.flush_to_disk(file.fileno(), path)
+        files.replace(partial, path)
         _sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -96,7 +97,7 @@ def twin(path: Path, other: Path) -> None:
             os.link(path, partial)
         except OSError:
             shutil.copyfile(path, partial)
-        os.replace(partial, other)
+        files.replace(partial, other)
         _sync_folder(other.parent)
     except OSError as error:
         raise _cannot_write(other, error) from error

@@ -1,6 +1,5 @@
 """What a run will need, said before it starts: bytes counted from the op table, seconds from a timed step."""
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt.config import ModelConfig, TrainConfig
+from gpt.limits import available_memory
 from gpt.params import Param, ParamTable
 from gpt.stages import MODELS
 from tensorlite.optable import ROWS, Op
@@ -79,13 +79,8 @@ def run_on_shapes(ops: Any, config: ModelConfig, rows: int, itemsize: int = FLOA
 
 
 def available_bytes(xp: Any) -> int | None:
-    """Memory of the device, where the system tells: what is free on a GPU, all there is on a CPU."""
-    if xp.__name__ == "cupy":
-        return int(xp.cuda.runtime.memGetInfo()[0])
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
+    """Memory that a run may take on the device, where the system tells: what is free on a GPU, all that is allowed on a CPU."""
+    return int(xp.cuda.runtime.memGetInfo()[0]) if xp.__name__ == "cupy" else available_memory()
 
 
 def seconds_of(work: Callable[[], Any], agreed: Callable[[float], float] = float, enough: float = 1.0, warm_up: int = 1) -> float:

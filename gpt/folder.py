@@ -1,15 +1,21 @@
 """A run's folder: one run at a time writes in it, and an earlier run in it is moved aside, never overwritten."""
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gpt import files
+from gpt.console import note
 from gpt.errors import CheckpointError, TrainingError
 
 METRICS = "metrics.jsonl"
+LARGEST = 1e300  # of a number in a record: neither infinite nor NaN
+HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}  # what flock says of a lock that another process has
 
 
 def best_path(folder: Path) -> Path:
@@ -24,7 +30,10 @@ def last_path(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process. Raises TrainingError when another process that is alive holds it."""
+    """Hold a folder for this process. Where the file system has no locks, a note says so.
+
+    Raises TrainingError when another process that is alive holds it, CheckpointError when it cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "a+", encoding="ascii")  # noqa: SIM115  (held for the whole run)
@@ -38,22 +47,28 @@ def claimed(folder: Path) -> Iterator[None]:
         except ImportError:  # a system without flock: no protection, as no file would be honest
             pass
         except OSError as error:
+            if error.errno in HELD:
+                lock.seek(0)
+                raise TrainingError(f"{folder} is in use by process {lock.read().strip() or '?'}; choose another --out") from error
+            note(f"{folder} cannot be locked ({error.strerror}): see that no other run writes into it")
+        try:
             lock.seek(0)
-            raise TrainingError(f"{folder} is in use by process {lock.read().strip() or '?'}; choose another --out") from error
-        lock.seek(0)
-        lock.truncate()
-        lock.write(str(os.getpid()))
-        lock.flush()
+            lock.truncate()
+            lock.write(str(os.getpid()))
+            lock.flush()
+        except OSError as error:
+            raise CheckpointError(f"{folder} cannot be written: {error.strerror}; free space or choose another --out") from error
         for orphan in folder.glob("*.safetensors.tmp-*"):  # left by a process that was killed while it wrote
-            orphan.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                orphan.unlink()
         yield
 
 
 def move_aside(folder: Path) -> Path | None:
     """Move an earlier run's files into `folder/earlier-N`; return that folder, or None when there was no run."""
     names = (best_path(folder).name, last_path(folder).name, METRICS, "loss.png")
-    files = [folder / name for name in names if (folder / name).exists()]
-    if not files:
+    found = [folder / name for name in names if (folder / name).exists()]
+    if not found:
         return None
     n = 1
     while (folder / f"earlier-{n}").exists():
@@ -61,30 +76,66 @@ def move_aside(folder: Path) -> Path | None:
     target = folder / f"earlier-{n}"
     try:
         target.mkdir()
-        for file in files:
-            file.rename(target / file.name)
+        for file in found:
+            files.replace(file, target / file.name)
     except OSError as error:
         raise CheckpointError(f"the earlier run in {folder} cannot be moved: {error.strerror}; choose another --out") from error
     return target
 
 
+def newest_run(runs: Path) -> Path | None:
+    """Return the folder below `runs` whose last checkpoint is the newest; None where there is no run."""
+    found = sorted(runs.glob("*/last.safetensors"), key=lambda path: path.stat().st_mtime)
+    return found[-1].parent if found else None
+
+
 def read_metrics(folder: Path, up_to: int) -> list[dict[str, Any]]:
-    """The records of an earlier stretch of a run, up to a step; a line that a crash cut short is left out."""
-    records = []
-    with contextlib.suppress(FileNotFoundError):
-        for line in (folder / METRICS).read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                record = json.loads(line)
-                if record["step"] <= up_to:
-                    records.append(record)
-    return records
+    """Return the records of an earlier stretch of a run, up to a step.
+
+    A line that is no record is left out, as is one whose step is not above the step before it. A note counts them, and the file as
+    it was is kept under another name.
+    """
+    path = folder / METRICS
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        note(f"{path} cannot be read ({error.strerror}): the log begins anew")
+        return []
+    records: list[dict[str, Any]] = []
+    odd = 0
+    for line in filter(str.strip, lines):
+        record = _record(line)
+        if record is None or (records and record["step"] <= records[-1]["step"]):
+            odd += 1
+        else:
+            records.append(record)
+    if odd:
+        kept = path.with_name(f"{METRICS}.damaged")
+        with contextlib.suppress(OSError):
+            shutil.copyfile(path, kept)
+        note(f"{path}: {odd} of its lines are no records of a run and are left out; {kept.name} is the file as it was")
+    return [record for record in records if record["step"] <= up_to]
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """The record on one line, or None where there is none: an object with a step, two losses and a time."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        return None
+    numbers: list[Any] = [record.get(name) for name in ("step", "train_loss", "val_loss", "elapsed_s")]
+    return record if all(type(n) in (int, float) and abs(n) < LARGEST for n in numbers) else None
 
 
 def write_metrics(folder: Path, records: list[dict[str, Any]]) -> None:
-    """Write all records, one JSON object a line; a crash leaves the earlier file whole."""
+    """Write all records, one JSON object per line; a crash leaves the earlier file whole. Raises CheckpointError."""
     partial = folder / f"{METRICS}.tmp"
     try:
         partial.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
-        partial.replace(folder / METRICS)
+        files.replace(partial, folder / METRICS)
     except OSError as error:
-        raise CheckpointError(f"{folder / METRICS} cannot be written: {error.strerror}; free space and use --resume") from error
+        raise CheckpointError(f"{folder / METRICS} cannot be written: {error.strerror}") from error

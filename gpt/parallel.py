@@ -23,6 +23,10 @@ from gpt.step import TrainState, loss_and_gradients, train_step, update
 from tensorlite.xp import Array, namespace
 
 
+class Stopped(Exception):  # noqa: N818  (no error: somebody asked for it)
+    """Work on all ranks was left half done because one of them was asked to stop."""
+
+
 class Workers:
     """This rank's share of the shards, each with a backend, and the threads that serve them.
 
@@ -128,11 +132,21 @@ class Workers:
         return self.sum([number])[0] / self.ranks.size
 
     def spread(self, work: Callable[[Any, Any], float], items: Sequence[Any]) -> list[float]:
-        """As `each`, with the items spread over the ranks too. The numbers do not depend on the ranks or threads."""
+        """As `each`, with the items spread over the ranks too. The numbers do not depend on the ranks or threads.
+
+        Raises Stopped, on all ranks, when one of them was asked to stop; what is left of its items is then skipped.
+        """
         own = split(range(len(items)), self.ranks.size)[self.ranks.rank]
         numbers = [0.0] * len(items)
-        numbers[own.start : own.stop] = self.each(work, items[own.start : own.stop])
-        return self.sum(numbers)  # a number plus zeros
+
+        def unless_stopped(ops: Any, item: Any) -> float:
+            return 0.0 if self.ranks.asked_to_stop() else work(ops, item)
+
+        numbers[own.start : own.stop] = self.each(unless_stopped, items[own.start : own.stop])
+        *numbers, stopped = self.sum([*numbers, self.ranks.asked_to_stop()])  # a number plus zeros
+        if stopped:
+            raise Stopped
+        return numbers
 
 
 def split(whole: range, n: int) -> list[range]:

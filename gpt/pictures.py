@@ -1,18 +1,21 @@
 """Pictures of a run."""
 
+import os
 from pathlib import Path
-
-from gpt.errors import CheckpointError
 
 
 def loss_curve(path: Path, records: list[dict], title: str) -> None:
-    """Draw the train and validation loss over the steps into a PNG file."""
-    import matplotlib
+    """Draw the train and validation loss over the steps into a PNG file.
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    The figure is drawn without pyplot, so that no other program's backend or settings change. Whatever matplotlib or the file
+    system raises is passed on: the caller decides what a picture is worth.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
     steps = [r["step"] for r in records]
     for name, label in (("train_loss", "train"), ("val_loss", "validation")):
         axes.plot(steps, [r[name] for r in records], marker=".", label=label)
@@ -21,11 +24,7 @@ def loss_curve(path: Path, records: list[dict], title: str) -> None:
     axes.annotate(
         f"best {best['val_loss']:.4f}", (best["step"], best["val_loss"]), textcoords="offset points", xytext=(0, 8), ha="right"
     )
-    axes.set(xlabel="step", ylabel="loss (nats per character)", title=title)
+    axes.set(xlabel="step", ylabel="loss (nats per character)")
+    axes.set_title(os.fsencode(title).decode("utf-8", "replace"), parse_math=False)  # a file name, which may hold any bytes
     axes.legend()
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        plt.close(figure)
+    figure.savefig(path, dpi=120)

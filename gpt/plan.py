@@ -1,5 +1,7 @@
 """What flags, preset and checkpoint add up to, settled before any work: a new run, a resumed or a fine-tuning one."""
 
+import dataclasses
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from gpt.errors import ConfigError, DataError, UnknownCharactersError
 from gpt.params import ParamTable
 from gpt.stages import MODELS
 from gpt.tokenizer import CharTokenizer
+from tensorlite.version import __version__
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,24 @@ class Plan:
         if self.weights is not None:
             return self.weights.params
         return ParamTable(MODELS[self.model.model].init(self.model)).initial(self.seed)
+
+    def facts(self) -> dict[str, object]:
+        """Everything that fixes what the run computes, by name, in a few words each: for ranks to compare."""
+        facts: dict[str, object] = {"the version": __version__, "the text": _digest(self.corpus.sha256.encode())}
+        facts["the vocabulary"] = _digest(self.corpus.tokenizer.vocabulary.encode("utf-8", "surrogatepass"))
+        facts |= {"seed": self.seed, "resume": self.resumed, "drop_unknown": self.drop_unknown}
+        if self.weights is not None:
+            buffers = (getattr(self.weights, name) for name in checkpoint.BUFFERS)
+            facts["the checkpoint"] = f"{_digest(*buffers)} at step {self.weights.step}"
+        return facts | dataclasses.asdict(self.model) | dataclasses.asdict(self.train)
+
+
+def _digest(*parts: Any) -> str:
+    """Twelve hexadecimal digits that tell some bytes from others."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:12]
 
 
 def new_run(

@@ -3,16 +3,25 @@
 All that training needs of them is three things: which one am I, how many are we, and the sum of an array over all of us.
 """
 
+import json
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, TrainingError
 
 INSTALL = 'pip install -e ".[mpi]"'
-SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")  # where an mpiexec says how many it started
+SIZES = {  # where a launcher says how many processes it started
+    "OMPI_COMM_WORLD_SIZE": "mpiexec",
+    "PMI_SIZE": "mpiexec",
+    "MV2_COMM_WORLD_SIZE": "mpiexec",
+    "SLURM_STEP_NUM_TASKS": "srun",
+}
+PATIENCE = 30.0  # seconds: so long a rank that was asked to stop waits for the others, which may be writing a checkpoint
+FACTS_BYTES = 8192
 
 Result = TypeVar("Result")
 
@@ -21,6 +30,7 @@ class Alone:
     """A run of one process. The command line asks two things more: how many ranks share this machine, and to end them all."""
 
     rank, size, neighbours = 0, 1, 1
+    asked_to_stop: Callable[[], bool] = staticmethod(lambda: False)
 
     def sum_(self, flat: Any) -> None:
         """Replace the array by its sum over the ranks, in place."""
@@ -38,7 +48,23 @@ class MpiRanks(Alone):
         self.neighbours = self.comm.Split_type(mpi.COMM_TYPE_SHARED).Get_size()  # ranks that share this machine's cores
 
     def sum_(self, flat: Any) -> None:
+        self.meet()
         self.comm.Allreduce(self.mpi.IN_PLACE, flat)
+
+    def meet(self) -> None:
+        """Wait until all ranks are here. Python acts on signals meanwhile, which it could not within one long call of MPI's.
+
+        Raises TrainingError when this rank was asked to stop and the others have not come for PATIENCE seconds.
+        """
+        request, start = self.comm.Ibarrier(), time.monotonic()
+        while not request.Test():
+            waited = time.monotonic() - start
+            if waited > PATIENCE and self.asked_to_stop():
+                raise TrainingError(
+                    f"ranks: rank {self.rank} was asked to stop and has waited {waited:.0f} s for the others; all ranks end"
+                )
+            if waited > 0.1:  # till then it looks again at once: ranks are hardly ever further apart
+                time.sleep(0.001)
 
     def end(self, status: int) -> None:
         self.comm.Abort(status)
@@ -65,19 +91,52 @@ class NcclRanks(MpiRanks):
 
 def join() -> Alone:
     """The ranks this process was started with. Raises ConfigError when there are several and mpi4py cannot reach them."""
-    size = next((int(os.environ[name]) for name in SIZES if os.environ.get(name, "").isdigit()), 1)
+    launcher, size = _started_by()
     if size == 1:
         return Alone()
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py is here, the MPI library is not
-        raise ConfigError(f"ranks: mpiexec started {size}, but mpi4py cannot be used ({error}); {INSTALL}") from error
-    if MPI.COMM_WORLD.Get_size() != size:
-        raise ConfigError(
-            f"ranks: mpiexec started {size}, mpi4py sees {MPI.COMM_WORLD.Get_size()}: they belong to different MPI libraries; "
-            f"use the mpiexec that came with {INSTALL}"
-        )
+        raise ConfigError(f"ranks: {launcher} started {size}, but mpi4py cannot be used ({error}); {INSTALL}") from error
+    seen = MPI.COMM_WORLD.Get_size()
+    if seen != size:
+        way_out = f"use the mpiexec that came with {INSTALL}"
+        if launcher != "mpiexec":
+            way_out += ", or srun --mpi=TYPE with a TYPE that this MPI library speaks (srun --mpi=list)"
+        strangers = "the processes do not see each other, as launcher and mpi4py are of different MPI libraries"
+        raise ConfigError(f"ranks: {launcher} started {size}, mpi4py sees {seen}: {strangers}; {way_out}")
     return MpiRanks(MPI)
+
+
+def _started_by() -> tuple[str, int]:
+    """The program that started this process, and how many it started: 1 where nothing says so."""
+    for name, launcher in SIZES.items():
+        if os.environ.get(name, "").isdigit():
+            return launcher, int(os.environ[name])
+    rank = os.environ.get("PMIX_RANK", "")  # PMIx tells a process its rank and not their number: so many there are at least
+    return "PMIx", int(rank) + 1 if rank.isdigit() else 1
+
+
+def agree(ranks: Alone, facts: Mapping[str, object]) -> None:
+    """Compare what fixes a run on all ranks. Raises ConfigError, on all of them, naming which ranks differ in what.
+
+    Each rank writes its facts into a row of its own of an array of zeros, whose sum holds all rows.
+    """
+    if ranks.size == 1:
+        return
+    rows = np.zeros((ranks.size, FACTS_BYTES), np.uint8)
+    words = json.dumps({name: str(value) for name, value in facts.items()}).encode()
+    rows[ranks.rank, : len(words)] = np.frombuffer(words, np.uint8)
+    ranks.sum_(rows)
+    first, *others = (json.loads(row.tobytes().rstrip(b"\0")) for row in rows)
+    differences = [
+        f"rank {rank} has {name} {other.get(name)}, rank 0 {first.get(name)}"
+        for rank, other in enumerate(others, 1)
+        for name in dict.fromkeys([*first, *other])
+        if other.get(name) != first.get(name)
+    ]
+    if differences:
+        raise ConfigError(f"ranks: {'; '.join(differences)}; start all of them alike")
 
 
 def first_rank_first(ranks: Alone, work: Callable[[], Result]) -> Result:

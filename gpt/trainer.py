@@ -3,7 +3,6 @@
 import contextlib
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,19 +13,21 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gpt import checkpoint, folder
+from gpt import checkpoint, console, folder, interrupts
 from gpt.checkpoint import Checkpoint
 from gpt.config import ModelConfig, TrainConfig
 from gpt.data import Corpus
 from gpt.errors import CheckpointError, TrainingError
 from gpt.evaluate import split_loss, train_loss
-from gpt.parallel import Workers
+from gpt.parallel import Stopped, Workers
 from gpt.params import ParamTable
 from gpt.pictures import loss_curve
 from gpt.plan import Plan
 from gpt.stages import MODELS
 from gpt.step import TrainState
 from tensorlite import to_numpy
+
+SIGPIPE = 13  # a number that Windows has no name for
 
 
 @dataclass
@@ -50,6 +51,7 @@ class Trainer:
     elapsed_before: float = 0.0  # of the stretches before a resume
     writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "writer"))
     writing: Future | None = None
+    unlogged: CheckpointError | None = None  # why the log on the disk is not up to date
     unread: list[tuple[int, Any, Any]] = field(default_factory=list)  # step, loss, norm: made, perhaps still being computed
 
     def __post_init__(self) -> None:
@@ -68,6 +70,9 @@ class Trainer:
         trainer = cls(workers, xp, plan.model, plan.train, plan.corpus, state, plan.seed, plan.out, plan.drop_unknown)
         if start:
             trainer.best_val = start.best_val
+            if workers.ranks.rank == 0 and not folder.best_path(plan.out).exists():
+                console.note(f"{folder.best_path(plan.out)} is missing: the best of the evaluations from here on takes its place")
+                trainer.best_val = math.inf
             trainer.records = folder.read_metrics(plan.out, start.step)
             trainer.elapsed_before = trainer.records[-1]["elapsed_s"] if trainer.records else 0.0
         return trainer
@@ -99,33 +104,41 @@ class Trainer:
         """Train to max_iters. Returns None, or the signal that ended the run early (its work is saved)."""
         cfg, state = self.train_config, self.state
         with (
-            _signals() as caught,
+            interrupts.noted() as caught,
             self._written_at_the_end(),
             tqdm(
                 total=cfg.max_iters, initial=state.step, unit="step", dynamic_ncols=True, disable=None if self.writes else True
             ) as bar,
         ):
-            if not self.records:
-                self.evaluate()
-            while state.step < cfg.max_iters:
-                if self.workers.sum([len(caught)])[0]:  # a signal to any rank ends all of them at the same step
+            asked = self.workers.ranks.asked_to_stop = lambda: bool(caught) or console.reader_gone()
+            while state.step < cfg.max_iters or not self._evaluated:
+                if self.workers.sum([asked()])[0]:  # asked of one rank, it ends all of them at the same step
                     self.read()
-                    if self.records[-1]["step"] != state.step:
+                    if not self._evaluated:
                         self.write(val_loss=math.nan)
-                    return caught[0] if caught else signal.SIGTERM
+                    return caught[0] if caught else SIGPIPE if console.reader_gone() else signal.SIGTERM
+                if self._due and not self._evaluated:
+                    with contextlib.suppress(Stopped):  # half an evaluation is none: a resumed run begins with it
+                        self.evaluate()
+                    continue
                 start = time.perf_counter()
                 self.make_step()
-                due = state.step % cfg.eval_interval == 0 or state.step == cfg.max_iters
-                if due or len(self.unread) == self.workers.lead.lag:
+                if self._due or len(self.unread) == self.workers.lead.lag:
                     bar.set_postfix_str(f"loss {self.read():.4f}", refresh=False)
                 self.trained_seconds += time.perf_counter() - start
                 self.trained_steps += 1
                 bar.update()
-                if due:
-                    self.evaluate()
-            if self.records[-1]["step"] != state.step:  # resumed where it was interrupted, with nothing left to do
-                self.evaluate()
         return None
+
+    @property
+    def _due(self) -> bool:
+        """Whether the losses belong in the log at this step: at the start, at every eval_interval, and at the end."""
+        step, cfg = self.state.step, self.train_config
+        return not self.records or step % cfg.eval_interval == 0 or step >= cfg.max_iters
+
+    @property
+    def _evaluated(self) -> bool:
+        return bool(self.records) and self.records[-1]["step"] == self.state.step
 
     def _stop_unless_finite(self, step: int, loss: float, norm: float) -> None:
         """A run whose numbers are gone stops when they are read; the checkpoints of its better days stay as they are.
@@ -190,7 +203,7 @@ class Trainer:
         self.best_val = min(val, self.best_val)
         if not self.writes:
             return
-        folder.write_metrics(self.out, self.records)  # first: a resume leaves out what is ahead of its checkpoint
+        self._write_metrics()  # first: a resume leaves out what is ahead of its checkpoint
         self.write(val, better)
         self.say(f"step {state.step}: train loss {train:.4f}, val loss {val:.4f}")
 
@@ -222,7 +235,26 @@ class Trainer:
         checkpoint.save(best if better else last, saved)
         if better:
             checkpoint.twin(best, last)
-        loss_curve(self.out / "loss.png", records, self.out.name)
+        if records:
+            self._draw(records)
+
+    def _draw(self, records: list[dict[str, Any]]) -> None:
+        try:
+            loss_curve(self.out / "loss.png", records, self.out.absolute().name)
+        except Exception as error:  # matplotlib's are of every kind, and a picture is not worth a run
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            console.note(
+                f"the loss curve cannot be drawn ({type(error).__name__}: {reason}); all it would show is in {folder.METRICS}"
+            )
+
+    def _write_metrics(self) -> None:
+        """Every call writes all records, so that one which fails costs nothing unless it is the last."""
+        self.unlogged = None
+        try:
+            folder.write_metrics(self.out, self.records)
+        except CheckpointError as error:
+            self.unlogged = error
+            console.note(f"{error}; the next evaluation tries again")
 
     def written(self) -> None:
         """Wait until all is on the disk. Raises what failed there."""
@@ -240,6 +272,8 @@ class Trainer:
                 self.written()
             raise
         self.written()
+        if self.unlogged is not None:
+            raise self.unlogged
 
     def summary(self) -> str:
         """The last line of a run."""
@@ -248,25 +282,3 @@ class Trainer:
             f"done: step {self.state.step} | train {last['train_loss']:.4f} | val {last['val_loss']:.4f} | "
             f"best val {self.best_val:.4f} | {self.tokens_per_second:.0f} tok/s | {self.elapsed:.1f} s"
         )
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Note SIGINT and SIGTERM instead of dying in the middle of a step; a second one acts at once."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
-        yield caught
-        return
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, _frame: Any) -> None:
-        caught.append(number)
-        signal.signal(number, before[number])
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,14 +1,32 @@
 """Files worth keeping from run to run: the corpus, compiled kernels, timed choices. To lose one costs time alone."""
 
 import os
+import tempfile
 from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """$TENSORLITE_CACHE, or tensorlite/ where caches are: $XDG_CACHE_HOME or ~/.cache."""
+    """$TENSORLITE_CACHE, or tensorlite/ where caches are: $XDG_CACHE_HOME or ~/.cache.
+
+    A user without a home gets a folder among the temporary ones, which nobody else can write into.
+    """
     if own := os.environ.get("TENSORLITE_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tensorlite"
+    if caches := os.environ.get("XDG_CACHE_HOME"):
+        return Path(caches) / "tensorlite"
+    try:
+        return Path.home() / ".cache" / "tensorlite"
+    except RuntimeError:
+        return _private_temporary_folder()
+
+
+def _private_temporary_folder() -> Path:
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    folder = Path(tempfile.gettempdir()) / f"tensorlite-{user}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if user and folder.stat().st_uid != user:
+        return Path(tempfile.mkdtemp(prefix="tensorlite-"))
+    return folder
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints: what goes in comes out, and nothing else does."""
 
 import dataclasses
+import json
 import os
 
 import numpy as np
@@ -133,6 +134,7 @@ def test_an_earlier_run_is_moved_aside(tmp_path):
 
 
 def test_a_metrics_line_cut_short_is_left_out(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 10}\n{"step": 20}\n{"st')
+    records = [json.dumps({"step": step, "train_loss": 1.5, "val_loss": 2, "elapsed_s": 0.1}) for step in (0, 10, 20)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(records) + '\n{"st')
     assert [r["step"] for r in folder.read_metrics(tmp_path, 10)] == [0, 10]
     assert folder.read_metrics(tmp_path / "none", 10) == []

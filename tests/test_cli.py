@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from gpt import checkpoint
+
+SHELL = ["cmd", "/c"] if os.name == "nt" else ["sh", "-c"]
 ROOT = Path(__file__).parents[1]
 TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n" * 30
 SIZE = ["--preset", "layernorm", "--n-layer", "2", "--n-embd", "8", "--n-head", "2", "--batch-size", "4"]
@@ -202,21 +205,56 @@ def test_help(script, tmp_path):
     assert run([script, "--nonsense"], tmp_path, check=False).returncode == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_saves_and_can_be_resumed(trained, number):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_saves_and_the_advice_can_be_pasted(trained, name):
+    """In a folder whose name a shell would take apart; and what the run was told is still in force."""
     folder, _ = trained
-    out = f"stopped-{int(number)}"
-    command = [sys.executable, str(ROOT / "train.py"), *TINY, "--max-iters", "100000", "--data", "text.txt", "--out", out]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.time() + 60
-    while not (folder / out / "last.safetensors").exists() and time.time() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.3)
+    out, number = f"it's a 'stopped' run $HOME {name}", getattr(signal, name, None)
+    if number is None:
+        pytest.skip(f"this system has no {name}")
+    process = start_long_run(folder, out, "--seed", "7", "--threads", "1")
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + number, stderr
-    assert "go on with --resume" in stdout
     assert "Traceback" not in stderr
     step = int(stdout.split("stopped at step ")[1].split(";")[0])
-    resumed = run(["train.py", "--resume", "--data", "text.txt", "--out", out, "--max-iters", step + 1], folder).stdout
-    assert f"done: step {step + 1} |" in resumed
+    advice = stdout.splitlines()[-1].split("go on with: ")[1]
+    done = subprocess.run([*SHELL, f"{advice} --max-iters {step + 1}"], cwd=folder, capture_output=True, text=True, check=False)
+    assert f"done: step {step + 1} |" in done.stdout, done.stderr
+    assert checkpoint.load(folder / out / "last.safetensors").seed == 7
+
+
+def start_long_run(folder, out, *flags, before=()):
+    """A run of 100,000 steps, which has begun and has a checkpoint."""
+    command = [*before, sys.executable, str(ROOT / "train.py"), *TINY, "--max-iters", "100000", "--data", "text.txt", "--out", out]
+    process = subprocess.Popen([*command, *flags], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 60
+    while not (folder / out / "last.safetensors").exists() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    return process
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
+def test_nohup_is_respected(trained):
+    """A terminal that closes does not end a run that was started to outlive it."""
+    folder, _ = trained
+    process = start_long_run(folder, "nohup", before=["sh", "-c", 'trap "" HUP; exec "$@"', "sh"])
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_resume_finds_the_newest_run(trained):
+    folder, _ = trained
+    here = folder / "elsewhere"
+    here.mkdir()
+    arguments = [*TINY, "--max-iters", "3", "--data", "../text.txt"]
+    run(["train.py", *arguments, "--out", "runs/old"], here)
+    run(["train.py", *arguments, "--out", "runs/new"], here)
+    out = run(["train.py", "--resume", "--data", "../text.txt", "--max-iters", "4"], here).stdout
+    assert "the newest run is gone on with: runs/new" in out.replace(os.sep, "/")
+    assert "done: step 4 |" in out
