@@ -21,7 +21,8 @@ SIZES = {  # where a launcher says how many processes it started
     "SLURM_STEP_NUM_TASKS": "srun",
 }
 PATIENCE = 30.0  # seconds: so long a rank that was asked to stop waits for the others, which may be writing a checkpoint
-FACTS_BYTES = 8192
+SPIN = 0.1  # seconds without a pause between two looks: ranks are hardly ever further apart
+FACTS_BYTES = 8192  # of a rank's facts, as JSON
 
 Result = TypeVar("Result")
 
@@ -48,22 +49,18 @@ class MpiRanks(Alone):
         self.neighbours = self.comm.Split_type(mpi.COMM_TYPE_SHARED).Get_size()  # ranks that share this machine's cores
 
     def sum_(self, flat: Any) -> None:
-        self.meet()
-        self.comm.Allreduce(self.mpi.IN_PLACE, flat)
+        """Raises TrainingError when this rank was asked to stop and the others have not come for PATIENCE seconds.
 
-    def meet(self) -> None:
-        """Wait until all ranks are here. Python acts on signals meanwhile, which it could not within one long call of MPI's.
-
-        Raises TrainingError when this rank was asked to stop and the others have not come for PATIENCE seconds.
+        Python looks whether the sum is done, so that it acts on signals meanwhile: it could not within one long call of MPI's.
         """
-        request, start = self.comm.Ibarrier(), time.monotonic()
+        request, start = self.comm.Iallreduce(self.mpi.IN_PLACE, flat), time.monotonic()
         while not request.Test():
             waited = time.monotonic() - start
             if waited > PATIENCE and self.asked_to_stop():
                 raise TrainingError(
-                    f"ranks: rank {self.rank} was asked to stop and has waited {waited:.0f} s for the others; all ranks end"
+                    f"ranks: rank {self.rank} was asked to stop and has waited {waited:.0f} s for the others; all end"
                 )
-            if waited > 0.1:  # till then it looks again at once: ranks are hardly ever further apart
+            if waited > SPIN:
                 time.sleep(0.001)
 
     def end(self, status: int) -> None:

@@ -1,5 +1,6 @@
 """Shards, threads and ranks compute what one worker computes: to the bit where they share a shard count, else to rounding."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -16,10 +17,10 @@ import pytest
 from curves import BACKENDS, CONFIG, DATA, STEPS, curve
 from gpt import checkpoint
 from gpt.config import TrainConfig
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, TrainingError
 from gpt.evaluate import split_loss, train_loss
 from gpt.parallel import Workers, split
-from gpt.ranks import Alone, NcclRanks, first_rank_first, join, on_device
+from gpt.ranks import SIZES, Alone, MpiRanks, NcclRanks, first_rank_first, join, on_device
 from gpt.stages import MODELS
 from gpt.step import train_step
 from small import PANGRAMS, start
@@ -179,11 +180,9 @@ def test_nccl_sums_device_arrays_and_mpi_the_rest():
             assert value is None  # only the first rank makes the id
             return "id"
 
-        def Ibarrier(self):
-            return Library(Test=lambda: True)
-
-        def Allreduce(self, how, flat):
+        def Iallreduce(self, how, flat):
             sent.append((how, flat))
+            return Library(Test=lambda: True)
 
     class Library:
         def __init__(self, **names):
@@ -293,3 +292,123 @@ def test_a_mistake_that_all_ranks_make_is_said_once(mpiexec, tmp_path):
     done = ended(mpiexec(tmp_path, [*TRAIN, "--data", "missing.txt"]))
     assert done.returncode != 0
     assert done.stderr.count("error: missing.txt: no such file") == 1
+
+
+def test_ranks_that_differ_say_in_what_before_the_first_step(mpiexec, tmp_path):
+    """Another text, another seed, another number of steps: all ranks end, and nothing has been written."""
+    for name, text in (("a", PANGRAMS), ("b", PANGRAMS.upper())):
+        (tmp_path / f"{name}.txt").write_text(text)
+    same = [*TRAIN, "--data", "a.txt"]
+    cases = {
+        "rank 1 has the text": [*TRAIN, "--data", "b.txt"],
+        "rank 1 has seed 5, rank 0 1337": [*same, "--seed", "5"],
+        "rank 1 has max_iters 21, rank 0 20": [*same, "--max-iters", "21"],
+        "rank 1 has n_embd 16, rank 0 8": [*same, "--n-embd", "16"],
+        "rank 1 has backend reference": [*same, "--backend", "reference"],
+        "rank 1 has --profile True, rank 0 False": [*same, "--profile"],
+        "rank 1 cannot read its command line": [*same, "--nonsense"],
+    }
+    for words, other in cases.items():
+        done = ended(mpiexec(tmp_path, same, other))
+        assert done.returncode != 0
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "run").exists()
+
+
+def test_ranks_with_different_checkpoints_say_so(mpiexec, tmp_path):
+    """Two folders of the same name, as on two machines: one is a run, the other its copy of some steps before."""
+    for name, steps in (("a", "20"), ("b", "10")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "text.txt").write_text(PANGRAMS)
+        alone = [sys.executable, *map(str, TRAIN), "--data", "text.txt", "--max-iters", steps, "--shards", "2"]
+        subprocess.run(alone, cwd=tmp_path / name, check=True, capture_output=True)
+    command = "import os, sys; os.chdir(sys.argv[1]); os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+    resume = [TRAIN[0], "--resume", "--data", "text.txt", "--out", "run", "--max-iters", "30"]
+    done = ended(mpiexec(tmp_path, *(["-c", command, name, *resume] for name in ("a", "b"))))
+    assert done.returncode != 0
+    assert "rank 1 has the checkpoint" in done.stderr
+    assert "at step 10, rank 0" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_rank_that_waits_for_one_that_hangs_is_ended_by_signals(name, mpiexec, tmp_path):
+    """Rank 1 is stopped in its tracks; rank 0, which waits for it, notes the first signal and obeys the second."""
+    (tmp_path / "text.txt").write_text(PANGRAMS)
+    started = time.time()
+    process = mpiexec(tmp_path, [*TRAIN, "--data", "text.txt", "--max-iters", "1000000"])
+    while not (tmp_path / "run" / "last.safetensors").exists() and time.time() < started + 60:
+        time.sleep(0.05)
+    first = int((tmp_path / "run" / ".lock").read_text())
+    (other,) = [pid for pid in children(process.pid) if pid != first]
+    os.kill(other, signal.SIGSTOP)
+    try:
+        for _ in range(2):
+            time.sleep(0.5)
+            os.kill(first, getattr(signal, name))
+        deadline = time.time() + 10
+        while running(first) and time.time() < deadline:
+            time.sleep(0.05)
+        assert not running(first)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(other, signal.SIGKILL)
+        ended(process)
+
+
+def children(pid):
+    """The Python processes below a process, on Linux."""
+    if not Path("/proc/self/task").exists():
+        pytest.skip("this system does not list a process's children")
+    found = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, path.read_text().split()):
+            found += [child] if "python" in Path(f"/proc/{child}/comm").read_text() else children(child)
+    return found
+
+
+def running(pid):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def test_a_rank_that_was_asked_to_stop_does_not_wait_for_ever(monkeypatch):
+    monkeypatch.setattr("gpt.ranks.PATIENCE", 0.05)
+    ranks = object.__new__(MpiRanks)
+    ranks.rank, ranks.mpi = 0, SimpleNamespace(IN_PLACE="in place")
+    ranks.comm = SimpleNamespace(Iallreduce=lambda how, flat: SimpleNamespace(Test=lambda: False))
+    ranks.asked_to_stop = lambda: True
+    with pytest.raises(TrainingError, match="rank 0 was asked to stop and has waited"):
+        ranks.sum_(np.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"SLURM_STEP_NUM_TASKS": "4"}, r"srun started 4, mpi4py sees 1: .*do not see each other.*srun --mpi="),
+        ({"PMIX_RANK": "2"}, r"PMIx started 3, mpi4py sees 1: .*do not see each other"),
+        ({"PMI_SIZE": "2"}, r"mpiexec started 2, mpi4py sees 1: .*use the mpiexec that came with"),
+    ],
+)
+def test_processes_that_do_not_see_each_other_say_so(environment, words, monkeypatch):
+    stand_in = SimpleNamespace(MPI=SimpleNamespace(COMM_WORLD=SimpleNamespace(Get_size=lambda: 1)))
+    monkeypatch.setitem(sys.modules, "mpi4py", stand_in)
+    for name in (*SIZES, "PMIX_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=words):
+        join()
+
+
+@pytest.mark.parametrize(
+    "environment", [{}, {"SLURM_STEP_NUM_TASKS": "1"}, {"PMIX_RANK": "0"}, {"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}]
+)
+def test_a_process_that_was_started_alone_is_alone(environment, monkeypatch):
+    """Within the script of a batch job too, which has the job's size and not a step's."""
+    for name in (*SIZES, "PMIX_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert type(join()) is Alone
