@@ -176,7 +176,7 @@ def failed(message: str, status: int, ranks: Alone) -> int:
 
 def run(args: Args, ranks: Alone) -> int:
     """Settle the plan, say what it will take, train, and show a sample."""
-    device = pick_device(args.device)
+    device = pick_device(args.device, ranks.local_rank)  # before anything is on any GPU
     if args.dry_run:
         return dry_run(args, device)
     ranks = on_device(ranks, device.xp)

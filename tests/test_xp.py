@@ -1,8 +1,9 @@
 """Devices, array libraries, and what importing tensorlite needs."""
 
+import ast
 import subprocess
 import sys
-import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from tensorlite import (
     pick_device,
     to_numpy,
 )
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -193,39 +196,108 @@ def test_device_without_cupy(monkeypatch):
         pick_device("cuda")
 
 
-class Runtime:
-    """cupy.cuda.runtime of a machine with `count` devices, or with a broken driver."""
+def refusing(cupy, words):
+    """CuPy whose driver answers so."""
 
-    def __init__(self, count):
-        self.count = count
+    def count():
+        raise RuntimeError(words)
 
-    def getDeviceCount(self):
-        if self.count is None:
-            raise RuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient")
-        return self.count
+    cupy.cuda.runtime.getDeviceCount = count
+    return cupy
 
-    def getDeviceProperties(self, _):
-        return {"name": b"Imaginary GPU"}
+
+@pytest.fixture
+def install(monkeypatch):
+    """Puts a machine's CuPy in the place of the real one."""
+    return lambda gpus: monkeypatch.setitem(sys.modules, "cupy", gpus.cupy) or gpus
 
 
 @pytest.mark.parametrize(("count", "words"), [(None, "insufficient"), (0, "no device")])
-def test_device_with_cupy_and_no_gpu(count, words, cupy):
-    cupy.cuda = types.SimpleNamespace(runtime=Runtime(count), Device=lambda: types.SimpleNamespace(id=0))
+def test_device_with_cupy_and_no_gpu(count, words, install):
+    gpus = install(fake_cupy.Gpus(count or 0))
+    if count is None:
+        refusing(gpus.cupy, "cudaErrorInsufficientDriver: CUDA driver version is insufficient")
     assert words in pick_device("auto").reason
     with pytest.raises(DeviceError, match=words):
         pick_device("cuda")
 
 
-def test_device_that_cannot_compute(cupy, monkeypatch):
+def test_device_that_cannot_compute(install):
     """A driver and no toolkit: the count is right, the first kernel fails."""
-    cupy.cuda = types.SimpleNamespace(runtime=Runtime(1), Device=lambda: types.SimpleNamespace(id=0))
-    cupy.ones = lambda *_: (_ for _ in ()).throw(RuntimeError("libnvrtc.so not found"))
-    assert "cannot compute (libnvrtc" in pick_device("auto").reason
+    gpus = install(fake_cupy.Gpus())
+    gpus.cupy.ones = lambda *_: (_ for _ in ()).throw(RuntimeError("libcublas.so not found"))
+    assert "cannot compute (libcublas" in pick_device("auto").reason
     with pytest.raises(DeviceError, match="cuda13x"):
         pick_device("cuda")
 
 
-def test_device_with_a_gpu(cupy):
-    cupy.cuda = types.SimpleNamespace(runtime=Runtime(1), Device=lambda: types.SimpleNamespace(id=0))
+@pytest.mark.parametrize(("driver", "compiler", "works"), [(12, 13, False), (12, 12, True), (13, 12, True), (13, 13, True)])
+def test_a_compiler_newer_than_the_driver(driver, compiler, works, install):
+    """As two extras for two versions of CUDA bring it: what to uninstall is said before anything is compiled."""
+    gpus = install(fake_cupy.Gpus(driver=driver, compiler=compiler))
+    if works:
+        assert pick_device("cuda").name == "cuda"
+        return
+    words = r"compiler is of CUDA 13, and the driver, of CUDA 12, .*; pip uninstall nvidia-cuda-nvrtc, then .*\[cuda12x\]"
+    with pytest.raises(DeviceError, match=words):
+        pick_device("cuda")
+    assert gpus.used == []
+
+
+def test_device_with_a_gpu(install):
+    gpus = install(fake_cupy.Gpus(2))
     device = pick_device("auto")
-    assert (device.name, device.xp, device.description) == ("cuda", cupy, "Imaginary GPU")
+    assert (device.name, device.xp, device.description) == ("cuda", gpus.cupy, "Imaginary GPU 0")
+
+
+def test_only_the_device_of_a_rank_is_touched(install):
+    """By its number on its machine, counted round; later looks leave it as it is."""
+    gpus = install(fake_cupy.Gpus(2))
+    assert pick_device("cuda", 3).description == "Imaginary GPU 1"
+    assert pick_device("cuda").description == "Imaginary GPU 1"
+    assert gpus.used == [("use", 1), ("ones", 1), ("ones", 1)]
+
+
+# ---- CuPy's names ----
+
+
+def test_a_stand_in_knows_no_name_that_cupy_does_not():
+    for part in (fake_cupy.module(), fake_cupy.Gpus().cupy.cuda):
+        for use in (lambda part: part.nccl, lambda part: part.geterr, lambda part: setattr(part, "nccl", 1)):
+            with pytest.raises(AttributeError, match=f"module '{part.__name__}' has no attribute"):
+                use(part)
+    assert fake_cupy.module().sqrt(4.0).get() == 2.0
+    own = {name for name in vars(fake_cupy.ndarray) if not name.startswith("_")}
+    assert own <= fake_cupy.NAMES["cupy.ndarray"]
+
+
+def chain(node):
+    """["xp", "cuda", "Device", "id"] of xp.cuda.Device(0).id."""
+    if isinstance(node, ast.Call):
+        return chain(node.func)
+    if isinstance(node, ast.Attribute):
+        return [*chain(node.value), node.attr]
+    return [node.id] if isinstance(node, ast.Name) else [""]
+
+
+def used_of_cupy(path):
+    """(part, name) of what a file asks CuPy for, through a variable or attribute that is called xp or cupy."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in ("cupy", "cupy_backends"):
+            for name in node.names:
+                part = f"{node.module}.{name.name}"
+                yield (part, None) if part in fake_cupy.NAMES else (node.module, name.name)
+        words = chain(node) if isinstance(node, ast.Attribute) else []
+        for library in {"xp", "cupy"} & set(words[:-1]):
+            part = "cupy"
+            for name in words[words.index(library) + 1 :]:
+                if part in fake_cupy.NAMES and not name.startswith("__"):
+                    yield part, name
+                part = f"{part}.{name}"
+
+
+def test_every_name_of_cupy_that_is_used_exists():
+    files = [path for folder in ("tensorlite", "gpt", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    used = {use for path in [*files, ROOT / "train.py", ROOT / "sample.py"] for use in used_of_cupy(path)}
+    assert {("cupy.cuda.runtime", "memGetInfo"), ("cupy.cuda.Device", "id"), ("cupy.cuda.nccl", None)} <= used
+    assert {(part, name) for part, name in used if name is not None and name not in fake_cupy.NAMES[part]} == set()
