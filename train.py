@@ -20,6 +20,7 @@ from gpt.dry_run import step_plan
 from gpt.errors import ConfigError, UserError
 from gpt.estimate import available_bytes, count, human_bytes, human_seconds, seconds_of
 from gpt.generate import generate
+from gpt.gpus import figures_for
 from gpt.parallel import Workers
 from gpt.plan import Plan, fine_tune, new_run, resume
 from gpt.profile import profile
@@ -29,7 +30,6 @@ from tensorlite import Device, DeviceError, device_failure, pick_device
 
 PresetName = Literal["bigram", "head", "multihead", "feedforward", "residual", "layernorm", "laptop", "shakespeare"]
 SAMPLE_LENGTH = 500
-DRY_RUN_GPU = "H200"
 OUT_OF_MEMORY = "error: out of memory ({}); lower --batch-size and raise --gradient-accumulation-steps"
 
 _preset = tyro.conf.arg(help_behavior_hint="(default: the preset's)")
@@ -216,10 +216,9 @@ def run(args: Args, ranks: Alone) -> int:
 
 def dry_run(args: Args, device: Device) -> int:
     """Print the plan of a step on a GPU."""
-    gpu = args.gpu or (device.description if device.name == "cuda" else DRY_RUN_GPU)
+    gpu = figures_for(args.gpu, device)
     plan = make_plan(args, device)
-    precision = "bf16" if args.precision == "auto" else args.precision
-    print(step_plan(plan.model, plan.train, precision, len(plan.corpus.train), gpu))
+    print(step_plan(plan.model, plan.train, args.precision, len(plan.corpus.train), gpu))
     return 0
 
 

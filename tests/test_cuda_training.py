@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 import tensorlite.cuda.runtime
+import train
 from fake_cupy import Gpus, StandIn
-from gpt import backends, checkpoint, dry_run, folder, plan
+from gpt import backends, checkpoint, dry_run, folder, gpus, plan
 from gpt.backends import choose
 from gpt.config import PRESETS, Preset, TrainConfig
 from gpt.errors import ConfigError, TrainingError
 from gpt.estimate import count, seconds_of
 from gpt.parallel import Workers
+from gpt.ranks import Alone
 from gpt.stages import MODELS
 from gpt.trainer import Trainer
 from shim.host import HostRuntime, require_compiler
@@ -342,12 +344,79 @@ def test_a_plan_of_the_full_model():
     flops = float(text.splitlines()[-2].split()[3]) * 1e9
     counted = count(shakespeare.model, shakespeare.train, ROWS, itemsize=2)
     assert flops == pytest.approx(counted.flops, rel=0.05)
-    with pytest.raises(ConfigError, match="gpu 'GTX 970' is not known; one of A100, H100"):
-        dry_run.named("GTX 970")
-    assert [dry_run.named(gpu) for gpu in ("nvidia l40s", "NVIDIA H200", "rtx4090")] == ["L40S", "H200", "RTX 4090"]
-    for other in ("NVIDIA L40", "NVIDIA RTX A1000", "NVIDIA GH200 480GB"):
-        with pytest.raises(ConfigError, match="is not known"):
-            dry_run.named(other)
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    {
+        "nvidia l40s": "L40S",
+        "NVIDIA L40": "L40",
+        "NVIDIA L4": "L4",
+        "NVIDIA H200": "H200",
+        "NVIDIA GH200 480GB": "GH200",
+        "NVIDIA A10": "A10",
+        "NVIDIA A10G": "A10G",
+        "NVIDIA A100-SXM4-80GB": "A100",
+        "NVIDIA H100 80GB HBM3": "H100",
+        "Tesla T4": "T4",
+        "Tesla V100-SXM2-16GB": "V100",
+        "NVIDIA RTX A6000": "RTX A6000",
+        "rtx4090": "RTX 4090",
+        "NVIDIA GeForce RTX 4070": "RTX 4070",
+        "NVIDIA GeForce RTX 4070 Ti": "RTX 4070 Ti",
+        "rtx 4070ti": "RTX 4070 Ti",
+        "NVIDIA GeForce RTX 4070 Ti SUPER": None,
+        "NVIDIA GeForce RTX 4070 SUPER": None,
+        "NVIDIA GeForce RTX 4070 Laptop GPU": None,
+        "NVIDIA GeForce RTX 4090 D": None,
+        "NVIDIA RTX A1000": None,
+        "NVIDIA RTX 4000 Ada Generation": None,
+        "GTX 970": None,
+    }.items(),
+)
+def test_a_name_means_one_card_or_none(said, meant, capsys):
+    """One that is asked for must be known; for one that is here and is not, other figures are taken, and that is said."""
+    here = Device("cuda", np, said)
+    if meant:
+        assert gpus.named(said) == gpus.figures_for(said, GPU) == gpus.figures_for(None, here) == meant
+        assert capsys.readouterr().out == ""
+    else:
+        with pytest.raises(ConfigError, match=f"gpu '{said}' is not known; one of V100, T4, A100"):
+            gpus.figures_for(said, here)
+        assert gpus.figures_for(None, here) == "H200"
+        assert capsys.readouterr().out.startswith(f"note     no datasheet figures are known here of {said}: these are an H200's")
+
+
+def test_figures_without_any_gpu():
+    assert gpus.figures_for(None, Device("cpu", np, "")) == "H200"
+
+
+def test_every_card_has_a_plan(monkeypatch):
+    """Without any package that only a GPU's user has; on cards that the kernels do not run on, in float32, and marked."""
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    config = config_of("gpt", n_embd=48, block_size=16)
+    for name, gpu in gpus.GPUS.items():
+        text = dry_run.step_plan(config, TRAIN, "auto", 300, name)
+        assert f"a step on one {name} in {'bf16' if gpu.bf16 else 'float32'}: " in text
+        assert ("compute capability 8.0" in text) == (name in ("T4", "V100"))
+    for precision in ("bf16", "tf32"):
+        with pytest.raises(ConfigError, match=f"precision {precision}: the tensor cores of the T4 do not know it; --pr"):
+            dry_run.step_plan(config, TRAIN, precision, 300, "Tesla T4")
+
+
+def test_train_takes_the_device_of_its_rank_and_plans_for_any_card(monkeypatch, capsys, corpus):
+    asked = []
+
+    def pick(*arguments):
+        asked.append(arguments)
+        return Device("cuda", np, "NVIDIA GeForce RTX 4070 Laptop GPU")
+
+    ranks = Alone()
+    ranks.local_rank = 3
+    monkeypatch.setattr(train, "pick_device", pick)
+    assert train.run(train.Args(dry_run=True, preset="layernorm", data=corpus), ranks) == 0
+    assert asked == [("auto", 3)]
+    assert "a step on one H200 in bf16" in capsys.readouterr().out
 
 
 def test_the_estimated_cache_is_the_real_one():
