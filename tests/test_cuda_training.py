@@ -430,3 +430,18 @@ def test_the_estimated_cache_is_the_real_one():
         _, cache = MODELS["gpt"].forward(ops, table.tree(params), idx, idx.copy(), config, ops.key(0, 0))
         counted = count(config, TRAIN, ROWS, itemsize=itemsize).cache_bytes
         assert cache_bytes(cache, [params]) == pytest.approx(counted, rel=0.15)
+
+
+@pytest.mark.parametrize(("precision", "itemsize"), [("bf16", 2), ("float32", 4)])
+@pytest.mark.parametrize(("T", "B"), [(256, 64), (2048, 8), (4096, 8), (8192, 4)])
+def test_the_estimate_counts_what_this_backend_stores(T, B, precision, itemsize):
+    """No scores of attention, so a long context is not refused where it fits: what a step reserves, and a little more."""
+    shakespeare = PRESETS["shakespeare"]
+    config = dataclasses.replace(shakespeare.model, block_size=T, vocab_size=65)
+    train = dataclasses.replace(shakespeare.train, batch_size=B)
+    counted = count(config, train, ROWS, itemsize=itemsize)
+    reserved = dry_run.count(Ops(precision, check=False, runtime=dry_run.Counting()), config, train, 1_000_000)
+    reserved += 16 * counted.n_params  # parameters, gradients and moments
+    assert reserved < counted.peak_bytes < 1.3 * reserved
+    scores = 4 * 8 * B * config.n_head * T * T
+    assert count(config, train).scratch_bytes >= scores  # the reference does store them
