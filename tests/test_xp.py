@@ -1,8 +1,10 @@
 """Devices, array libraries, and what importing tensorlite needs."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -256,6 +258,26 @@ def test_only_the_device_of_a_rank_is_touched(install):
     assert pick_device("cuda", 3).description == "Imaginary GPU 1"
     assert pick_device("cuda").description == "Imaginary GPU 1"
     assert gpus.used == [("use", 1), ("ones", 1), ("ones", 1)]
+
+
+def required(extra):
+    """The packages that an extra names, those of the extras that it is made of included."""
+    for requirement in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][extra]:
+        name, extras = re.match(r"([\w-]+)(?:\[([\w,]+)\])?", requirement).groups()
+        if name == "tensorlite":
+            for other in extras.split(","):
+                yield from required(other)
+        else:
+            yield name
+
+
+@pytest.mark.parametrize("extra", ["kernels", "test", "dev", "cuda12x"])
+def test_no_extra_brings_libraries_of_cuda_13_where_cuda_12_is(extra):
+    """CuPy and this library would take a compiler of CUDA 13 before one of 12, wherever both are installed."""
+    of_nvidia = [name for name in required(extra) if name.startswith(("nvidia", "cupy"))]
+    assert of_nvidia
+    assert all(name.endswith(("-cu12", "-cuda12x")) for name in of_nvidia)
+    assert {"cupy-cuda13x", "nvidia-nccl-cu13"} <= set(required("cuda13x"))
 
 
 # ---- CuPy's names ----
