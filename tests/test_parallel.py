@@ -20,7 +20,7 @@ from gpt.config import TrainConfig
 from gpt.errors import ConfigError
 from gpt.evaluate import split_loss, train_loss
 from gpt.parallel import Workers, split
-from gpt.ranks import Alone, NcclRanks, first_rank_first, join, on_device
+from gpt.ranks import Alone, MpiRanks, NcclRanks, first_rank_first, join, on_device
 from gpt.stages import MODELS
 from gpt.step import train_step
 from small import PANGRAMS, start
@@ -277,6 +277,25 @@ def test_each_rank_has_a_gpu_of_its_own(first, second, expected, mpiexec, tmp_pa
     assert done.returncode == 0, done.stderr
     for said, words in zip(sorted(done.stdout.splitlines()), expected, strict=True):
         assert said.startswith(words)
+
+
+def test_gpus_of_two_machines_may_have_one_number(monkeypatch):
+    """A number on the bus is of one machine; the second machine's is named by its first rank, 2."""
+    found = [(0, "0000:03:00.0"), (0, "0000:07:00.0"), (2, "0000:03:00.0"), (2, "0000:07:00.0")]
+    here = SimpleNamespace(Get_rank=lambda: 0, Get_size=lambda: 2, bcast=lambda rank: rank)
+    comm = SimpleNamespace(
+        Get_rank=lambda: 2, Get_size=lambda: 4, Split_type=lambda kind: here, allgather=lambda own: found, bcast=lambda value: b"id"
+    )
+    made = {"NcclCommunicator": lambda *own: own, "get_unique_id": lambda: pytest.fail("rank 2")}
+    types = {"NCCL_SUM": 0, "NCCL_FLOAT32": 7, "NCCL_FLOAT64": 8}
+    monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", StandIn("cupy.cuda.nccl", available=True, **types, **made))
+    cupy = with_gpus(monkeypatch, count=2)
+    ranks = MpiRanks(SimpleNamespace(COMM_WORLD=comm, COMM_TYPE_SHARED=0))
+    assert (ranks.rank, ranks.local_rank, ranks.machine) == (2, 0, 2)
+    assert on_device(ranks, cupy).nccl == (4, b"id", 2)
+    found[3] = found[2]
+    with pytest.raises(ConfigError, match=r"^ranks: ranks 2, 3 would share one GPU \(0000:03"):
+        on_device(ranks, cupy)
 
 
 SMALL = ["--preset", "layernorm", "--n-layer", "2", "--n-embd", "8", "--n-head", "2", "--batch-size", "4", "--eval-batches", "2"]
