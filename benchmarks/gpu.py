@@ -153,8 +153,9 @@ def end_all(process: subprocess.Popen) -> None:
 
 
 def usable() -> bool:
-    """Whether the backend can be used here; prints why not. In a process of its own: a CUDA context would stay in this one,
-    take its memory, and be the only one that a GPU in exclusive mode allows.
+    """Whether the backend can be used here; a process of its own says why not.
+
+    In this one a CUDA context would stay. It would take memory, and a GPU in exclusive mode allows no second one.
     """
     return subprocess.run([sys.executable, __file__, "--check"], check=False).returncode == 0
 

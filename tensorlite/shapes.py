@@ -41,9 +41,8 @@ class ShapeArray:
 class ShapeOps(Reference):
     """Reference with every primitive replaced by its row in the op table. `flops` adds up as ops are called.
 
-    largest: elements of the largest array that any op has returned or saved for backward.
-
     rows: the table of the backend whose caches are to be counted; tensorlite/cpu/table.py has another than the reference's.
+    largest: elements of the largest array that an op has returned or saved for backward.
     """
 
     name = "shapes"

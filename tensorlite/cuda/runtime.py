@@ -60,7 +60,7 @@ class Cuda:
         self._probe()
 
     def _probe(self) -> None:
-        """Run a kernel and a matmul. Raises DeviceError where that fails: whoever can do without this backend learns of it now."""
+        """Run a kernel and a matmul. Raises DeviceError if one fails, so that a caller that has another backend can take that."""
         try:
             self.launch("spin.cu", "spin", 1, 1, 0)
             a, b, out = (self.empty((16, 16), self.bfloat16) for _ in range(3))

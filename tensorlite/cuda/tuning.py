@@ -102,14 +102,7 @@ class Choices:
             raise ValueError("a choice is no name")
         except FileNotFoundError:
             return {}
-        except (
-            OSError,
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-            RecursionError,
-        ) as error:  # another JSON than ours included
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # any other JSON, too
             self._say(f"{self.path} cannot be read ({error}): the fastest algorithms are looked for again")
             return {}
 
