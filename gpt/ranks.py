@@ -36,9 +36,8 @@ class MpiRanks(Alone):
     def __init__(self, mpi: Any) -> None:
         self.mpi, self.comm = mpi, mpi.COMM_WORLD
         self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
-        here = self.comm.Split_type(mpi.COMM_TYPE_SHARED)  # the ranks of this machine
-        self.neighbours, self.local_rank = here.Get_size(), here.Get_rank()
-        self.machine = here.bcast(self.rank)  # its number: that of its first rank
+        self.here = self.comm.Split_type(mpi.COMM_TYPE_SHARED)  # the ranks of this machine
+        self.neighbours, self.local_rank = self.here.Get_size(), self.here.Get_rank()
 
     def sum_(self, flat: Any) -> None:
         self.comm.Allreduce(self.mpi.IN_PLACE, flat)
@@ -106,7 +105,8 @@ def on_device(ranks: Alone, xp: Any) -> Alone:
     """
     if not isinstance(ranks, MpiRanks):
         return ranks
-    gpus = ranks.comm.allgather(None if xp is np else (ranks.machine, xp.cuda.Device().pci_bus_id))
+    machine = ranks.here.bcast(ranks.rank)  # named by its first rank
+    gpus = ranks.comm.allgather(None if xp is np else (machine, xp.cuda.Device().pci_bus_id))
     without = [rank for rank, gpu in enumerate(gpus) if gpu is None]
     if len(without) == ranks.size:
         return ranks

@@ -195,7 +195,7 @@ def test_nccl_sums_device_arrays_and_mpi_the_rest(monkeypatch):
             return self
 
         def bcast(self, value):
-            assert value in (None, 1)  # the number of the machine; of NCCL's id nothing: only the first rank makes it
+            assert value is None  # only the first rank makes the id
             return "id"
 
         def Allreduce(self, how, flat):
@@ -291,7 +291,7 @@ def test_gpus_of_two_machines_may_have_one_number(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", StandIn("cupy.cuda.nccl", available=True, **types, **made))
     cupy = with_gpus(monkeypatch, count=2)
     ranks = MpiRanks(SimpleNamespace(COMM_WORLD=comm, COMM_TYPE_SHARED=0))
-    assert (ranks.rank, ranks.local_rank, ranks.machine) == (2, 0, 2)
+    assert (ranks.rank, ranks.local_rank) == (2, 0)
     assert on_device(ranks, cupy).nccl == (4, b"id", 2)
     found[3] = found[2]
     with pytest.raises(ConfigError, match=r"^ranks: ranks 2, 3 would share one GPU \(0000:03"):
