@@ -303,16 +303,19 @@ def chain(node):
 
 
 def used_of_cupy(path):
-    """(part, name) of what a file asks CuPy for, through a variable or attribute that is called xp or cupy."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    """(part, name) of what a file asks CuPy for: through what is called xp or cupy, or is imported from it."""
+    tree, roots = ast.parse(path.read_text()), {"xp": "cupy", "cupy": "cupy"}
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in ("cupy", "cupy_backends"):
             for name in node.names:
                 part = f"{node.module}.{name.name}"
+                roots[name.name] = part
                 yield (part, None) if part in fake_cupy.NAMES else (node.module, name.name)
+    for node in ast.walk(tree):
         words = chain(node) if isinstance(node, ast.Attribute) else []
-        for library in {"xp", "cupy"} & set(words[:-1]):
-            part = "cupy"
-            for name in words[words.index(library) + 1 :]:
+        for root in {"xp", "cupy", *words[:1]} & roots.keys() & set(words[:-1]):  # self.xp too, but of imported names no attribute
+            part = roots[root]
+            for name in words[words.index(root) + 1 :]:
                 if part in fake_cupy.NAMES and not name.startswith("__"):
                     yield part, name
                 part = f"{part}.{name}"
@@ -322,4 +325,5 @@ def test_every_name_of_cupy_that_is_used_exists():
     files = [path for folder in ("tensorlite", "gpt", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     used = {use for path in [*files, ROOT / "train.py", ROOT / "sample.py"] for use in used_of_cupy(path)}
     assert {("cupy.cuda.runtime", "memGetInfo"), ("cupy.cuda.Device", "id"), ("cupy.cuda.nccl", None)} <= used
+    assert {("cupy.cuda.nccl", "NCCL_SUM"), ("cupy_backends.cuda.api.driver", "funcSetAttribute")} <= used
     assert {(part, name) for part, name in used if name is not None and name not in fake_cupy.NAMES[part]} == set()
