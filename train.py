@@ -21,6 +21,7 @@ from gpt.dry_run import step_plan
 from gpt.errors import CheckpointError, ConfigError
 from gpt.estimate import available_bytes, count, human_bytes, human_seconds, seconds_of
 from gpt.generate import generate
+from gpt.gpus import figures_for
 from gpt.limits import memory_in_use, processors
 from gpt.parallel import Workers
 from gpt.plan import Plan, fine_tune, new_run, resume
@@ -31,7 +32,6 @@ from tensorlite import Device, pick_device
 
 PresetName = Literal["bigram", "head", "multihead", "feedforward", "residual", "layernorm", "laptop", "shakespeare"]
 SAMPLE_LENGTH = 500
-DRY_RUN_GPU = "H200"
 OUT_OF_MEMORY = "out of memory ({}); lower --batch-size and raise --gradient-accumulation-steps"
 
 _preset = tyro.conf.arg(help_behavior_hint="(default: the preset's)")
@@ -188,7 +188,7 @@ def failed(message: str, status: int, ranks: Alone) -> int:
 def run(args: Args, ranks: Alone) -> int:
     """Settle the plan, say what it will take, train, and show a sample."""
     agree(ranks, {"--dry-run": args.dry_run, "--profile": args.profile})
-    device = pick_device(args.device)
+    device = pick_device(args.device, ranks.local_rank)  # before anything is on any GPU
     if args.dry_run:
         return dry_run(args, device)
     ranks = on_device(ranks, device.xp)
@@ -229,10 +229,9 @@ def run(args: Args, ranks: Alone) -> int:
 
 def dry_run(args: Args, device: Device) -> int:
     """Print the plan of a step on a GPU."""
-    gpu = args.gpu or (device.description if device.name == "cuda" else DRY_RUN_GPU)
+    gpu = figures_for(args.gpu, device)
     plan = make_plan(args, device)
-    precision = "bf16" if args.precision == "auto" else args.precision
-    print(step_plan(plan.model, plan.train, precision, len(plan.corpus.train), gpu))
+    print(step_plan(plan.model, plan.train, args.precision, len(plan.corpus.train), gpu))
     return 0
 
 

@@ -50,6 +50,7 @@ from tensorlite import DeviceError
 
 ENOUGH = 15.0  # seconds under which no section is begun
 GRACE = 5.0  # seconds that a section has to end by itself
+WINDOWS = sys.platform == "win32"  # no process groups, no SIGKILL
 
 
 @dataclass
@@ -70,6 +71,8 @@ class Args:
     """What gpu.json says was measured. Default: git's word."""
     max_autotune: bool = False
     """Also race torch.compile(mode="max-autotune-no-cudagraphs"), which takes minutes to compile."""
+    check: bool = False
+    """Used by the script itself: say whether the backend can be used here."""
     section: str | None = None
     """Used by the script itself: be this section."""
     limit: float = math.inf
@@ -128,16 +131,45 @@ def run_section(name: str, args: Args, limit: float) -> str:
     own = ["--section", name, "--limit", f"{limit:.0f}", "--out", str(args.out), "--commit", args.commit]
     own += [flag for flag, on in (("--quick", args.quick), ("--max-autotune", args.max_autotune)) if on]
     own += ["--data", str(args.data)] if args.data else []
-    process = subprocess.Popen([sys.executable, __file__, *own], process_group=0)
+    process = subprocess.Popen([sys.executable, __file__, *own], **({} if WINDOWS else {"process_group": 0}))
     try:
         status = process.wait(limit + GRACE)
     except subprocess.TimeoutExpired:
         return f"ended after {limit:.0f} s, its limit"
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # it, and what it started
-        process.wait()
+        end_all(process)
     return "" if status == 0 else f"ended with status {status}"
+
+
+def end_all(process: subprocess.Popen) -> None:
+    """End a section's process and what it started."""
+    if WINDOWS:
+        subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True, check=False)
+        process.kill()
+    else:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def usable() -> bool:
+    """Whether the backend can be used here; a process of its own says why not.
+
+    In this one a CUDA context would stay. It would take memory, and a GPU in exclusive mode allows no second one.
+    """
+    return subprocess.run([sys.executable, __file__, "--check"], check=False).returncode == 0
+
+
+def check() -> int:
+    """Make a Cuda. Returns the exit status."""
+    try:
+        from tensorlite.cuda.runtime import Cuda
+
+        Cuda()
+    except Exception as error:
+        print(f"error: {error if isinstance(error, DeviceError) else said(error)}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def summary(found: dict[str, Any]) -> str:
@@ -164,12 +196,9 @@ def main() -> int:
         with section.attempt("all of it"):
             SECTIONS[args.section].work(section)
         return 0
-    try:
-        from tensorlite.cuda.runtime import Cuda
-
-        Cuda()  # what is missing is said before any work
-    except Exception as error:
-        print(f"error: {error if isinstance(error, DeviceError) else said(error)}", file=sys.stderr)
+    if args.check:
+        return check()
+    if not usable():  # what is missing is said before any work
         return 2
     try:
         return conduct(args)

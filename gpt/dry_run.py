@@ -5,16 +5,15 @@ peak or its arrays, each once, at the memory's bandwidth, datasheet figures both
 Patterson 2009). A run is slower, since no kernel reaches either, but for what the cache still holds of the kernel before.
 """
 
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from gpt.config import ModelConfig, TrainConfig
 from gpt.errors import ConfigError
 from gpt.estimate import human_bytes
+from gpt.gpus import GPUS, named
 from gpt.params import ParamTable
 from gpt.profile import watch
 from gpt.stages import MODELS
@@ -28,58 +27,35 @@ from tensorlite.cuda.ops import Precision
 from tensorlite.cuda.random import Counter
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """Datasheet figures, of the SXM card where there are several: dense TFLOP/s with sums in float32, and GB/s."""
+def step_plan(config: ModelConfig, train: TrainConfig, precision: Precision | Literal["auto"], characters: int, gpu: str) -> str:
+    """The table that `train.py --dry-run` prints. precision: auto is bf16 where the GPU has it.
 
-    bf16: float
-    tf32: float
-    float32: float
-    bandwidth: float
-
-
-GPUS = {
-    "A100": Gpu(312, 156, 19.5, 2039),
-    "H100": Gpu(989, 495, 67, 3350),
-    "H200": Gpu(989, 495, 67, 4800),
-    "B200": Gpu(2250, 1125, 75, 8000),
-    "L4": Gpu(121, 60, 30.3, 300),
-    "L40S": Gpu(362, 183, 91.6, 864),
-    "RTX 3090": Gpu(71, 35.6, 35.6, 936),
-    "RTX 4090": Gpu(165, 82.6, 82.6, 1008),
-    "RTX 5090": Gpu(210, 105, 105, 1792),
-}
-
-
-def named(gpu: str) -> str:
-    """The entry of GPUS that a name means, "NVIDIA H200" too. Raises ConfigError for one that is not known."""
-
-    def pattern(known: str) -> str:
-        return rf"(?<![a-z0-9]){known.lower().replace(' ', ' *')}(?![a-z0-9])"
-
-    found = [known for known in GPUS if re.search(pattern(known), gpu.lower())]
-    if not found:
-        raise ConfigError(f"gpu {gpu!r} is not known; one of {', '.join(GPUS)}")
-    return max(found, key=len)
-
-
-def step_plan(config: ModelConfig, train: TrainConfig, precision: Precision, characters: int, gpu: str) -> str:
-    """The table that `train.py --dry-run` prints."""
+    Raises ConfigError for a GPU, or a precision of it, without figures.
+    """
+    name = named(gpu)
+    peaks = GPUS[name]
+    if precision == "auto":
+        precision = "bf16" if peaks.bf16 else "float32"
+    peak = getattr(peaks, precision)
+    if peak is None:
+        raise ConfigError(f"precision {precision}: the tensor cores of the {name} do not know it; --precision float32")
     runtime = Counting()
     ops = Ops(precision, check=False, runtime=runtime)
     memory = count(ops, config, train, characters)
-    name = named(gpu)
-    peaks = GPUS[name]
     on_cores, why = on_tensor_cores(ops, config.head_size, config.block_size, config.dropout > 0)
     lines = [
-        f"a step on one {name} in {precision}: {getattr(peaks, precision)} TFLOP/s, {peaks.bandwidth} GB/s (datasheet); "
+        f"a step on one {name} in {precision}: {peak:g} TFLOP/s, {peaks.bandwidth:g} GB/s (datasheet); "
         f"attention: {why if on_cores else f'without tensor cores, {why}'}",
         f"{'op':24}{'kernel':52}{'calls':>6}{'GFLOP':>9}{'bytes':>11}{'roofline, us':>14}  bound by",
     ]
+    if peaks.bf16 is None:
+        lines.insert(
+            0, f"note     the kernels need compute capability 8.0, the {name} has less: train.py takes the reference on it"
+        )
     total = 0.0
     for (op, kernel), row in runtime.rows.items():
         matrix = kernel.startswith("product") or (on_cores and kernel.startswith("attention"))
-        arithmetic = row.flops / (getattr(peaks, precision) if matrix else peaks.float32) / 1e6
+        arithmetic = row.flops / (peak if matrix else peaks.float32) / 1e6
         moving = row.bytes / peaks.bandwidth / 1e3
         roofline, bound = max((arithmetic, "arithmetic"), (moving, "bytes"))
         total += roofline

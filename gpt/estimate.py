@@ -56,9 +56,8 @@ def count(
     """
     ops = ShapeOps(rows)
     own_shards = train.shards if own_shards is None else own_shards
-    B, T, V = -(-train.batch_size * own_shards // train.shards), config.block_size, config.vocab_size
-    table, cached = run_on_shapes(ops, config, B, itemsize)
-    largest = max(B * config.n_head * T * T, B * T * 4 * config.n_embd, B * T * V, table.size)
+    table, cached = run_on_shapes(ops, config, -(-train.batch_size * own_shards // train.shards), itemsize)
+    largest = max(ops.largest, table.size)  # attention's scores, say, where the backend stores them
     return Cost(
         n_params=table.n_params,
         state_bytes=(8 + own_shards - 1) * FLOAT * table.size,  # four buffers, their timed copy, a gradient a further shard

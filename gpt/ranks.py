@@ -6,6 +6,7 @@ All that training needs of them is three things: which one am I, how many are we
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -28,9 +29,9 @@ Result = TypeVar("Result")
 
 
 class Alone:
-    """A run of one process. The command line asks two things more: how many ranks share this machine, and to end them all."""
+    """A run of one process. The command line also asks which of how many ranks of this machine I am, and to end them all."""
 
-    rank, size, neighbours = 0, 1, 1
+    rank, size, neighbours, local_rank = 0, 1, 1, 0
     asked_to_stop: Callable[[], bool] = staticmethod(lambda: False)
 
     def sum_(self, flat: Any) -> None:
@@ -46,7 +47,8 @@ class MpiRanks(Alone):
     def __init__(self, mpi: Any) -> None:
         self.mpi, self.comm = mpi, mpi.COMM_WORLD
         self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
-        self.neighbours = self.comm.Split_type(mpi.COMM_TYPE_SHARED).Get_size()  # ranks that share this machine's cores
+        self.here = self.comm.Split_type(mpi.COMM_TYPE_SHARED)  # the ranks of this machine
+        self.neighbours, self.local_rank = self.here.Get_size(), self.here.Get_rank()
 
     def sum_(self, flat: Any) -> None:
         """Raises TrainingError when this rank was asked to stop and the others have not come for PATIENCE seconds.
@@ -72,7 +74,11 @@ class NcclRanks(MpiRanks):
 
     def __init__(self, mpi: Any, cupy: Any) -> None:
         super().__init__(mpi)
-        nccl = cupy.cuda.nccl
+        with warnings.catch_warnings(action="ignore"):  # CuPy's, of what the next lines say
+            from cupy.cuda import nccl  # an attribute of cupy.cuda only once it is imported
+        if not nccl.available:
+            major = cupy.cuda.runtime.runtimeGetVersion() // 1000
+            raise ConfigError(f'ranks: several GPUs need NCCL, and CuPy finds none; on Linux: pip install "nvidia-nccl-cu{major}"')
         self.stream = cupy.cuda.get_current_stream
         self.add, self.types = nccl.NCCL_SUM, {"float32": nccl.NCCL_FLOAT32, "float64": nccl.NCCL_FLOAT64}
         unique = self.comm.bcast(nccl.get_unique_id() if self.rank == 0 else None)
@@ -149,11 +155,31 @@ def first_rank_first(ranks: Alone, work: Callable[[], Result]) -> Result:
 
 
 def on_device(ranks: Alone, xp: Any) -> Alone:
-    """The same ranks, able to sum arrays of this library: on GPUs over NCCL, each rank with a device of its own."""
-    if not isinstance(ranks, MpiRanks) or xp is np:
+    """The same ranks, able to sum arrays of this library: on GPUs over NCCL.
+
+    Raises ConfigError on all ranks unless each has a GPU of its own, the current one, or none has any.
+    """
+    if not isinstance(ranks, MpiRanks):
         return ranks
-    devices = xp.cuda.runtime.getDeviceCount()
-    if ranks.neighbours > devices:
-        raise ConfigError(f"ranks: {ranks.neighbours} on a machine with {devices} GPUs; start one rank a GPU")
-    xp.cuda.Device(ranks.rank % devices).use()
+    machine = ranks.here.bcast(ranks.rank)  # named by its first rank
+    gpus = ranks.comm.allgather(None if xp is np else (machine, xp.cuda.Device().pci_bus_id))
+    without = [rank for rank, gpu in enumerate(gpus) if gpu is None]
+    if len(without) == ranks.size:
+        return ranks
+    if without:
+        raise ConfigError(
+            f"ranks: no CUDA on {named(without)}, and the others have it; --device cuda says why, --device cpu does without"
+        )
+    for gpu in gpus:
+        sharing = [rank for rank, other in enumerate(gpus) if other == gpu]
+        if len(sharing) > 1:
+            raise ConfigError(
+                f"ranks: {named(sharing)} would share one GPU ({gpu[1]}); start one rank per GPU, and let all ranks of a machine "
+                "see all its GPUs, or each its own, in CUDA_VISIBLE_DEVICES"
+            )
     return NcclRanks(ranks.mpi, xp)
+
+
+def named(ranks: list[int]) -> str:
+    """[0, 2] -> "ranks 0, 2"."""
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"

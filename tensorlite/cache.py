@@ -1,7 +1,10 @@
 """Files worth keeping from run to run: the corpus, compiled kernels, timed choices. To lose one costs time alone."""
 
+import contextlib
 import os
+import secrets
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -32,6 +35,21 @@ def _private_temporary_folder() -> Path:
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file whole or not at all, whatever other processes do. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".tmp-{os.getpid()}")
-    partial.write_bytes(data)
-    partial.replace(path)
+    partial = path.with_suffix(f".tmp-{secrets.token_hex(8)}")  # another process's number may be the same on another host
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep out other processes that ask for the same path, where the file system has locks. A lock ends with its process."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):  # Windows has no fcntl, and some file systems have no locks
+            import fcntl
+
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(stack.enter_context(path.with_suffix(".lock").open("w")), fcntl.LOCK_EX)
+        yield

@@ -42,6 +42,7 @@ class ShapeOps(Reference):
     """Reference with every primitive replaced by its row in the op table. `flops` adds up as ops are called.
 
     rows: the table of the backend whose caches are to be counted; tensorlite/cpu/table.py has another than the reference's.
+    largest: elements of the largest array that an op has returned or saved for backward.
     """
 
     name = "shapes"
@@ -50,6 +51,7 @@ class ShapeOps(Reference):
         super().__init__(check=False)
         self.rows = rows
         self.flops: dict[str, float] = {}
+        self.largest = 0
 
     def count(self, name: str, flops: float) -> None:
         self.flops[name] = self.flops.get(name, 0.0) + flops
@@ -74,6 +76,7 @@ def _forward(name: str) -> Any:
         self.count(f"{name}_forward", op.flops(a))
         kept = [y if x == "y" else getattr(a, x) for x in op.keeps]
         saved = [ShapeArray(shape, itemsize if dtype == "float" else 1) for shape, dtype in op.saves(a)]
+        self.largest = max(self.largest, y.size, *(array.size for array in saved))
         if name == "attention" and a.past is not None:
             a.past.length += a.qkv.shape[1]
         return y, (SimpleNamespace(a=a, y=y), kept, saved)

@@ -61,9 +61,11 @@ class Device:
     reason: str = ""  # for "auto" that fell back to the CPU: what CUDA said
 
 
-def pick_device(want: str = "auto") -> Device:
+def pick_device(want: str = "auto", ordinal: int | None = None) -> Device:
     """Choose the device: "cpu", "cuda", or "auto" (CUDA where it works, else the CPU with the reason kept).
 
+    ordinal: which of CUDA's devices to make the current one, counted round; None leaves the current one. No other is touched, since
+    a first touch takes hundreds of MiB of a GPU's memory.
     Raises DeviceError when "cuda" was asked for and cannot be used.
     """
     if want not in ("auto", "cpu", "cuda"):
@@ -71,7 +73,7 @@ def pick_device(want: str = "auto") -> Device:
     if want == "cpu":
         return Device("cpu", np, _cpu_description())
     try:
-        cupy = _import_cupy()
+        cupy = _import_cupy(ordinal)
     except DeviceError as error:
         if want == "cuda":
             raise
@@ -80,8 +82,8 @@ def pick_device(want: str = "auto") -> Device:
     return Device("cuda", cupy, properties["name"].decode())
 
 
-def _import_cupy() -> ModuleType:
-    """Import CuPy and make sure that a device answers: `import cupy` alone succeeds on a machine without any GPU."""
+def _import_cupy(ordinal: int | None) -> ModuleType:
+    """Import CuPy and make sure that the device answers: `import cupy` alone succeeds on a machine without any GPU."""
     try:
         import cupy
     except ImportError as error:
@@ -94,11 +96,25 @@ def _import_cupy() -> ModuleType:
     if count == 0:
         raise DeviceError("no CUDA: the driver lists no device; check nvidia-smi and CUDA_VISIBLE_DEVICES")
     try:
+        _check_compiler(cupy.cuda.nvrtc.getVersion()[0], cupy.cuda.runtime.driverGetVersion() // 1000)
+        if ordinal is not None:
+            cupy.cuda.Device(ordinal % count).use()
         a = cupy.ones((2, 2), np.float32)
         float((a @ a).sum())  # a product and a kernel: cuBLAS and the run-time compiler are libraries of their own
+    except DeviceError:
+        raise
     except Exception as error:
         raise DeviceError(f"no CUDA: a device is here but cannot compute ({error}); {INSTALL_CUDA}") from error
     return cupy
+
+
+def _check_compiler(compiler: int, driver: int) -> None:
+    """Raise DeviceError where the run-time compiler's CUDA is newer than the driver's: its code would not load."""
+    if compiler > driver:
+        raise DeviceError(
+            f"no CUDA: the run-time compiler is of CUDA {compiler}, and the driver, of CUDA {driver}, cannot load its code; "
+            f'pip uninstall nvidia-cuda-nvrtc, then pip install -e ".[cuda{driver}x]", or update the driver'
+        )
 
 
 def device_failure(error: Exception) -> Exception | None:

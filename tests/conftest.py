@@ -4,6 +4,9 @@ import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy loads: small matrices, and a test process for each core
 
+import importlib.util
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
@@ -16,6 +19,21 @@ settings.register_profile(
     "mut", max_examples=10, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate], **COMMON
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where CuPy is, one worker runs all of test_gpu.py: the memory of a GPU is one, and so is the file of timed choices."""
+    if importlib.util.find_spec("cupy") is None:
+        return None  # as --dist says
+
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneForTheGpu(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "gpu" if "test_gpu.py" in nodeid else nodeid
+
+    return OneForTheGpu(config, log)
 
 
 @pytest.fixture(scope="session")

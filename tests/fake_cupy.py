@@ -2,12 +2,45 @@
 
 Like CuPy's, its arrays refuse to become NumPy arrays unasked, do not mix with them, and reduce to 0-d arrays, not to scalars. It
 shows that array-agnostic code calls the right library everywhere; it says nothing about kernels or speed.
+
+No stand-in knows a name that CuPy does not: what the real modules and classes have is listed in golden/cupy_names.json, which was
+made from an installed CuPy.
 """
 
+import json
 import operator
 import types
+from pathlib import Path
 
 import numpy as np
+
+NAMES = {
+    part: set(str(names).split())
+    for part, names in json.loads(Path(__file__).with_name("golden").joinpath("cupy_names.json").read_text()).items()
+}
+
+
+class StandIn(types.ModuleType):
+    """A module of CuPy, or an object of one of its classes, with the attributes that it is given.
+
+    Raises AttributeError for one that the real thing lacks, whether it is set or read.
+    """
+
+    def __init__(self, part, **attributes):
+        super().__init__(part)
+        self.__path__ = []  # a package: its submodules exist once they are imported
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def __setattr__(self, name, value):
+        if not name.startswith("__"):
+            existing(self.__name__, name)
+        super().__setattr__(name, value)
+
+
+def existing(part, name):
+    if name not in NAMES[part]:
+        raise AttributeError(f"module {part!r} has no attribute {name!r}")
 
 
 def unwrap(value):
@@ -137,15 +170,14 @@ for _name in [
         setattr(ndarray, f"__i{_dunder}__", _in_place(getattr(operator, f"i{_dunder}")))
 
 
-def module() -> types.ModuleType:
-    """A module to put into sys.modules as `cupy`."""
-    cupy = types.ModuleType("cupy")
-    cupy.ndarray = ndarray
+def module() -> StandIn:
+    """A module to put into sys.modules as `cupy`: the functions that both libraries have, and no device."""
 
     def asarray(a, dtype=None):
         return a if isinstance(a, ndarray) and dtype is None else ndarray(np.array(a._a if isinstance(a, ndarray) else a, dtype))
 
     def lookup(name):
+        existing("cupy", name)
         found = getattr(np, name)
         if isinstance(found, type) or not callable(found):
             return found
@@ -155,7 +187,69 @@ def module() -> types.ModuleType:
 
         return function
 
-    cupy.asarray = asarray
-    cupy.array = lambda a, dtype=None: ndarray(np.array(a._a if isinstance(a, ndarray) else a, dtype))
-    cupy.__getattr__ = lookup
-    return cupy
+    def array(a, dtype=None):
+        return ndarray(np.array(a._a if isinstance(a, ndarray) else a, dtype))
+
+    return StandIn("cupy", ndarray=ndarray, asarray=asarray, array=array, __getattr__=lookup)
+
+
+class Gpus:
+    """A machine's devices, as `cupy` sees them: `Gpus(2).cupy`. `used` notes which device each thing that makes a context was on.
+
+    count: how many CUDA lists. pci: their numbers on the machine's bus. driver, compiler: major versions of CUDA. load: what
+    happens to the driver when it is given code.
+    """
+
+    def __init__(self, count=1, pci=None, driver=13, compiler=13, load=lambda code: None):
+        self.current, self.used, self.pci, self.load = 0, [], pci or range(count), load
+        self.cupy = module()
+        self.cupy.ones = self.ones
+        self.cupy.empty = lambda shape, dtype: StandIn("cupy.ndarray", data=self.pointer(), shape=shape)
+        self.cupy.cuda = StandIn(
+            "cupy.cuda",
+            Device=self.device,
+            alloc=lambda nbytes: self.note("alloc") or self.pointer(),
+            get_current_stream=lambda: StandIn("cupy.cuda.Stream", ptr=0),
+            function=StandIn("cupy.cuda.function", Module=self.module),
+            nvrtc=StandIn("cupy.cuda.nvrtc", getVersion=lambda: (compiler, 0)),
+            runtime=StandIn(
+                "cupy.cuda.runtime",
+                getDeviceCount=lambda: count,
+                getDeviceProperties=lambda i: {"name": f"Imaginary GPU {i}".encode(), "sharedMemPerBlockOptin": 99 << 10},
+                driverGetVersion=lambda: 1000 * driver + 10,
+                runtimeGetVersion=lambda: 1000 * compiler,
+            ),
+        )
+
+    def note(self, what):
+        self.used.append((what, self.current))
+
+    def ones(self, shape, dtype):
+        self.note("ones")
+        return wrap(np.ones(shape, dtype))
+
+    def device(self, number=None):
+        own = self.current if number is None else number
+
+        def use():
+            self.current = own
+            self.note("use")
+
+        return StandIn(
+            "cupy.cuda.Device",
+            id=own,
+            use=use,
+            synchronize=lambda: self.note("synchronize"),
+            compute_capability="90",
+            pci_bus_id=f"0000:{self.pci[own]:02X}:00.0",
+        )
+
+    def module(self):
+        def get_function(name):
+            return lambda grid, block, args, shared_mem=0: self.note(name)
+
+        return StandIn("cupy.cuda.function.Module", load=self.load, get_function=get_function)
+
+    @staticmethod
+    def pointer():
+        return StandIn("cupy.cuda.MemoryPointer", ptr=256)

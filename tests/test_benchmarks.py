@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -13,9 +14,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import gpu
-from gpu_sections import contenders, gradients, kernels, products, race, steps, stopwatch, subject, tests, training
+from gpu_sections import contenders, gradients, kernels, machine, products, race, steps, stopwatch, subject, tests, training
 from gpu_sections.report import Report, Section, shown
 
+from fake_cupy import Gpus, existing
 from gpt.config import TrainConfig
 from shim.host import HostRuntime, require_compiler
 from small import PANGRAMS, config_of
@@ -89,6 +91,43 @@ def test_a_section_is_ended_at_its_limit_with_all_that_it_started(tmp_path, monk
     assert ended(int(capfd.readouterr().out))
     (tmp_path / "sleeper.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     assert gpu.run_section("steps", gpu.Args(out=tmp_path), 20.0) == "ended with status -11"
+
+
+def test_a_section_is_ended_where_there_are_no_process_groups(tmp_path, monkeypatch):
+    """On Windows: what the section started is ended by a program of the system's."""
+    (tmp_path / "sleeper.py").write_text("import time; time.sleep(60)")
+    monkeypatch.setattr(gpu, "__file__", str(tmp_path / "sleeper.py"))
+    monkeypatch.setattr(gpu, "WINDOWS", True)
+    monkeypatch.setattr(gpu, "GRACE", 0.0)
+    monkeypatch.delattr(os, "killpg")
+    called = []
+    monkeypatch.setattr(gpu.subprocess, "run", lambda command, **_: called.append(command))
+    assert gpu.run_section("steps", gpu.Args(out=tmp_path), 0.5) == "ended after 0 s, its limit"
+    ((*command, pid),) = called
+    assert command == ["taskkill", "/F", "/T", "/PID"]
+    assert ended(int(pid))
+
+
+def test_no_process_that_waits_for_others_touches_the_gpu(without_a_gpu, tmp_path, monkeypatch, capfd):
+    """Neither the conductor, whose check is made by a child (which finds no GPU), nor the section that runs train.py."""
+    gpus = Gpus()
+    monkeypatch.setitem(sys.modules, "cupy", gpus.cupy)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", str(tmp_path / "out")])
+    assert gpu.main() == 2
+    assert capfd.readouterr().err.startswith("error: no CUDA: ")
+    (tmp_path / "train.py").write_text("import sys; sys.exit('its last words')")
+    monkeypatch.setattr(training, "ROOT", tmp_path)
+    with pytest.raises(RuntimeError, match="status 1: its last words"):
+        training.training(section_of(tmp_path, "run"), "bf16", tmp_path / "run")
+    assert gpus.used == []
+
+
+@pytest.mark.parametrize(("says", "used"), [("1234\n", 1234 << 20), ("[N/A]\n", math.nan), (None, math.nan)])
+def test_the_memory_that_is_used_by_nvidia_smi(says, used, monkeypatch):
+    asked = []
+    monkeypatch.setattr(machine, "first_line", lambda command: asked.append(command) or (says or "").strip())
+    np.testing.assert_equal(machine.memory_used("0000:3B:00.0"), used)
+    assert asked[0][:2] == ["nvidia-smi", "--id=0000:3B:00.0"]
 
 
 def ended(pid, seconds=5.0):
@@ -230,12 +269,13 @@ def test_our_contender_trains_and_writes(captured, monkeypatch):
 
 
 class OnHost:
-    """NumPy under the name of CuPy."""
+    """NumPy under the names of CuPy."""
 
     def __init__(self):
         self.cuda = self
 
     def __getattr__(self, name):
+        existing("cupy", name)
         return getattr(np, name)
 
     def Device(self):

@@ -4,14 +4,21 @@ A captured step must make the very bits of the step run op by op, whatever is do
 opposite order of threads, so no order can matter either.
 """
 
+import contextlib
 import dataclasses
 import inspect
+import os
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import fake_cupy
+import test_cuda_kernels as kernels
+import test_gpu
 from cuda_bounds import as_rounded
 from gpt.config import TrainConfig
 from gpt.generate import Sampling, generate
@@ -19,12 +26,14 @@ from gpt.stages import MODELS
 from gpt.step import TrainState, loss_and_gradients, train_step
 from shim.host import HostRuntime, KernelError, owner_of, require_compiler
 from small import config_of, start
-from tensorlite import KVCache, Reference, cuda
+from tensorlite import DeviceError, KVCache, Reference, cuda
 from tensorlite.cuda import graph, optim, random
 from tensorlite.cuda.arena import ROUND, Arena
+from tensorlite.cuda.cublaslt import Product
 from tensorlite.cuda.graph import SLOTS
 from tensorlite.cuda.ops import LAG, PRECISIONS
 from tensorlite.cuda.random import Counter
+from tensorlite.cuda.runtime import _epilogue
 from tensorlite.random import make_key
 
 REFERENCE = Reference(check=False)
@@ -705,3 +714,70 @@ def test_ids_out_of_range_are_refused_where_they_are_looked_at():
 def test_arrays_of_two_shapes_are_not_added():
     with pytest.raises(ValueError, match="differ"):
         ops_of().add(zeros(3), zeros(4))
+
+
+# ---- the suite for a GPU ----
+
+
+class Refusing(HostRuntime):
+    """Epilogues by the library alone; where it is not asked for one, the error of a Cuda."""
+
+    def gemm(self, a, b, out, *, compute, apart=None, **extras):
+        epilogue = _epilogue(**extras)
+        a_t, b_t = (not x.flags.c_contiguous for x in (a, b))
+        product = Product(*a.shape[:1], *b.shape[1:], *b.shape[:1], a_t, b_t, str(a.dtype), str(out.dtype), compute, epilogue)
+        if not product.offered:
+            raise DeviceError(f"has no way to compute {product}")
+        super().gemm(a, b, out, compute=compute, **extras)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("name", kernels.APART)
+def test_the_gpu_suite_asks_for_epilogues_that_the_library_has(name, precision):
+    """Of an op and precision of that suite some size must work, and of one that it leaves out none can."""
+    both = kernels.Both(precision)
+    both.ops = [cuda.Ops(precision, runtime=Refusing())] * 2
+    function, shapes = kernels.CHECKS[name]
+    works = False
+    for shape in shapes:
+        with contextlib.suppress(DeviceError):
+            function(both, **shape)
+            works = True
+            break
+    assert works == ((name, precision) in test_gpu.BY_THE_LIBRARY)
+
+
+SUITE = """
+import os, pytest
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("i", range(12))
+def test_some(i):
+    with open("workers", "a") as file:
+        file.write(os.environ.get("PYTEST_XDIST_WORKER", "none") + "\\n")
+"""
+
+
+@pytest.mark.parametrize("flags", [["-n", "3"], ["-n", "3", "tests/test_gpu.py"]])
+def test_the_suite_for_a_gpu_runs_in_one_process(flags, tmp_path):
+    """However pytest is called, with the project's own settings, where CuPy is (an empty package is enough here)."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_gpu.py").write_text(SUITE)
+    (tmp_path / "tests" / "test_other.py").write_text("def test_a(): pass\ndef test_b(): pass\n")
+    shutil.copy(Path(__file__).with_name("conftest.py"), tmp_path / "tests")
+    shutil.copy(Path(__file__).parents[1] / "pyproject.toml", tmp_path)
+    (tmp_path / "cupy").mkdir()
+    (tmp_path / "cupy" / "__init__.py").touch()
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *flags]
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment = outside | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    workers = (tmp_path / "workers").read_text().split()
+    assert len(workers) == 12
+    assert len(set(workers)) == 1
+
+
+def test_all_tests_of_a_gpu_are_in_one_file():
+    marked = [path.name for path in Path(__file__).parent.glob("test_*.py") if "pytest.mark.gpu" in path.read_text()]
+    assert set(marked) == {"test_gpu.py", Path(__file__).name}  # here it is a text

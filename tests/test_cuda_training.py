@@ -2,24 +2,31 @@
 
 import dataclasses
 import os
+import re
+import shutil
 import signal
-from types import SimpleNamespace
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tensorlite.cuda.runtime
-from gpt import backends, checkpoint, dry_run, folder, plan
+import train
+from fake_cupy import Gpus, StandIn
+from gpt import backends, checkpoint, dry_run, folder, gpus, plan
 from gpt.backends import choose
 from gpt.config import PRESETS, Preset, TrainConfig
 from gpt.errors import ConfigError, TrainingError
 from gpt.estimate import count, seconds_of
 from gpt.parallel import Workers
+from gpt.ranks import Alone
 from gpt.stages import MODELS
 from gpt.trainer import Trainer
 from shim.host import HostRuntime, require_compiler
 from small import PANGRAMS, config_of
 from tensorlite import Device, DeviceError, Reference
+from tensorlite.cache import cache_folder, write_whole
 from tensorlite.cuda import Ops, nvrtc
 from tensorlite.cuda.runtime import Cuda
 from tensorlite.cuda.table import ROWS
@@ -148,39 +155,154 @@ def test_own_ops_are_told():
     assert "softmax" not in backends._own(Ops)
 
 
-def loading(monkeypatch, error=None):
-    """A Cuda that is about to load its first kernel, on a driver that answers so."""
+class Lt:
+    """cuBLASLt that knows so many ways to compute a product, and takes its pointers without a word."""
 
-    class Module:
-        def load(self, code):
-            if error:
-                raise RuntimeError(error)
+    def __init__(self, ways=1):
+        self.ways = ways
 
-        def get_function(self, name):
-            return name
+    def create(self):
+        return None
 
-    runtime = Cuda.__new__(Cuda)
-    runtime.name, runtime.architecture, runtime.shared_memory, runtime._modules = "a GPU", 90, 99 << 10, {}
-    runtime.xp = SimpleNamespace(cuda=SimpleNamespace(function=SimpleNamespace(Module=Module)))
+    def version(self):
+        return 130000
+
+    def new(self, what, *_):
+        return what
+
+    def set(self, *_):
+        pass
+
+    def call(self, name, *arguments, about=None):
+        if name == "MatmulAlgoGetHeuristic":
+            arguments[-1]._obj.value = self.ways
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """Puts a stand-in of CuPy and cuBLASLt in the place of the real ones: a Cuda can be made. Kernels are compiled to nothing."""
+
+    def make(ways=1, **options):
+        gpus = Gpus(**options)
+        monkeypatch.setitem(sys.modules, "cupy", gpus.cupy)
+        monkeypatch.setattr(tensorlite.cuda.runtime, "Library", lambda: Lt(ways))
+        return gpus
+
+    monkeypatch.setenv("TENSORLITE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(nvrtc, "architectures", lambda: (80, 90))
     monkeypatch.setattr(nvrtc, "version", lambda: (13, 0))
-    monkeypatch.setattr(nvrtc, "cubin", lambda *_: b"")
-    return runtime
+    monkeypatch.setattr(nvrtc, "compile_file", lambda *_: (b"code", ""))
+    return make
 
 
-def test_a_driver_older_than_the_compiler(monkeypatch):
-    runtime = loading(monkeypatch, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION")
-    with pytest.raises(
-        DeviceError, match=r"driver cannot load code of CUDA 13\.0 .*UNSUPPORTED.*update the driver, or install CuPy"
-    ):
-        runtime._load("layernorm.cu", "layernorm_forward", {"C": 8}, 0)
+def refuse(code):
+    raise RuntimeError("CUDA_ERROR_UNSUPPORTED_PTX_VERSION")
 
 
-def test_heads_too_large_for_shared_memory(monkeypatch):
-    runtime = loading(monkeypatch)
-    assert runtime._load("attention.cu", "attention_forward", {"D": 64}, 0) == "attention_forward"
-    with pytest.raises(DeviceError, match="needs 123136 bytes of shared memory, a GPU has 101376; use smaller heads"):
-        runtime._load("attention.cu", "attention_forward", {"D": 384}, 123136)
+def test_a_backend_that_is_chosen_has_run_a_kernel_and_a_matmul(gpu):
+    gpus = gpu(count=2)
+    gpus.current = 1
+    assert choose("auto", GPU).name == "fast"
+    assert [what for what, _ in gpus.used] == ["ones", "alloc", "spin", "synchronize"]
+    assert {number for _, number in gpus.used} == {1}  # the device of a rank stays the current one
+
+
+@pytest.mark.parametrize(
+    ("ways", "load", "words"),
+    [
+        (1, refuse, r"driver cannot load code of CUDA 13\.0 .*UNSUPPORTED.*update the driver, or install CuPy"),
+        (0, lambda code: None, "cuBLASLt 130000 has no way to compute .*bf16"),
+    ],
+)
+def test_auto_falls_back_where_a_kernel_or_a_matmul_fails(ways, load, words, gpu):
+    gpu(ways=ways, load=load)
+    backend = choose("auto", GPU)
+    assert backend.name == "reference"
+    assert re.search(words, backend.description)
+    with pytest.raises(DeviceError, match=words):
+        choose("fast", GPU)
+
+
+def test_auto_falls_back_where_a_launch_fails(gpu):
+    """CuPy's own errors too; but a GPU whose memory is taken is no reason to try it another way."""
+    gpus = gpu()
+    error = RuntimeError("cudaErrorNoKernelImageForDevice")
+
+    def fail():
+        raise error
+
+    gpus.cupy.cuda.Device = lambda: StandIn("cupy.cuda.Device", id=0, compute_capability="90", synchronize=fail)
+    assert "Imaginary GPU 0 cannot run the fast backend (cudaErrorNoKernel" in choose("auto", GPU).description
+    error = MemoryError("taken")
+    with pytest.raises(MemoryError):
+        choose("auto", GPU)
+
+
+def test_heads_too_large_for_shared_memory(gpu):
+    gpu()
+    runtime = Cuda()
+    assert runtime._load("attention.cu", "attention_forward", {"D": 64}, 0)
+    most = 99 << 10
+    for shared in (123136, most, most - 8):
+        with pytest.raises(DeviceError, match=f"needs {shared} bytes of shared memory, .* has {most}; use smaller heads"):
+            runtime._load("attention.cu", "attention_forward", {"D": 384}, shared)
+
+
+def test_a_choice_is_of_the_kernels_that_it_was_made_with(gpu, monkeypatch):
+    gpu()
+    first = Cuda().choices.path
+    assert Cuda().choices.path == first
+    monkeypatch.setattr(nvrtc, "KERNELS", changed_kernels(first.parent))
+    assert Cuda().choices.path != first
+
+
+def changed_kernels(folder):
+    """A copy of the kernel files in which one says something else."""
+    shutil.copytree(nvrtc.KERNELS, folder / "kernels-of-tomorrow")
+    (folder / "kernels-of-tomorrow" / "reduce.cu").write_text("// other")
+    return folder / "kernels-of-tomorrow"
+
+
+# ---- the cache ----
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut short", "garbage", "a bit", "of an older version", "a folder"])
+def test_damaged_code_is_compiled_anew(damage, gpu, monkeypatch):
+    """Once: the file is whole again afterwards. What no driver was asked about can do no harm either."""
+    code, made = bytes(range(256)) * 10, []
+    monkeypatch.setattr(nvrtc, "compile_file", lambda *_: made.append(1) or (code, ""))
+    assert nvrtc.cubin("spin.cu", 90, {}) == code
+    (path,) = (cache_folder() / "kernels").iterdir()
+    whole = path.read_bytes()
+    if damage == "a folder":
+        path.unlink(), path.mkdir()
+    else:
+        flipped = whole[:100] + bytes([whole[100] ^ 1]) + whole[101:]
+        path.write_bytes(
+            {"empty": b"", "cut short": whole[:-1], "garbage": b"x" * 5000, "a bit": flipped, "of an older version": code}[damage]
+        )
+    for _ in range(2):
+        assert nvrtc.cubin("spin.cu", 90, {}) == code
+    assert len(made) == (3 if damage == "a folder" else 2)
+    assert damage == "a folder" or path.read_bytes() == whole
+
+
+def test_two_writers_of_one_number_do_not_meet(tmp_path, monkeypatch):
+    """Two hosts with one home folder: each has its own partial file, though their processes have the same number."""
+    partial, replace = [], Path.replace
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    monkeypatch.setattr(Path, "replace", lambda self, target: partial.append(self.name) or replace(self, target))
+    for data in (b"one", b"two"):
+        write_whole(tmp_path / "file", data)
+    assert len(set(partial)) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path):
+    (tmp_path / "file").mkdir()
+    with pytest.raises(OSError, match="file"):
+        write_whole(tmp_path / "file", b"data")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 # ---- the plan of a step ----
@@ -222,12 +344,79 @@ def test_a_plan_of_the_full_model():
     flops = float(text.splitlines()[-2].split()[3]) * 1e9
     counted = count(shakespeare.model, shakespeare.train, ROWS, itemsize=2)
     assert flops == pytest.approx(counted.flops, rel=0.05)
-    with pytest.raises(ConfigError, match="gpu 'GTX 970' is not known; one of A100, H100"):
-        dry_run.named("GTX 970")
-    assert [dry_run.named(gpu) for gpu in ("nvidia l40s", "NVIDIA H200", "rtx4090")] == ["L40S", "H200", "RTX 4090"]
-    for other in ("NVIDIA L40", "NVIDIA RTX A1000", "NVIDIA GH200 480GB"):
-        with pytest.raises(ConfigError, match="is not known"):
-            dry_run.named(other)
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    {
+        "nvidia l40s": "L40S",
+        "NVIDIA L40": "L40",
+        "NVIDIA L4": "L4",
+        "NVIDIA H200": "H200",
+        "NVIDIA GH200 480GB": "GH200",
+        "NVIDIA A10": "A10",
+        "NVIDIA A10G": "A10G",
+        "NVIDIA A100-SXM4-80GB": "A100",
+        "NVIDIA H100 80GB HBM3": "H100",
+        "Tesla T4": "T4",
+        "Tesla V100-SXM2-16GB": "V100",
+        "NVIDIA RTX A6000": "RTX A6000",
+        "rtx4090": "RTX 4090",
+        "NVIDIA GeForce RTX 4070": "RTX 4070",
+        "NVIDIA GeForce RTX 4070 Ti": "RTX 4070 Ti",
+        "rtx 4070ti": "RTX 4070 Ti",
+        "NVIDIA GeForce RTX 4070 Ti SUPER": None,
+        "NVIDIA GeForce RTX 4070 SUPER": None,
+        "NVIDIA GeForce RTX 4070 Laptop GPU": None,
+        "NVIDIA GeForce RTX 4090 D": None,
+        "NVIDIA RTX A1000": None,
+        "NVIDIA RTX 4000 Ada Generation": None,
+        "GTX 970": None,
+    }.items(),
+)
+def test_a_name_means_one_card_or_none(said, meant, capsys):
+    """One that is asked for must be known; for one that is here and is not, other figures are taken, and that is said."""
+    here = Device("cuda", np, said)
+    if meant:
+        assert gpus.named(said) == gpus.figures_for(said, GPU) == gpus.figures_for(None, here) == meant
+        assert capsys.readouterr().out == ""
+    else:
+        with pytest.raises(ConfigError, match=f"gpu '{said}' is not known; one of V100, T4, A100"):
+            gpus.figures_for(said, here)
+        assert gpus.figures_for(None, here) == "H200"
+        assert capsys.readouterr().out.startswith(f"note     no datasheet figures are known here of {said}: these are an H200's")
+
+
+def test_figures_without_any_gpu():
+    assert gpus.figures_for(None, Device("cpu", np, "")) == "H200"
+
+
+def test_every_card_has_a_plan(monkeypatch):
+    """Without any package that only a GPU's user has; on cards that the kernels do not run on, in float32, and marked."""
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    config = config_of("gpt", n_embd=48, block_size=16)
+    for name, gpu in gpus.GPUS.items():
+        text = dry_run.step_plan(config, TRAIN, "auto", 300, name)
+        assert f"a step on one {name} in {'bf16' if gpu.bf16 else 'float32'}: " in text
+        assert ("compute capability 8.0" in text) == (name in ("T4", "V100"))
+    for precision in ("bf16", "tf32"):
+        with pytest.raises(ConfigError, match=f"precision {precision}: the tensor cores of the T4 do not know it; --pr"):
+            dry_run.step_plan(config, TRAIN, precision, 300, "Tesla T4")
+
+
+def test_train_takes_the_device_of_its_rank_and_plans_for_any_card(monkeypatch, capsys, corpus):
+    asked = []
+
+    def pick(*arguments):
+        asked.append(arguments)
+        return Device("cuda", np, "NVIDIA GeForce RTX 4070 Laptop GPU")
+
+    ranks = Alone()
+    ranks.local_rank = 3
+    monkeypatch.setattr(train, "pick_device", pick)
+    assert train.run(train.Args(dry_run=True, preset="layernorm", data=corpus), ranks) == 0
+    assert asked == [("auto", 3)]
+    assert "a step on one H200 in bf16" in capsys.readouterr().out
 
 
 def test_the_estimated_cache_is_the_real_one():
@@ -241,3 +430,18 @@ def test_the_estimated_cache_is_the_real_one():
         _, cache = MODELS["gpt"].forward(ops, table.tree(params), idx, idx.copy(), config, ops.key(0, 0))
         counted = count(config, TRAIN, ROWS, itemsize=itemsize).cache_bytes
         assert cache_bytes(cache, [params]) == pytest.approx(counted, rel=0.15)
+
+
+@pytest.mark.parametrize(("precision", "itemsize"), [("bf16", 2), ("float32", 4)])
+@pytest.mark.parametrize(("T", "B"), [(256, 64), (2048, 8), (4096, 8), (8192, 4)])
+def test_the_estimate_counts_what_this_backend_stores(T, B, precision, itemsize):
+    """No scores of attention, so a long context is not refused where it fits: what a step reserves, and a little more."""
+    shakespeare = PRESETS["shakespeare"]
+    config = dataclasses.replace(shakespeare.model, block_size=T, vocab_size=65)
+    train = dataclasses.replace(shakespeare.train, batch_size=B)
+    counted = count(config, train, ROWS, itemsize=itemsize)
+    reserved = dry_run.count(Ops(precision, check=False, runtime=dry_run.Counting()), config, train, 1_000_000)
+    reserved += 16 * counted.n_params  # parameters, gradients and moments
+    assert reserved < counted.peak_bytes < 1.3 * reserved
+    scores = 4 * 8 * B * config.n_head * T * T
+    assert count(config, train).scratch_bytes >= scores  # the reference does store them

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from curves import BACKENDS, CONFIG, DATA, STEPS, curve
+from fake_cupy import Gpus, StandIn
 from gpt import checkpoint
 from gpt.config import TrainConfig
 from gpt.errors import ConfigError, TrainingError
@@ -155,7 +156,25 @@ def test_more_ranks_than_shards_is_a_clear_error():
         Workers(Reference, 2, 1, ranks)
 
 
-def test_nccl_sums_device_arrays_and_mpi_the_rest():
+def with_gpus(monkeypatch, **options):
+    """CuPy of a machine with GPUs, which knows NCCL only once cupy.cuda.nccl is imported."""
+    cupy = Gpus(**options).cupy
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setitem(sys.modules, "cupy.cuda", cupy.cuda)
+    return cupy
+
+
+def test_nccl_that_is_not_installed_is_a_clear_error(monkeypatch):
+    """CuPy's module is there all the same, and says so."""
+    comm = SimpleNamespace(Get_rank=lambda: 0, Get_size=lambda: 2, Split_type=lambda kind: comm, bcast=lambda value: value)
+    monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", StandIn("cupy.cuda.nccl", available=False))
+    for version in (12, 13):
+        cupy = with_gpus(monkeypatch, compiler=version)
+        with pytest.raises(ConfigError, match=f'several GPUs need NCCL.*pip install "nvidia-nccl-cu{version}"'):
+            NcclRanks(SimpleNamespace(COMM_WORLD=comm, COMM_TYPE_SHARED=0), cupy)
+
+
+def test_nccl_sums_device_arrays_and_mpi_the_rest(monkeypatch):
     """Against stand-ins of the two libraries: which buffer, of which length and type, goes where."""
     sent = []
 
@@ -189,10 +208,11 @@ def test_nccl_sums_device_arrays_and_mpi_the_rest():
             vars(self).update(names)
 
     mpi = Library(COMM_WORLD=Comm(), COMM_TYPE_SHARED=0, IN_PLACE="in place")
-    nccl = Library(
-        NCCL_SUM=0, NCCL_FLOAT32=7, NCCL_FLOAT64=8, NcclCommunicator=Communicator, get_unique_id=lambda: pytest.fail("rank 1")
-    )
-    cupy = Library(cuda=Library(nccl=nccl, get_current_stream=lambda: Library(ptr=99)))
+    types = {"NCCL_SUM": 0, "NCCL_FLOAT32": 7, "NCCL_FLOAT64": 8}
+    made = {"NcclCommunicator": Communicator, "get_unique_id": lambda: pytest.fail("rank 1")}
+    monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", StandIn("cupy.cuda.nccl", available=True, **types, **made))
+    cupy = with_gpus(monkeypatch)
+    cupy.cuda.get_current_stream = lambda: StandIn("cupy.cuda.Stream", ptr=99)
     ranks = NcclRanks(mpi, cupy)
     on_device_ = Library(data=Library(ptr=1234), size=10, dtype=np.dtype(np.float32))
     on_host = np.ones(3)
@@ -237,6 +257,47 @@ def test_two_ranks_have_the_same_loss_curve(shards, accumulation, mpiexec, tmp_p
         np.testing.assert_array_equal(a[name], b[name])
     assert_same_curve(a["losses"], a["params"])
     assert float(a["val"]) == pytest.approx(curve(shards, ROWS // accumulation, accumulation)[2], rel=ROUNDING)
+
+
+SHARED = "ranks: ranks 0, 1 would share one GPU (0000:03:00.0); start one rank per GPU"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ("2 3,7", "2 3,7", ("gpu 0000:03:00.0", "gpu 0000:07:00.0")),  # both see both
+        ("1 3", "1 7", ("gpu 0000:03:00.0", "gpu 0000:07:00.0")),  # each sees its own
+        ("2 3,7", "1 3", (SHARED, SHARED)),
+        ("1 3", "1 3", (SHARED, SHARED)),
+        ("1 3", "0 -", ("ranks: no CUDA on rank 1, and the others have it",) * 2),
+        ("0 -", "0 -", ("cpu", "cpu")),
+    ],
+)
+def test_each_rank_has_a_gpu_of_its_own(first, second, expected, mpiexec, tmp_path):
+    """Real processes with stand-ins of CuPy and NCCL: how many devices each rank sees, and which."""
+    done = ended(mpiexec(tmp_path, *([HERE / "gpu_ranks_program.py", *sees.split()] for sees in (first, second))))
+    assert done.returncode == 0, done.stderr
+    for said, words in zip(sorted(done.stdout.splitlines()), expected, strict=True):
+        assert said.startswith(words)
+
+
+def test_gpus_of_two_machines_may_have_one_number(monkeypatch):
+    """A number on the bus is of one machine; the second machine's is named by its first rank, 2."""
+    found = [(0, "0000:03:00.0"), (0, "0000:07:00.0"), (2, "0000:03:00.0"), (2, "0000:07:00.0")]
+    here = SimpleNamespace(Get_rank=lambda: 0, Get_size=lambda: 2, bcast=lambda rank: rank)
+    comm = SimpleNamespace(
+        Get_rank=lambda: 2, Get_size=lambda: 4, Split_type=lambda kind: here, allgather=lambda own: found, bcast=lambda value: b"id"
+    )
+    made = {"NcclCommunicator": lambda *own: own, "get_unique_id": lambda: pytest.fail("rank 2")}
+    types = {"NCCL_SUM": 0, "NCCL_FLOAT32": 7, "NCCL_FLOAT64": 8}
+    monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", StandIn("cupy.cuda.nccl", available=True, **types, **made))
+    cupy = with_gpus(monkeypatch, count=2)
+    ranks = MpiRanks(SimpleNamespace(COMM_WORLD=comm, COMM_TYPE_SHARED=0))
+    assert (ranks.rank, ranks.local_rank) == (2, 0)
+    assert on_device(ranks, cupy).nccl == (4, b"id", 2)
+    found[3] = found[2]
+    with pytest.raises(ConfigError, match=r"^ranks: ranks 2, 3 would share one GPU \(0000:03"):
+        on_device(ranks, cupy)
 
 
 SMALL = ["--preset", "layernorm", "--n-layer", "2", "--n-embd", "8", "--n-head", "2", "--batch-size", "4", "--eval-batches", "2"]

@@ -1,8 +1,11 @@
 """Devices, array libraries, and what importing tensorlite needs."""
 
+import ast
+import re
 import subprocess
 import sys
-import types
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +26,8 @@ from tensorlite import (
     pick_device,
     to_numpy,
 )
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -193,39 +198,132 @@ def test_device_without_cupy(monkeypatch):
         pick_device("cuda")
 
 
-class Runtime:
-    """cupy.cuda.runtime of a machine with `count` devices, or with a broken driver."""
+def refusing(cupy, words):
+    """CuPy whose driver answers so."""
 
-    def __init__(self, count):
-        self.count = count
+    def count():
+        raise RuntimeError(words)
 
-    def getDeviceCount(self):
-        if self.count is None:
-            raise RuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient")
-        return self.count
+    cupy.cuda.runtime.getDeviceCount = count
+    return cupy
 
-    def getDeviceProperties(self, _):
-        return {"name": b"Imaginary GPU"}
+
+@pytest.fixture
+def install(monkeypatch):
+    """Puts a machine's CuPy in the place of the real one."""
+    return lambda gpus: monkeypatch.setitem(sys.modules, "cupy", gpus.cupy) or gpus
 
 
 @pytest.mark.parametrize(("count", "words"), [(None, "insufficient"), (0, "no device")])
-def test_device_with_cupy_and_no_gpu(count, words, cupy):
-    cupy.cuda = types.SimpleNamespace(runtime=Runtime(count), Device=lambda: types.SimpleNamespace(id=0))
+def test_device_with_cupy_and_no_gpu(count, words, install):
+    gpus = install(fake_cupy.Gpus(count or 0))
+    if count is None:
+        refusing(gpus.cupy, "cudaErrorInsufficientDriver: CUDA driver version is insufficient")
     assert words in pick_device("auto").reason
     with pytest.raises(DeviceError, match=words):
         pick_device("cuda")
 
 
-def test_device_that_cannot_compute(cupy, monkeypatch):
+def test_device_that_cannot_compute(install):
     """A driver and no toolkit: the count is right, the first kernel fails."""
-    cupy.cuda = types.SimpleNamespace(runtime=Runtime(1), Device=lambda: types.SimpleNamespace(id=0))
-    cupy.ones = lambda *_: (_ for _ in ()).throw(RuntimeError("libnvrtc.so not found"))
-    assert "cannot compute (libnvrtc" in pick_device("auto").reason
+    gpus = install(fake_cupy.Gpus())
+    gpus.cupy.ones = lambda *_: (_ for _ in ()).throw(RuntimeError("libcublas.so not found"))
+    assert "cannot compute (libcublas" in pick_device("auto").reason
     with pytest.raises(DeviceError, match="cuda13x"):
         pick_device("cuda")
 
 
-def test_device_with_a_gpu(cupy):
-    cupy.cuda = types.SimpleNamespace(runtime=Runtime(1), Device=lambda: types.SimpleNamespace(id=0))
+@pytest.mark.parametrize(("driver", "compiler", "works"), [(12, 13, False), (12, 12, True), (13, 12, True), (13, 13, True)])
+def test_a_compiler_newer_than_the_driver(driver, compiler, works, install):
+    """As two extras for two versions of CUDA bring it: what to uninstall is said before anything is compiled."""
+    gpus = install(fake_cupy.Gpus(driver=driver, compiler=compiler))
+    if works:
+        assert pick_device("cuda").name == "cuda"
+        return
+    words = r"compiler is of CUDA 13, and the driver, of CUDA 12, .*; pip uninstall nvidia-cuda-nvrtc, then .*\[cuda12x\]"
+    with pytest.raises(DeviceError, match=words):
+        pick_device("cuda")
+    assert gpus.used == []
+
+
+def test_device_with_a_gpu(install):
+    gpus = install(fake_cupy.Gpus(2))
     device = pick_device("auto")
-    assert (device.name, device.xp, device.description) == ("cuda", cupy, "Imaginary GPU")
+    assert (device.name, device.xp, device.description) == ("cuda", gpus.cupy, "Imaginary GPU 0")
+
+
+def test_only_the_device_of_a_rank_is_touched(install):
+    """By its number on its machine, counted round; later looks leave it as it is."""
+    gpus = install(fake_cupy.Gpus(2))
+    assert pick_device("cuda", 3).description == "Imaginary GPU 1"
+    assert pick_device("cuda").description == "Imaginary GPU 1"
+    assert gpus.used == [("use", 1), ("ones", 1), ("ones", 1)]
+
+
+def required(extra):
+    """The packages that an extra names, those of the extras that it is made of included."""
+    for requirement in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][extra]:
+        name, extras = re.match(r"([\w-]+)(?:\[([\w,]+)\])?", requirement).groups()
+        if name == "tensorlite":
+            for other in extras.split(","):
+                yield from required(other)
+        else:
+            yield name
+
+
+@pytest.mark.parametrize("extra", ["kernels", "test", "dev", "cuda12x"])
+def test_no_extra_brings_libraries_of_cuda_13_where_cuda_12_is(extra):
+    """CuPy and this library would take a compiler of CUDA 13 before one of 12, wherever both are installed."""
+    of_nvidia = [name for name in required(extra) if name.startswith(("nvidia", "cupy"))]
+    assert of_nvidia
+    assert all(name.endswith(("-cu12", "-cuda12x")) for name in of_nvidia)
+    assert {"cupy-cuda13x", "nvidia-nccl-cu13"} <= set(required("cuda13x"))
+
+
+# ---- CuPy's names ----
+
+
+def test_a_stand_in_knows_no_name_that_cupy_does_not():
+    for part in (fake_cupy.module(), fake_cupy.Gpus().cupy.cuda):
+        for use in (lambda part: part.nccl, lambda part: part.geterr, lambda part: setattr(part, "nccl", 1)):
+            with pytest.raises(AttributeError, match=f"module '{part.__name__}' has no attribute"):
+                use(part)
+    assert fake_cupy.module().sqrt(4.0).get() == 2.0
+    own = {name for name in vars(fake_cupy.ndarray) if not name.startswith("_")}
+    assert own <= fake_cupy.NAMES["cupy.ndarray"]
+
+
+def chain(node):
+    """["xp", "cuda", "Device", "id"] of xp.cuda.Device(0).id."""
+    if isinstance(node, ast.Call):
+        return chain(node.func)
+    if isinstance(node, ast.Attribute):
+        return [*chain(node.value), node.attr]
+    return [node.id] if isinstance(node, ast.Name) else [""]
+
+
+def used_of_cupy(path):
+    """(part, name) of what a file asks CuPy for: through what is called xp or cupy, or is imported from it."""
+    tree, roots = ast.parse(path.read_text()), {"xp": "cupy", "cupy": "cupy"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in ("cupy", "cupy_backends"):
+            for name in node.names:
+                part = f"{node.module}.{name.name}"
+                roots[name.name] = part
+                yield (part, None) if part in fake_cupy.NAMES else (node.module, name.name)
+    for node in ast.walk(tree):
+        words = chain(node) if isinstance(node, ast.Attribute) else []
+        for root in {"xp", "cupy", *words[:1]} & roots.keys() & set(words[:-1]):  # self.xp too, but of imported names no attribute
+            part = roots[root]
+            for name in words[words.index(root) + 1 :]:
+                if part in fake_cupy.NAMES and not name.startswith("__"):
+                    yield part, name
+                part = f"{part}.{name}"
+
+
+def test_every_name_of_cupy_that_is_used_exists():
+    files = [path for folder in ("tensorlite", "gpt", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    used = {use for path in [*files, ROOT / "train.py", ROOT / "sample.py"] for use in used_of_cupy(path)}
+    assert {("cupy.cuda.runtime", "memGetInfo"), ("cupy.cuda.Device", "id"), ("cupy.cuda.nccl", None)} <= used
+    assert {("cupy.cuda.nccl", "NCCL_SUM"), ("cupy_backends.cuda.api.driver", "funcSetAttribute")} <= used
+    assert {(part, name) for part, name in used if name is not None and name not in fake_cupy.NAMES[part]} == set()

@@ -21,6 +21,7 @@ def machine(section: Section) -> None:
         gpu=runtime.name,
         capability=runtime.architecture / 10,
         memory_bytes=int(xp.cuda.runtime.memGetInfo()[1]),
+        pci=xp.cuda.Device().pci_bus_id,
         driver=first_line(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]),
         cuda_of_driver=xp.cuda.runtime.driverGetVersion(),
         cublaslt=runtime.library.version(),
@@ -60,6 +61,14 @@ def first_line(command: list[str]) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=ROOT, check=True)
         return done.stdout.splitlines()[0].strip()
     return ""
+
+
+def memory_used(pci: str) -> float:
+    """Bytes of a GPU's memory that are taken, as nvidia-smi says: asking CUDA would make a context. NaN where it does not say."""
+    query = ["nvidia-smi", f"--id={pci}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    with contextlib.suppress(ValueError):
+        return float(first_line(query)) * 2**20
+    return math.nan
 
 
 def commit() -> str:

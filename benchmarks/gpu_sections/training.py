@@ -1,5 +1,6 @@
 """train.py --preset shakespeare from start to end: twice in bf16 for the same bits, once in tf32."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -15,6 +16,7 @@ from typing import Any
 
 from gpt import checkpoint, folder
 from gpu_sections.contenders import GRAPH
+from gpu_sections.machine import memory_used
 from gpu_sections.report import Section, say
 from gpu_sections.subject import CONFIG, ROOT, TRAIN
 
@@ -53,25 +55,25 @@ def slower(found: dict) -> float:
 
 def training(section: Section, precision: str, out: Path) -> dict[str, Any]:
     """One run of train.py, and what it leaves. Raises RuntimeError with its last words when it fails."""
-    import cupy
-
     command = [sys.executable, str(ROOT / "train.py"), "--preset", "shakespeare", "--device", "cuda", "--backend", "fast"]
     command += ["--precision", precision, "--out", str(out)] + (
         ["--data", str(section.args.data.resolve())] if section.args.data else []
     )
     command += ["--max-iters", "300", "--eval-interval", "100", "--eval-batches", "5"] if section.args.quick else []
     out.mkdir(parents=True)
-    before = least = cupy.cuda.runtime.memGetInfo()[0]
+    pci = section.report.found.get("machine", {}).get("pci", "0")
+    before = most = memory_used(pci)
     start = time.monotonic()
     with (out / "said").open("w+") as said_by_it:
         process = subprocess.Popen(command, cwd=ROOT, stdout=said_by_it, stderr=subprocess.STDOUT)
         while process.poll() is None:
-            least = min(least, cupy.cuda.runtime.memGetInfo()[0])
+            most = max(most, memory_used(pci))
             if section.left < 2:
                 process.kill()
                 process.wait()
                 raise RuntimeError("ended at the section's limit of time")
-            time.sleep(0.2)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.5)
         wall = time.monotonic() - start
         said_by_it.seek(0)
         words = said_by_it.read()
@@ -80,7 +82,7 @@ def training(section: Section, precision: str, out: Path) -> dict[str, Any]:
         error.add_note(words[-4000:])
         raise error
     shutil.copy(out / "loss.png", section.args.out / "gpu.png")
-    return results(out, words) | {"wall": wall, "memory": before - least}
+    return results(out, words) | {"wall": wall, "memory": most - before}
 
 
 def results(out: Path, words: str) -> dict[str, Any]:

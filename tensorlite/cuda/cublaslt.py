@@ -101,6 +101,14 @@ class Product:
                 f"{self}: (operands, compute) is one of {[*COMPUTE]}, out one of {[*DTYPES]}, epilogue one of {[*EPILOGUES]}"
             )
 
+    @property
+    def offered(self) -> bool:
+        """Whether the library is asked for it at all."""
+        aux = AUX in EPILOGUES[self.epilogue][1]
+        if (self.epilogue == "column_sum" and self.b_t) or (aux and self.N % 8):
+            return False  # BGRADA wants its A not transposed, AUX_LD a multiple of 8
+        return not (aux and self.operands == "float32")  # how the library makes its tanh, it does not say: our own GELU is exact
+
     def __str__(self) -> str:
         a = f"({self.K}, {self.M}).T" if self.a_t else f"({self.M}, {self.K})"
         b = f"({self.N}, {self.K}).T" if self.b_t else f"({self.K}, {self.N})"
@@ -229,10 +237,8 @@ class Plan:
         second step, so that bits repeat from run to run: in place is not allowed, nor are parts rounded to bfloat16.
         """
         p = self.product
-        if (p.epilogue == "column_sum" and p.b_t) or (AUX in self.extra and p.N % 8):
-            return []  # BGRADA wants its A not transposed, AUX_LD a multiple of 8
-        if AUX in self.extra and p.operands == "float32":
-            return []  # a GELU as exact as float32 is our own: how the library makes its tanh, it does not say
+        if not p.offered:
+            return []
         schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE
         if p.out == "float32":
             schemes |= CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE

@@ -13,6 +13,7 @@ from tensorlite.cache import cache_folder, write_whole
 from tensorlite.xp import INSTALL_CUDA, DeviceError
 
 KERNELS = Path(__file__).parent / "kernels"
+SEAL = hashlib.sha256().digest_size  # bytes at the end of a cached file, by which damage is noticed
 
 
 class CompileError(DeviceError):
@@ -91,15 +92,21 @@ def usage(log: str) -> dict[str, Usage]:
 
 
 def cubin(file: str, architecture: int, defines: Mapping[str, object]) -> bytes:
-    """As compile_file, out of the cache on disk where it is there: a training step's dozen modules take seconds to compile."""
+    """As compile_file, from the cache on disk where that has it whole: a training step's dozen modules take seconds to compile."""
     digest = hashlib.sha256(repr((version(), architecture, sorted(defines.items()))).encode())
     for source in sorted([KERNELS / file, *KERNELS.glob("*.cuh")]):
         digest.update(source.read_bytes())
     path = cache_folder() / "kernels" / f"{Path(file).stem}-sm_{architecture}-{digest.hexdigest()[:24]}.cubin"
-    try:
-        return path.read_bytes()
-    except OSError:
-        code, _ = compile_file(file, architecture, defines)
+    with contextlib.suppress(OSError):
+        kept = path.read_bytes()
+        if kept[-SEAL:] == hashlib.sha256(kept[:-SEAL]).digest():
+            return kept[:-SEAL]
+    code, _ = compile_file(file, architecture, defines)
     with contextlib.suppress(OSError):  # no place to keep it: the next run compiles again
-        write_whole(path, code)
+        write_whole(path, code + hashlib.sha256(code).digest())
     return code
+
+
+def fingerprint() -> str:
+    """A word that changes whenever any kernel file does."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(KERNELS.glob("*.cu*")))).hexdigest()[:8]

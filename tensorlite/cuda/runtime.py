@@ -20,6 +20,7 @@ from tensorlite.version import __version__
 from tensorlite.xp import INSTALL_CUDA, Array, DeviceError, pick_device
 
 OLDEST = 80  # compute capability 8.0: bf16 on tensor cores, copies that do not wait
+STATIC_SHARED = 64  # bytes, at most, that a kernel has besides the shared memory it asks for: the key of a dropout
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 TIMED_CALLS = 10  # of a candidate in each round
 SPIN = 3_000_000  # clocks, more than a millisecond: in which the host queues them
@@ -54,7 +55,22 @@ class Cuda:
             raise DeviceError(str(error)) from error
         self.workspace = self.xp.cuda.alloc(WORKSPACE_BYTES)
         driver = self.xp.cuda.runtime.driverGetVersion()
-        self.choices = Choices(f"{self.name} driver {driver} cublaslt {self.library.version()} tensorlite {__version__}")
+        versions = f"cublaslt {self.library.version()} tensorlite {__version__} kernels {nvrtc.fingerprint()}"
+        self.choices = Choices(f"{self.name} driver {driver} {versions}")
+        self._probe()
+
+    def _probe(self) -> None:
+        """Run a kernel and a matmul. Raises DeviceError if one fails, so that a caller that has another backend can take that."""
+        try:
+            self.launch("spin.cu", "spin", 1, 1, 0)
+            a, b, out = (self.empty((16, 16), self.bfloat16) for _ in range(3))
+            plan = Plan(self.library, Product(16, 16, 16, False, False, "bfloat16", "bfloat16", "bf16"))
+            self._run(plan, self._candidates(plan)[0], a, b, out, ())
+            self.synchronize()
+        except (DeviceError, MemoryError):
+            raise
+        except Exception as error:  # CuPy's errors have no common class
+            raise DeviceError(f"{self.name} cannot run the fast backend ({error}); use --backend reference") from error
 
     # memory
 
@@ -122,7 +138,7 @@ class Cuda:
                 ) from error
             self._modules[key] = module
         kernel = self._modules[key].get_function(name)
-        if shared > self.shared_memory:
+        if shared > self.shared_memory - STATIC_SHARED:
             raise DeviceError(
                 f"{name} needs {shared} bytes of shared memory, {self.name} has {self.shared_memory}; use smaller heads (a larger "
                 "--n-head) or --backend reference"
@@ -170,15 +186,20 @@ class Cuda:
         self, plan: Plan, a: Array, b: Array, out: Array, extra: tuple[int, ...], apart: Callable[[], None] | None
     ) -> Algo | None:
         """The algorithm that is fastest here, or None for `apart`."""
-        algos = {algo.name: algo for algo in plan.candidates(self.handle, alignment=16)}
+        algos = {algo.name: algo for algo in self._candidates(plan, needed=apart is None)}
         ways: dict[str, Callable[[], None]] = {
             name: functools.partial(self._run, plan, algo, a, b, out, extra) for name, algo in algos.items()
         }
         if apart is not None:
             ways[APART] = apart
-        if not ways:
-            raise DeviceError(f"cuBLASLt {self.library.version()} has no way to compute {plan.product}; use --backend reference")
         return algos.get(self.choices.pick(str(plan.product), ways, self.time))
+
+    def _candidates(self, plan: Plan, needed: bool = True) -> list[Algo]:
+        """cuBLASLt's algorithms for a product. Raises DeviceError where there is none and one is needed."""
+        algos = plan.candidates(self.handle, alignment=16)
+        if needed and not algos:
+            raise DeviceError(f"cuBLASLt {self.library.version()} has no way to compute {plan.product}; use --backend reference")
+        return algos
 
     def time(self, work: Callable[[], object]) -> float:
         """Seconds of a call, of several in a row. The GPU is kept waiting until the host has queued them all."""

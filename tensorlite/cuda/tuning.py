@@ -7,12 +7,13 @@ a name: the algorithms that cuBLASLt offers, by their hexadecimal names, compete
     name = choices.pick(str(product), {algo.name: run(algo) for algo in algos} | {"separate kernels": separately}, time)
 """
 
+import contextlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from statistics import median
 
-from tensorlite.cache import cache_folder, write_whole
+from tensorlite.cache import cache_folder, locked, write_whole
 
 Run = Callable[[], object]  # may be called any number of times, always with the same result
 Time = Callable[[Run], float]  # calls it, and returns the seconds that it took
@@ -52,23 +53,46 @@ class Choices:
         self.path = cache_folder() / f"choices-{re.sub(r'[^A-Za-z0-9.]+', '-', machine).strip('-').lower()}.json"
         self._warn, self._warned = warn, set[str]()
         self._known = self._read()
+        self._alone = False
 
     def pick(self, key: str, candidates: Mapping[str, Run], time: Time) -> str:
         """The name of the remembered candidate, else of the one that is fastest now, which is remembered.
 
         The remembered one is run once: a graph that is captured next then finds its kernel loaded. If it raises RuntimeError, or
-        is no longer among the candidates, all are timed. Not to be called during a capture.
+        is no longer among the candidates, all are timed. One process at a time does so, and those that wait take what it remembers:
+        the ranks of a run make the choices that their next run will make. Not to be called during a capture.
         """
+        if name := self._remembered(key, candidates):
+            return name
+        with self._locked():
+            self._known |= self._read()
+            if name := self._remembered(key, candidates):
+                return name
+            name, seconds = fastest(candidates, time)
+            self._keep(key, {"algo": name, "microseconds": round(seconds * 1e6, 2), "note": f"of {len(candidates)} candidates"})
+            return name
+
+    def _remembered(self, key: str, candidates: Mapping[str, Run]) -> str:
+        """The name of the candidate that is known for the key, which has been run; "" where there is none, or it fails."""
         name = self._known.get(key, {}).get("algo", "")
         if name in candidates:
-            try:
+            with contextlib.suppress(RuntimeError):
                 candidates[name]()
                 return name
-            except RuntimeError:
-                pass
-        name, seconds = fastest(candidates, time)
-        self._keep(key, {"algo": name, "microseconds": round(seconds * 1e6, 2), "note": f"of {len(candidates)} candidates"})
-        return name
+        return ""
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One process at a time; a candidate may make choices of its own, inside."""
+        if self._alone:
+            yield
+            return
+        with locked(self.path):
+            self._alone = True
+            try:
+                yield
+            finally:
+                self._alone = False
 
     def _read(self) -> dict[str, dict]:
         try:
@@ -78,7 +102,7 @@ class Choices:
             raise ValueError("a choice is no name")
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:  # another JSON than ours included
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # any other JSON, too
             self._say(f"{self.path} cannot be read ({error}): the fastest algorithms are looked for again")
             return {}
 
