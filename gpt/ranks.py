@@ -21,6 +21,7 @@ SIZES = {  # where a launcher says how many processes it started
     "MV2_COMM_WORLD_SIZE": "mpiexec",
     "SLURM_STEP_NUM_TASKS": "srun",
 }
+PMIX = "PMIx"
 PATIENCE = 30.0  # seconds: so long a rank that was asked to stop waits for the others, which may be writing a checkpoint
 SPIN = 0.1  # seconds without a pause between two looks: ranks are hardly ever further apart
 FACTS_BYTES = 8192  # of a rank's facts, as JSON
@@ -95,29 +96,34 @@ class NcclRanks(MpiRanks):
 def join() -> Alone:
     """The ranks this process was started with. Raises ConfigError when there are several and mpi4py cannot reach them."""
     launcher, size = _started_by()
-    if size == 1:
+    if size == 1 and launcher != PMIX:
         return Alone()
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py is here, the MPI library is not
+        if size == 1:
+            return Alone()
         raise ConfigError(f"ranks: {launcher} started {size}, but mpi4py cannot be used ({error}); {INSTALL}") from error
     seen = MPI.COMM_WORLD.Get_size()
-    if seen != size:
+    if seen < size or (seen > size and launcher != PMIX):
         way_out = f"use the mpiexec that came with {INSTALL}"
         if launcher != "mpiexec":
             way_out += ", or srun --mpi=TYPE with a TYPE that this MPI library speaks (srun --mpi=list)"
         strangers = "the processes do not see each other, as launcher and mpi4py are of different MPI libraries"
         raise ConfigError(f"ranks: {launcher} started {size}, mpi4py sees {seen}: {strangers}; {way_out}")
-    return MpiRanks(MPI)
+    return MpiRanks(MPI) if seen > 1 else Alone()
 
 
 def _started_by() -> tuple[str, int]:
-    """The program that started this process, and how many it started: 1 where nothing says so."""
+    """The program that started this process, and how many it started: 1 where nothing says so.
+
+    PMIx tells a process its rank and not the number of processes: so many there are at least.
+    """
     for name, launcher in SIZES.items():
         if os.environ.get(name, "").isdigit():
             return launcher, int(os.environ[name])
-    rank = os.environ.get("PMIX_RANK", "")  # PMIx tells a process its rank and not their number: so many there are at least
-    return "PMIx", int(rank) + 1 if rank.isdigit() else 1
+    rank = os.environ.get("PMIX_RANK", "")
+    return (PMIX, int(rank) + 1) if rank.isdigit() else ("", 1)
 
 
 def agree(ranks: Alone, facts: Mapping[str, object]) -> None:

@@ -468,8 +468,21 @@ def test_processes_that_do_not_see_each_other_say_so(environment, words, monkeyp
 )
 def test_a_process_that_was_started_alone_is_alone(environment, monkeypatch):
     """Within the script of a batch job too, which has the job's size and not a step's."""
+    stand_in = SimpleNamespace(MPI=SimpleNamespace(COMM_WORLD=SimpleNamespace(Get_size=lambda: 1)))
+    monkeypatch.setitem(sys.modules, "mpi4py", stand_in)
     for name in (*SIZES, "PMIX_RANK"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert type(join()) is Alone
+
+
+def test_what_pmix_started_is_what_mpi_sees(monkeypatch):
+    """Its processes know their rank alone, and MPI how many they are."""
+    monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI=SimpleNamespace(COMM_WORLD=SimpleNamespace(Get_size=lambda: 4))))
+    monkeypatch.setattr("gpt.ranks.MpiRanks", lambda mpi: "four ranks")
+    for name in SIZES:
+        monkeypatch.delenv(name, raising=False)
+    for rank in ("0", "3"):
+        monkeypatch.setenv("PMIX_RANK", rank)
+        assert join() == "four ranks"
