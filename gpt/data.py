@@ -65,9 +65,8 @@ def load_corpus(
     raw = raw or [("the Shakespeare corpus", tiny_shakespeare().encode())]
     val_raw = [(name_of(path), read_bytes(path)) for path in val_paths]
     keep = tokenizer.vocabulary if tokenizer else ""
-    if sha256 and sha256 == _digest([text for _, text in raw], [text for _, text in val_raw]):
-        keep = "\0\r\ufeff"  # what the run learned is the files as they are: an earlier version cleaned nothing
-    texts, val_texts = ([clean(*part, keep) for part in parts] for parts in (raw, val_raw))
+    known = bool(sha256) and sha256 == _digest([text for _, text in raw], [text for _, text in val_raw])  # nothing was cleaned then
+    texts, val_texts = ([clean(*part, keep, as_it_is=known) for part in parts] for parts in (raw, val_raw))
     del raw, val_raw
     for text in (*texts, *val_texts):
         if not text.characters:

@@ -113,17 +113,19 @@ def decoded(name: str, raw: bytes | bytearray, encoding: str = "UTF-8") -> Itera
                 text = decoder.decode(raw[begin:end], final=end == len(raw))
             except UnicodeDecodeError as error:  # its object begins with what the piece before left over
                 at = end - len(error.object) + error.start
-                way_out = f"; {_guess(name, raw)}" if encoding == "UTF-8" else ": it is damaged, or its byte-order mark is wrong"
-                raise DataError(f"{name} is not {encoding} text: byte {at} is {raw[at]:#04x}{way_out}") from error
+                guess = _guess(name, raw) if encoding == "UTF-8" else "it is damaged, or its byte-order mark is wrong"
+                cut = "its end is cut off, or " if error.reason.startswith("unexpected end") else ""
+                raise DataError(f"{name} is not {encoding} text: byte {at} is {raw[at]:#04x}; {cut}{guess}") from error
             yield text
             bar.update(end - begin)
 
 
-def clean(name: str, raw: bytes | bytearray, keep: str = "") -> Text:
+def clean(name: str, raw: bytes | bytearray, keep: str = "", as_it_is: bool = False) -> Text:
     """Make a text of bytes: UTF-8 without a byte-order mark, every line ending in a line feed.
 
-    keep: characters to leave as they are even if they are a byte-order mark, NUL or carriage return, as a checkpoint's
-    vocabulary may have them. Raises DataError for what is no text.
+    keep: a checkpoint's vocabulary; if it has NUL or the carriage return, those stay.
+    as_it_is: change nothing of a UTF-8 text.
+    Raises DataError for what is no text.
     """
     notes = []
     encoding = next((encoding for mark, encoding in MARKS.items() if raw.startswith(mark)), None)
@@ -131,25 +133,25 @@ def clean(name: str, raw: bytes | bytearray, keep: str = "") -> Text:
         raw = bytearray().join(piece.encode() for piece in decoded(name, raw, encoding))
         notes.append(f"{name} was decoded from {encoding}")
         name = f"{name}, as UTF-8,"
-    if b"\0" in raw and "\0" not in keep:
+    if b"\0" in raw and not (as_it_is or "\0" in keep):
         raise DataError(f"{name} has {raw.count(0):,} NUL characters, the first at byte {raw.find(0)}; {_guess(name, raw)}")
     alphabet, characters = np.zeros(CODE_POINTS, bool), 0
     for piece in decoded(name, raw):
         codes = code_points(piece)
         alphabet[codes] = True
         characters += len(codes)
-    if raw.startswith(codecs.BOM_UTF8) and "\ufeff" not in keep:
+    if raw.startswith(codecs.BOM_UTF8) and not as_it_is:
         raw = raw[len(codecs.BOM_UTF8) :]
         characters -= 1
         alphabet[0xFEFF] = "\ufeff".encode() in raw
         notes.append(f"{name} begins with a byte-order mark, which was skipped")
-    if alphabet[ord("\r")] and "\r" not in keep:
+    if alphabet[ord("\r")] and not (as_it_is or "\r" in keep):
         pairs, all_ = raw.count(b"\r\n"), raw.count(b"\r")
         raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         characters -= pairs
         alphabet[[ord("\r"), ord("\n")]] = False, True
-        notes.append(f"{name} has {pairs:,} line ends of CR LF and {all_ - pairs:,} lone CRs, which became line feeds")
-    odd = [chr(code) for code in RARELY_MEANT if alphabet[code] and chr(code) not in keep]
+        notes.append(f"{name} ends lines with {pairs:,} CR LF and {all_ - pairs:,} lone CR, which became line feeds")
+    odd = [chr(code) for code in RARELY_MEANT if alphabet[code] and not (as_it_is or chr(code) in keep)]
     if odd:
         listed = ", ".join(f"{c!a} x{raw.count(c.encode())}" for c in odd)
         notes.append(f"{name} has characters that are rarely meant, kept as symbols: {listed}")
@@ -166,10 +168,10 @@ def _guess(name: str, raw: bytes | bytearray) -> str:
         encoding = "UTF-32LE"
     elif zeros[0] == quarter and zeros[1] > quarter / 2 > 0:
         encoding = "UTF-32BE"
-    elif max(even, odd) > len(raw) / 100 and even != odd and min(even, odd) < max(even, odd) / 100:
+    elif len(raw) % 2 == 0 and max(even, odd) > len(raw) / 100 and even != odd and min(even, odd) < max(even, odd) / 100:
         encoding = "UTF-16LE" if odd > even else "UTF-16BE"
     elif any(zeros):
-        return "it is no text, or a damaged one"
+        return "it is no text, or a damaged one: tr -d '\\000' would remove them"
     elif np.count_nonzero(view >= 0x80) < len(raw) / 3:
         encoding = "WINDOWS-1252"
     likely = "it is in another encoding" if encoding == "ENCODING" else f"it is probably {encoding}"
