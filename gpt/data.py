@@ -71,13 +71,13 @@ def load_corpus(
     for text in (*texts, *val_texts):
         if not text.characters:
             raise DataError(f"{text.name} is empty")
-    name = texts[0].name if len(texts) == 1 else f"the text of {', '.join(text.name for text in texts)}"
+    name = texts[0].name if len(texts) == 1 else f"the text of {len(texts)} files"
     digest = _digest([text.utf8 for text in texts], [text.utf8 for text in val_texts])
     if sha256 not in (None, digest):
         same = "give the same --data and --val-data, or start anew with --init-from"
         raise DataError(f"{name} is another text than the run was trained on; {same}")
     if tokenizer is None:
-        tokenizer = CharTokenizer.of_codes(np.flatnonzero(np.any([text.alphabet for text in (*texts, *val_texts)], axis=0)))
+        tokenizer = CharTokenizer.of_codes(np.unique(np.concatenate([text.alphabet for text in (*texts, *val_texts)])))
     train, dropped = _encoded(tokenizer, texts, drop_unknown)
     have, need = len(train), block_size + 1
     if val_texts:

@@ -42,7 +42,7 @@ class Text:
 
     name: str
     utf8: bytes | bytearray
-    alphabet: np.ndarray  # (CODE_POINTS,) bool: which code points occur
+    alphabet: np.ndarray  # the code points that occur, in order
     characters: int
     notes: tuple[str, ...] = ()  # what was changed, or looks wrong; each a sentence for the user
 
@@ -135,27 +135,27 @@ def clean(name: str, raw: bytes | bytearray, keep: str = "", as_it_is: bool = Fa
         name = f"{name}, as UTF-8,"
     if b"\0" in raw and not (as_it_is or "\0" in keep):
         raise DataError(f"{name} has {raw.count(0):,} NUL characters, the first at byte {raw.find(0)}; {_guess(name, raw)}")
-    alphabet, characters = np.zeros(CODE_POINTS, bool), 0
+    occurs, characters = np.zeros(CODE_POINTS, bool), 0
     for piece in decoded(name, raw):
         codes = code_points(piece)
-        alphabet[codes] = True
+        occurs[codes] = True
         characters += len(codes)
     if raw.startswith(codecs.BOM_UTF8) and not as_it_is:
         raw = raw[len(codecs.BOM_UTF8) :]
         characters -= 1
-        alphabet[0xFEFF] = "\ufeff".encode() in raw
+        occurs[0xFEFF] = "\ufeff".encode() in raw
         notes.append(f"{name} begins with a byte-order mark, which was skipped")
-    if alphabet[ord("\r")] and not (as_it_is or "\r" in keep):
+    if occurs[ord("\r")] and not (as_it_is or "\r" in keep):
         pairs, all_ = raw.count(b"\r\n"), raw.count(b"\r")
         raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         characters -= pairs
-        alphabet[[ord("\r"), ord("\n")]] = False, True
+        occurs[[ord("\r"), ord("\n")]] = False, True
         notes.append(f"{name} ends lines with {pairs:,} CR LF and {all_ - pairs:,} lone CR, which became line feeds")
-    odd = [chr(code) for code in RARELY_MEANT if alphabet[code] and not (as_it_is or chr(code) in keep)]
+    odd = [chr(code) for code in RARELY_MEANT if occurs[code] and not (as_it_is or chr(code) in keep)]
     if odd:
         listed = ", ".join(f"{c!a} x{raw.count(c.encode())}" for c in odd)
         notes.append(f"{name} has characters that are rarely meant, kept as symbols: {listed}")
-    return Text(name, raw, alphabet, characters, tuple(notes))
+    return Text(name, raw, np.flatnonzero(occurs), characters, tuple(notes))
 
 
 def _guess(name: str, raw: bytes | bytearray) -> str:

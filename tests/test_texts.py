@@ -28,7 +28,7 @@ def text_of(raw, keep="", **how):
     text = clean("t", raw, keep, **how)
     codes = np.concatenate([*text.codes(), np.empty(0, np.uint32)])
     assert len(codes) == text.characters
-    assert set(np.flatnonzero(text.alphabet)) == set(codes)
+    assert text.alphabet.tolist() == sorted(set(codes.tolist()))
     assert codes.astype("<u4").tobytes().decode("utf-32-le") == text.utf8.decode()
     return text.utf8.decode(), text.notes
 
@@ -206,11 +206,11 @@ def test_memory_and_time_of_loading(tmp_path):
     line = b"The quick brown fox jumps over the lazy dog.\r\n"
     symbols = [chr(c) for c in range(32, CODE_POINTS) if not 0xD800 <= c < 0xE000 and c not in reading.RARELY_MEANT]
     texts = {
-        "ascii": line * (20 * 2**20 // len(line)),
+        "ascii": line * (4 * 2**20 // len(line)),
         "emoji": line[:-2] * (20 * 2**20 // len(line)) + "😀".encode(),
         "chinese": "".join(map(chr, range(0x4E00, 0x9E00))).encode() * 340,
         "symbols": "".join(symbols).encode(),
-        "utf-16": (line.decode() * (10 * 2**20 // len(line))).encode("utf-16"),
+        "utf-16": (line.decode() * (2 * 2**20 // len(line))).encode("utf-16"),
     }
     for name, text in texts.items():
         (tmp_path / name).write_bytes(text)
