@@ -1,17 +1,22 @@
 """Write text with a trained model: python sample.py --help"""
 
+import itertools
+import os
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import numpy as np
 import tyro
 
 from gpt import checkpoint, console
 from gpt.backends import PrecisionName, choose
-from gpt.data import read_text
-from gpt.errors import CheckpointError, ConfigError
-from gpt.generate import Sampling, generate
+from gpt.errors import CheckpointError, ConfigError, UnknownCharactersError
+from gpt.folder import best_path, last_path
+from gpt.generate import Sampling, generate, until
+from gpt.reading import read
 from gpt.stages import MODELS
 from gpt.tokenizer import CharTokenizer
 from tensorlite import pick_device
@@ -29,13 +34,16 @@ class Args:
     checkpoint: Path | None = None
     """A checkpoint file, or a run's folder (its best). Default: the newest best.safetensors under runs/."""
     prompt: str | None = None
-    """Text to continue; its characters must be in the model's vocabulary. Default: a line break."""
+    """Text to continue; its characters must be in the model's vocabulary. - reads standard input to its end; a text that begins
+    with a dash is written --prompt=-x. Default: a line break."""
     prompt_file: Path | None = None
     """A UTF-8 file with the text to continue."""
     num_samples: int = 1
     """How many texts to write."""
     max_new_tokens: int = 500
     """How many characters to write."""
+    stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """End a sample before this text appears."""
     temperature: float = 1.0
     """Below 1: safer; above 1: wilder; 0: always the likeliest character."""
     top_k: int | None = None
@@ -56,13 +64,24 @@ def main() -> int:
     """Run the command line; return the exit status."""
     console.set_up()
     try:
-        return console.finish(run(tyro.cli(Args)))
+        return console.finish(run(parse()))
     except Exception as error:
         message, status = console.explain(error, OUT_OF_MEMORY)
     except KeyboardInterrupt:
         message, status = "", 130
     print(message, file=sys.stderr)
     return console.finish(status)
+
+
+def parse() -> Args:
+    """Read the command line. A text that looks like a flag is said to be missing; how to write it is said too."""
+    try:
+        return tyro.cli(Args)
+    except SystemExit as end:
+        for flag, value in itertools.pairwise(sys.argv if end.code else []):
+            if flag in ("--prompt", "--stop") and value.startswith("-") and value.lstrip("-").replace("-", "_") not in vars(Args):
+                print(f"hint: a text that begins with a dash is written {flag}={shlex.quote(value)}", file=sys.stderr)
+        raise
 
 
 def run(args: Args) -> int:
@@ -73,11 +92,14 @@ def run(args: Args) -> int:
             raise ConfigError(f"{field} must be at least 1, not {getattr(args, field)}")
     if args.prompt is not None and args.prompt_file is not None:
         raise ConfigError("prompt and prompt-file exclude each other")
+    if "" in args.stop:
+        raise ConfigError("stop must be some text, not ''")
     device = pick_device(args.device)
-    saved = checkpoint.load(args.checkpoint or newest())
+    saved = checkpoint.load(chosen(args.checkpoint))
     tokenizer = CharTokenizer(saved.vocabulary)
-    prompt = read_text(args.prompt_file) if args.prompt_file else args.prompt or ""
-    tokens = tokenizer.encode(prompt or tokenizer.start, "the prompt")
+    for text in args.stop:
+        tokenizer.encode(text, f"stop {text!r}")
+    prompt, tokens = read_prompt(args, tokenizer)
     ops = choose(args.backend, device, args.precision).make()
     model, params = MODELS[saved.model.model], saved.table.tree(ops.working(device.xp.asarray(saved.params)))
     for i in range(args.num_samples):
@@ -95,10 +117,40 @@ def run(args: Args) -> int:
             seed=args.seed,
             sample=i,
         )
-        for token in stream:
-            print(tokenizer.vocabulary[token], end="", flush=True)
+        for text in until(args.stop, map(tokenizer.vocabulary.__getitem__, stream)):
+            print(text, end="", flush=True)
+            if console.reader_gone():
+                return console.READER_GONE
         print()
     return 0
+
+
+def read_prompt(args: Args, tokenizer: CharTokenizer) -> tuple[str, np.ndarray]:
+    """The text to continue, and its tokens. What the user should know goes to standard error: the other one is for the text."""
+    path = Path("-") if args.prompt == "-" else args.prompt_file
+    if path:
+        text = read(path, keep=tokenizer.vocabulary)
+        prompt, notes = text.utf8.decode(), list(text.notes)
+    else:
+        prompt, notes = args.prompt or "", []
+        if os.path.isfile(prompt):
+            notes.append(f"a file is called so: --prompt-file {shlex.quote(prompt)} continues its text")
+        if "\\n" in prompt:
+            notes.append("a backslash and an n are no line break: --prompt-file FILE takes a text with line breaks")
+    try:
+        tokens = tokenizer.encode(prompt or tokenizer.start, "the prompt")
+    except UnknownCharactersError as error:
+        raise UnknownCharactersError("; ".join([str(error), *notes])) from error
+    for note in notes:
+        print(f"note     {note}", file=sys.stderr)
+    return prompt, tokens
+
+
+def chosen(path: Path | None) -> Path:
+    """The checkpoint that a user means."""
+    if path and path.is_dir() and last_path(path).exists() and not best_path(path).exists():
+        raise CheckpointError(f"{path} has no {best_path(path).name}; take its last one: --checkpoint {last_path(path)}")
+    return path or newest()
 
 
 def newest() -> Path:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import shlex
 import sys
@@ -20,6 +21,7 @@ from gpt.config import PRESETS, ModelConfig, TrainConfig, override
 from gpt.dry_run import step_plan
 from gpt.errors import CheckpointError, ConfigError
 from gpt.estimate import available_bytes, count, human_bytes, human_seconds, seconds_of
+from gpt.evaluate import evaluated_chars
 from gpt.generate import generate
 from gpt.gpus import figures_for
 from gpt.limits import memory_in_use, processors
@@ -27,6 +29,7 @@ from gpt.parallel import Workers
 from gpt.plan import Plan, fine_tune, new_run, resume
 from gpt.profile import profile
 from gpt.ranks import Alone, agree, first_rank_first, join, on_device
+from gpt.reading import is_stream
 from gpt.trainer import Trainer
 from tensorlite import Device, pick_device
 
@@ -39,6 +42,9 @@ Int = Annotated[int | None, _preset, tyro.conf.arg(metavar="INT")]
 Float = Annotated[float | None, _preset, tyro.conf.arg(metavar="FLOAT")]
 Bool = Annotated[bool | None, _preset, tyro.conf.arg(metavar="{True,False}")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
+Files = Annotated[  # each use of the flag appends what follows it
+    tuple[tuple[Path, ...], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH [PATH ...]", help_behavior_hint="")
+]
 
 
 @dataclass
@@ -63,8 +69,11 @@ class Args:
     out: File = None
     """Folder for metrics.jsonl, loss.png, best.safetensors and last.safetensors; an earlier run in it is moved aside.
     Default: runs/PRESET."""
-    data: File = None
-    """A UTF-8 text to learn. Default: the lecture's Shakespeare corpus, fetched once."""
+    data: Files = ()
+    """A UTF-8 text to learn, or several, joined in their order as they are; - is standard input. The first 90 % are trained on,
+    the rest validates. Default: the lecture's Shakespeare corpus, fetched once."""
+    val_data: Files = ()
+    """A validation text of its own: all of --data is then trained on. A new vocabulary has the characters of both."""
     seed: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 1337)")] = None
     """Seed of the parameters, the batches and the dropout masks."""
     resume: bool = False
@@ -129,7 +138,10 @@ class Args:
     eval_interval: Int = None
     """Updates between evaluations."""
     eval_batches: Int = None
-    """Random batches in the train loss (the validation loss is over the whole split)."""
+    """Random batches in the train loss."""
+    val_chars: Int = None
+    """At most so many characters of the validation split in the validation loss, in windows spread evenly over it; 0: all of
+    it."""
 
     def given(self, kind: type) -> dict[str, Any]:
         """The fields of a configuration that were set on the command line."""
@@ -138,11 +150,18 @@ class Args:
 
     def resume_command(self, out: Path, ranks: Alone) -> str:
         """The command that goes on with this run: its checkpoint holds all but where to compute, and where the text is."""
-        flags: list[str] = ["--data", str(self.data)] if self.data else []
+        flags: list[str] = []
+        for flag, uses in (("--data", self.data), ("--val-data", self.val_data)):
+            flags += [flag, *map(str, itertools.chain(*uses))] if uses else []
         for name in ("device", "backend", "precision", "threads"):
             if getattr(self, name) not in ("auto", None):
                 flags += [f"--{name}", str(getattr(self, name))]
-        return resume_command(out, flags, ranks.size)
+        again = "(piping in the same text again) " if any(map(is_stream, self.texts())) else ""
+        return again + resume_command(out, flags, ranks.size)
+
+    def texts(self) -> list[Path]:
+        """The files of the text and of the validation text."""
+        return list(itertools.chain(*self.data, *self.val_data))
 
 
 def main() -> int:
@@ -191,6 +210,11 @@ def run(args: Args, ranks: Alone) -> int:
     device = pick_device(args.device, ranks.local_rank)  # before anything is on any GPU
     if args.dry_run:
         return dry_run(args, device)
+    streams = [str(path) for path in args.texts() if is_stream(path)]
+    if streams and ranks.size > 1:
+        raise ConfigError(
+            f"data {streams[0]} can be read only once, and each of {ranks.size} ranks reads it; save it to a file first"
+        )
     ranks = on_device(ranks, device.xp)
     backend = choose(args.backend, device, args.precision)
     plan = first_rank_first(ranks, lambda: make_plan(args, device))
@@ -262,6 +286,7 @@ def make_plan(args: Args, device: Device) -> Plan:
     """Resolve every choice before any work is done."""
     name = args.preset or ("shakespeare" if device.name == "cuda" else "laptop")
     model_fields, train_fields = args.given(ModelConfig), args.given(TrainConfig)
+    data, val_data = (joined(name, getattr(args, name)) for name in ("data", "val_data"))
     if args.resume and args.init_from:
         raise ConfigError("resume and init-from exclude each other: one goes on with a run, the other begins one")
     if args.drop_unknown and not args.init_from:
@@ -275,17 +300,25 @@ def make_plan(args: Args, device: Device) -> Plan:
         newest = None if args.out or args.preset else folder.newest_run(Path("runs"))
         if newest:
             console.note(f"the newest run is gone on with: {newest}")
-        return resume(args.out or newest or Path("runs") / name, fixed | model_fields, train_fields, args.data, args.seed)
+        out = args.out or newest or Path("runs") / name
+        return resume(out, fixed | model_fields, train_fields, data, args.seed, val_data)
     if args.init_from:
         base = PRESETS[name].train if args.preset else None
         out = args.out or Path("runs") / "finetune"
-        return fine_tune(args.init_from, base, model_fields, train_fields, out, args.data, args.drop_unknown, seed)
+        return fine_tune(args.init_from, base, model_fields, train_fields, out, data, args.drop_unknown, seed, val_data)
     if args.preset is None:
         print(
             f"preset   {name}: no --preset given, and "
             + ("a CUDA device works" if device.name == "cuda" else "no CUDA device works")
         )
-    return new_run(PRESETS[name], model_fields, train_fields, args.out or Path("runs") / name, args.data, seed)
+    return new_run(PRESETS[name], model_fields, train_fields, args.out or Path("runs") / name, data, seed, val_data)
+
+
+def joined(flag: str, uses: tuple[tuple[Path, ...], ...]) -> tuple[Path, ...]:
+    """The files that all uses of a flag name, in order."""
+    if not all(uses):
+        raise ConfigError(f"{flag} needs a file, or - for standard input")
+    return tuple(itertools.chain(*uses))
 
 
 def describe(plan: Plan, device: Device, backend: Backend, workers: Workers, threads: int) -> None:
@@ -302,8 +335,12 @@ def describe(plan: Plan, device: Device, backend: Backend, workers: Workers, thr
     print(f"model    {model.model}{shape}, context {model.block_size}: {cost.n_params:,} parameters")
     characters = len(corpus.train) + len(corpus.val)
     dropped = f", {corpus.dropped:,} dropped" if corpus.dropped else ""
-    split = f"{len(corpus.train):,} train, {len(corpus.val):,} val"
+    evaluated = evaluated_chars(len(corpus.val), model.block_size, plan.train.val_chars)
+    of_val = "all evaluated" if evaluated == len(corpus.val) - 1 else f"{evaluated:,} evaluated in evenly spread windows"
+    split = f"{len(corpus.train):,} train; {len(corpus.val):,} val, {of_val}"
     print(f"text     {characters:,} characters ({split}), {model.vocab_size} symbols{dropped}")
+    for note in corpus.notes:
+        print(f"note     {note}")
     memory = available_bytes(device.xp)
     in_use = memory_in_use() if device.name == "cpu" else 0
     peak = in_use + cost.peak_bytes
@@ -333,7 +370,8 @@ def estimated_time(trainer: Trainer) -> str:
     with trainer.undone():
         step = seconds_of(step_and_wait, trainer.workers.mean, warm_up=trainer.workers.lead.warm_up)
     left = max(0, cfg.max_iters - trainer.state.step)
-    evaluated = len(trainer.val_data) + cfg.eval_batches * cfg.batch_size * trainer.model_config.block_size
+    validated = evaluated_chars(len(trainer.val_data), trainer.model_config.block_size, cfg.val_chars)
+    evaluated = validated + cfg.eval_batches * cfg.batch_size * trainer.model_config.block_size
     evaluation = step / 3 * evaluated / trainer.tokens_per_step
     evaluations = -(-left // cfg.eval_interval) + (not trainer.records)
     total = left * step + evaluations * evaluation

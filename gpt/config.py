@@ -66,7 +66,8 @@ class TrainConfig:
     beta2: float = 0.999
     grad_clip: float = 0.0  # largest norm of the whole gradient; 0: no clipping
     eval_interval: int = 500
-    eval_batches: int = 50  # random training batches in the train loss; the val loss is over the whole split
+    eval_batches: int = 50  # random training batches in the train loss
+    val_chars: int = 2**18  # at most so many characters of the validation split in the val loss, in evenly spread windows; 0: all
 
     def __post_init__(self) -> None:
         for field in ("batch_size", "gradient_accumulation_steps", "shards", "max_iters", "eval_interval", "eval_batches"):
@@ -74,9 +75,10 @@ class TrainConfig:
                 _is_int(getattr(self, field)) and getattr(self, field) >= 1, field, self, "must be a whole number of at least 1"
             )
         _require(self.shards <= self.batch_size, "shards", self, f"must not exceed batch_size {self.batch_size}")
-        _require(
-            _is_int(self.warmup_iters) and self.warmup_iters >= 0, "warmup_iters", self, "must be a whole number of at least 0"
-        )
+        for field in ("warmup_iters", "val_chars"):
+            _require(
+                _is_int(getattr(self, field)) and getattr(self, field) >= 0, field, self, "must be a whole number of at least 0"
+            )
         _require(_is_number(self.learning_rate) and self.learning_rate > 0, "learning_rate", self, "must be a number above 0")
         _require(_is_number(self.min_lr) and self.min_lr >= 0, "min_lr", self, "must be 0 or more")
         _require(self.min_lr <= self.learning_rate, "min_lr", self, f"must not exceed learning_rate {self.learning_rate}")

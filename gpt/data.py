@@ -9,13 +9,16 @@ import sys
 import tempfile
 import urllib.request
 import zipfile
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from gpt.errors import DataError
-from gpt.tokenizer import CharTokenizer
+from gpt.reading import Text, clean, name_of, read_bytes
+from gpt.tokenizer import CharTokenizer, unknown_characters
 from tensorlite.cache import cache_folder, write_whole
 
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -24,66 +27,102 @@ WHEEL = "dm-sonnet==1.36"  # an Apache-2.0 package that carries the same text, i
 WHEEL_PARTS = tuple(f"sonnet/examples/data/ts.{part}.txt" for part in ("train", "valid", "test"))
 
 
+Source = Path | Sequence[Path] | None
+
+
 @dataclass(frozen=True)
 class Corpus:
-    """A text as tokens: the first 90 % to train on, the rest to validate."""
+    """A text as tokens, to train on and to validate: a file of its own, or the last 10 %."""
 
     train: np.ndarray  # (n,) integers
     val: np.ndarray  # (m,)
     tokenizer: CharTokenizer
     sha256: str  # of the text: a resumed run must read the same one
     dropped: int = 0  # characters left out because the vocabulary lacks them
+    notes: tuple[str, ...] = ()  # what the user should know about the text
 
 
 def load_corpus(
-    path: Path | None,
+    data: Source,
     block_size: int,
     tokenizer: CharTokenizer | None = None,
     drop_unknown: bool = False,
     sha256: str | None = None,
+    val_data: Source = None,
 ) -> Corpus:
-    """Read a text (None: the Shakespeare corpus), encode it and split it 90/10.
+    """Read a text, encode it and split it 90/10, or take the validation text from files of its own.
 
-    tokenizer: a checkpoint's, to keep its vocabulary; characters it lacks are a DataError, or left out with drop_unknown.
+    data: one or more files, joined in their order as they are; `-` is standard input; None: the Shakespeare corpus.
+    tokenizer: a checkpoint's, to keep its vocabulary; characters it lacks are a DataError, or left out with drop_unknown. Without
+    one, the characters of both texts are the vocabulary.
     sha256: of the text that is expected, if a certain one is.
     Raises DataError when the text cannot be read, is another one, or is too short for the context.
     """
-    text = read_text(path) if path else tiny_shakespeare()
-    name = str(path) if path else "the Shakespeare corpus"
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    paths, val_paths = _paths(data), _paths(val_data)
+    if [*paths, *val_paths].count(Path("-")) > 1:
+        raise DataError("standard input can be read only once; name files for --data or --val-data")
+    raw: list[tuple[str, bytes | bytearray]] = [(name_of(path), read_bytes(path)) for path in paths]
+    raw = raw or [("the Shakespeare corpus", tiny_shakespeare().encode())]
+    val_raw = [(name_of(path), read_bytes(path)) for path in val_paths]
+    keep = tokenizer.vocabulary if tokenizer else ""
+    known = bool(sha256) and sha256 == _digest([text for _, text in raw], [text for _, text in val_raw])  # nothing was cleaned then
+    texts, val_texts = ([clean(*part, keep, as_it_is=known) for part in parts] for parts in (raw, val_raw))
+    del raw, val_raw
+    for text in (*texts, *val_texts):
+        if not text.characters:
+            raise DataError(f"{text.name} is empty")
+    name = texts[0].name if len(texts) == 1 else f"the text of {len(texts)} files"
+    digest = _digest([text.utf8 for text in texts], [text.utf8 for text in val_texts])
     if sha256 not in (None, digest):
-        raise DataError(f"{name} is another text than the run was trained on; give the same --data, or start anew with --init-from")
-    dropped = 0
+        same = "give the same --data and --val-data, or start anew with --init-from"
+        raise DataError(f"{name} is another text than the run was trained on; {same}")
     if tokenizer is None:
-        if not text:
-            raise DataError(f"{name} is empty")
-        tokenizer = CharTokenizer.of(text)
-    elif drop_unknown:
-        unknown = tokenizer.unknown(text)
-        dropped = unknown.total()
-        text = text.translate({ord(c): None for c in unknown})
-    tokens = tokenizer.encode(text, name)
-    n = int(0.9 * len(tokens))
-    if n < block_size + 1 or len(tokens) - n < 2:
-        need = max(-(-(block_size + 1) * 10 // 9), 20)
-        raise DataError(f"{name} has {len(tokens)} characters; a context of {block_size} needs at least {need}: lower --block-size")
-    return Corpus(tokens[:n], tokens[n:], tokenizer, digest, dropped)
+        tokenizer = CharTokenizer.of_codes(np.unique(np.concatenate([text.alphabet for text in (*texts, *val_texts)])))
+    train, dropped = _encoded(tokenizer, texts, drop_unknown)
+    have, need = len(train), block_size + 1
+    if val_texts:
+        val, val_dropped = _encoded(tokenizer, val_texts, drop_unknown)
+        dropped += val_dropped
+    else:
+        n, need = int(0.9 * have), max(-(-need * 10 // 9), 20)
+        train, val = train[:n], train[n:]
+    if len(train) < block_size + 1 or have < need:
+        raise DataError(f"{name} has {have} characters; a context of {block_size} needs at least {need}: lower --block-size")
+    if len(val) < 2:
+        raise DataError(f"the validation text has {len(val)} characters; a loss needs at least 2")
+    return Corpus(train, val, tokenizer, digest, dropped, tuple(note for text in (*texts, *val_texts) for note in text.notes))
 
 
-def read_text(path: Path) -> str:
-    """Read a UTF-8 text file; every way this can fail is a DataError that names the file."""
-    try:
-        return path.read_bytes().decode("utf-8")
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
-    except IsADirectoryError as error:
-        raise DataError(f"{path} is a directory; name a text file") from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}; convert it first"
-        ) from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+def _paths(data: Source) -> Sequence[Path]:
+    return [data] if isinstance(data, Path) else data or []
+
+
+def _digest(texts: Sequence[bytes | bytearray], val_texts: Sequence[bytes | bytearray]) -> str:
+    """The hash of the joined text; with a validation text, of both hashes: where the text is cut makes another one."""
+
+    def joined(parts: Sequence[bytes | bytearray]) -> str:
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
+        return digest.hexdigest()
+
+    return joined([f"{joined(texts)} {joined(val_texts)}".encode()]) if val_texts else joined(texts)
+
+
+def _encoded(tokenizer: CharTokenizer, texts: Sequence[Text], drop_unknown: bool) -> tuple[np.ndarray, int]:
+    """The tokens of some texts, one after the other, and how many characters were dropped."""
+    tokens = np.empty(sum(text.characters for text in texts), tokenizer.dtype)
+    n = 0
+    for text in texts:
+        unknown: Counter[str] = Counter()
+        for codes in text.codes():
+            new, without = tokenizer.encode_codes(codes)
+            tokens[n : n + len(new)] = new
+            n += len(new)
+            unknown += without
+        if unknown and not drop_unknown:
+            raise unknown_characters(unknown, text.name)
+    return tokens[:n], len(tokens) - n
 
 
 def tiny_shakespeare() -> str:

@@ -3,9 +3,11 @@
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from gpt.config import ModelConfig
 from gpt.parallel import Workers
-from tensorlite.xp import Array
+from tensorlite.xp import Array, namespace
 
 EVAL_TOKENS = 1024  # at least so many in one forward pass: small batches waste time
 
@@ -32,20 +34,33 @@ def train_loss(
     return sum(workers.spread(summed, range(0, total, rows))) / total
 
 
-def split_loss(workers: Workers, model: ModuleType, params: dict, data: Array, config: ModelConfig, rows: int) -> float:
-    """Mean loss over a whole text in consecutive windows, the last one shorter: every character but the first counts once."""
-    T = config.block_size
+def split_loss(
+    workers: Workers, model: ModuleType, params: dict, data: Array, config: ModelConfig, rows: int, chars: int = 0
+) -> float:
+    """Mean loss over a text in windows of the context, each read on its own.
+
+    chars: at most so many characters to predict, in windows spread evenly over the text, the same ones at every call. With 0, or
+    where the text has no more, every character but the first counts once: consecutive windows, the last one shorter.
+    """
+    xp, T = namespace(data), config.block_size
     n = len(data) - 1  # characters to predict
-    windows = n // T
+    count = evaluated_chars(len(data), T, chars)
+    windows = count // T
+    starts = np.arange(windows) * T if count == n else np.arange(windows) * n // windows
     rows = rows_at_once(workers, rows, config)
-    spans = [(first * T, min(first + rows, windows) * T, T) for first in range(0, windows, rows)]  # begin, end, window
-    if n > windows * T:
-        spans.append((windows * T, n, n - windows * T))
+    spans = [(starts[first : first + rows], T) for first in range(0, windows, rows)]
+    if count > windows * T:
+        spans.append((np.array([windows * T]), count - windows * T))
 
-    def summed(ops: Any, span: tuple[int, int, int]) -> float:
-        begin, end, window = span
-        idx, targets = data[begin:end].reshape(-1, window), data[begin + 1 : end + 1].reshape(-1, window)
-        loss, _ = model.forward(ops, params, idx, targets, config, keep=False)
-        return float(loss) * (end - begin)
+    def summed(ops: Any, span: tuple[np.ndarray, int]) -> float:
+        starts, window = span
+        at = xp.asarray(starts)[:, None] + xp.arange(window)
+        loss, _ = model.forward(ops, params, data[at], data[at + 1], config, keep=False)
+        return float(loss) * at.size
 
-    return sum(workers.spread(summed, spans)) / n
+    return sum(workers.spread(summed, spans)) / count
+
+
+def evaluated_chars(split: int, block_size: int, chars: int) -> int:
+    """How many characters of a split of this length `split_loss` predicts: all but the first, or whole windows within `chars`."""
+    return split - 1 if chars == 0 or split - 1 <= chars else max(1, chars // block_size) * block_size

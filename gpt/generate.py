@@ -1,7 +1,7 @@
 """Writing text: one token at a time, each drawn from what the model thinks comes next."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -81,3 +81,19 @@ def generate(
         yield token
         new = xp.asarray([token], text.dtype)
         text = xp.concatenate([text[-config.block_size + 1 :] if config.block_size > 1 else text[:0], new])
+
+
+def until(stops: Sequence[str], characters: Iterable[str]) -> Iterator[str]:
+    """Pass characters on, and end before the first of the stop texts. What may be the beginning of one waits until it is known."""
+    held = ""
+    for character in characters:
+        held += character
+        ends = [stop for stop in stops if held.endswith(stop)]
+        if ends:
+            yield held.removesuffix(max(ends, key=len))
+            return
+        beginnings = (i for i in range(len(held)) if any(stop.startswith(held[i:]) for stop in stops))
+        known = next(beginnings, len(held))
+        yield held[:known]
+        held = held[known:]
+    yield held

@@ -11,7 +11,7 @@ import numpy as np
 from gpt import checkpoint, folder
 from gpt.checkpoint import Checkpoint
 from gpt.config import ModelConfig, Preset, TrainConfig, override
-from gpt.data import Corpus, load_corpus
+from gpt.data import Corpus, Source, load_corpus
 from gpt.errors import ConfigError, DataError, UnknownCharactersError
 from gpt.params import ParamTable
 from gpt.stages import MODELS
@@ -58,12 +58,18 @@ def _digest(*parts: Any) -> str:
 
 
 def new_run(
-    preset: Preset, model_fields: dict[str, Any], train_fields: dict[str, Any], out: Path, data: Path | None, seed: int
+    preset: Preset,
+    model_fields: dict[str, Any],
+    train_fields: dict[str, Any],
+    out: Path,
+    data: Source,
+    seed: int,
+    val_data: Source = None,
 ) -> Plan:
     """A preset with some fields changed, on a text whose characters make the vocabulary."""
     model = override(preset.model, model_fields)
     train = _override_train(preset.train, train_fields)
-    corpus = load_corpus(data, model.block_size)
+    corpus = load_corpus(data, model.block_size, val_data=val_data)
     model = override(model, {"vocab_size": len(corpus.tokenizer)})
     return Plan(out, model, train, corpus, seed)
 
@@ -74,23 +80,29 @@ def fine_tune(
     model_fields: dict[str, Any],
     train_fields: dict[str, Any],
     out: Path,
-    data: Path | None,
+    data: Source,
     drop_unknown: bool,
     seed: int,
+    val_data: Source = None,
 ) -> Plan:
     """A checkpoint's weights, model and vocabulary on another text. base: the training fields; the checkpoint's if None."""
     start = checkpoint.load(path)
     model = _unchanged(start.model, model_fields, may_change=("dropout",))
     train = _override_train(base or start.train, train_fields)
     try:
-        corpus = load_corpus(data, model.block_size, CharTokenizer(start.vocabulary), drop_unknown)
+        corpus = load_corpus(data, model.block_size, CharTokenizer(start.vocabulary), drop_unknown, val_data=val_data)
     except UnknownCharactersError as error:
         raise DataError(f"{error}; --drop-unknown leaves them out") from error
     return Plan(out, model, train, corpus, seed, start, drop_unknown=drop_unknown)
 
 
 def resume(
-    out: Path, model_fields: dict[str, Any], train_fields: dict[str, Any], data: Path | None, seed: int | None = None
+    out: Path,
+    model_fields: dict[str, Any],
+    train_fields: dict[str, Any],
+    data: Source,
+    seed: int | None = None,
+    val_data: Source = None,
 ) -> Plan:
     """The run that `last.safetensors` in a folder froze, training fields possibly changed (a longer max_iters, say).
 
@@ -104,7 +116,7 @@ def resume(
     if train.max_iters < start.step:
         raise ConfigError(f"max_iters {train.max_iters} is behind the checkpoint, which is at step {start.step}")
     tokenizer = CharTokenizer(start.vocabulary)
-    corpus = load_corpus(data, model.block_size, tokenizer, start.drop_unknown, start.data_sha256)
+    corpus = load_corpus(data, model.block_size, tokenizer, start.drop_unknown, start.data_sha256, val_data)
     return Plan(out, model, train, corpus, start.seed, start, resumed=True, drop_unknown=start.drop_unknown)
 
 

@@ -179,8 +179,9 @@ class Trainer:
         )
 
     def val_loss(self) -> float:
-        """Over the whole validation split."""
-        return split_loss(self.workers, self.model, self.params(), self.val_data, self.model_config, self.train_config.batch_size)
+        """Over the validation split, or val_chars of its characters."""
+        cfg = self.train_config
+        return split_loss(self.workers, self.model, self.params(), self.val_data, self.model_config, cfg.batch_size, cfg.val_chars)
 
     def evaluate(self) -> None:
         """Measure both losses, log them, and write the checkpoints and the picture."""

@@ -35,6 +35,14 @@ def run(command, cwd, check=True):
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     (folder / "text.txt").write_text(TEXT)
+    odd = {
+        "nul.txt": b"abc\0def",
+        "latin.txt": "sch\u00f6n ".encode("latin-1") * 9,
+        "empty.txt": b"",
+        "damaged.safetensors": b"\xff" * 99,
+    }
+    for name, content in odd.items():
+        (folder / name).write_bytes(content)
     done = run(["train.py", *TINY, "--data", "text.txt", "--out", "run"], folder)
     return folder, done.stdout
 
@@ -163,7 +171,21 @@ MISTAKES = {
     "train.py --data text.txt --batch-size 100000000": "lower --batch-size",
     "train.py --data text.txt --device cuda": "no CUDA",
     "train.py --data text.txt --device cpu --precision bf16": "precision bf16 is of the fast backend on a CUDA device",
-    "train.py --data text.txt --dry-run --gpu Voodoo2": "gpu 'Voodoo2' is not known; one of A100",
+    "train.py --data text.txt --dry-run --gpu Voodoo2": "gpu 'Voodoo2' is not known; one of V100, T4, A100",
+    "train.py --data": "data needs a file, or - for standard input",
+    "train.py --data text.txt --val-data none.txt": "none.txt: no such file",
+    "train.py --data - --val-data -": "standard input can be read only once",
+    "train.py --data nul.txt": "nul.txt has 1 NUL characters, the first at byte 3",
+    "train.py --data latin.txt": "iconv -f WINDOWS-1252 -t UTF-8 latin.txt",
+    "train.py --data empty.txt": "empty.txt is empty",
+    "train.py --data text.txt --val-chars -1": "val_chars must be a whole number of at least 0",
+    "train.py --data text.txt --beta2 1": "beta2 must be in [0, 1)",
+    "train.py --data text.txt --grad-clip inf": "grad_clip must be 0 or more",
+    "train.py --data text.txt --min-lr 1": "min_lr must not exceed learning_rate",
+    "train.py --data text.txt --eval-interval 0": "eval_interval must be a whole number",
+    "train.py --data text.txt --tied True --preset bigram": "tied must be False",
+    "train.py --data text.txt --init-std -1": "init_std must be 0 or more",
+    "train.py --data text.txt --init-from run --n-layer 3": "n_layer is 2 in the checkpoint",
     "train.py --data text.txt --shards 13 --batch-size 12": "shards must not exceed batch_size 12",
     "train.py --data text.txt --shards 0": "shards must be a whole number",
     "train.py --data text.txt --threads 0": "threads",
@@ -174,6 +196,8 @@ MISTAKES = {
     "train.py --drop-unknown": "drop-unknown",
     "sample.py --checkpoint missing": "no checkpoint at missing",
     "sample.py --checkpoint text.txt": "text.txt cannot be read",
+    "sample.py --checkpoint damaged.safetensors": "damaged.safetensors cannot be read",
+    "sample.py --checkpoint run --stop Z": "stop 'Z' has 1 characters",
     "sample.py --checkpoint run --prompt Ünß": "'Ü' x1",
     "sample.py --checkpoint run --prompt-file none": "no such file",
     "sample.py --checkpoint run --prompt a --prompt-file b": "exclude",

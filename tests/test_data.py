@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,6 +66,59 @@ def test_texts_that_cannot_be_read(tmp_path):
     for words, path in cases.items():
         with pytest.raises(DataError, match=words):
             load_corpus(path, 8)
+
+
+def test_several_files_are_one_text(tmp_path):
+    parts = [
+        write(tmp_path / name, content) for name, content in (("a", b"one two"), ("b", b"\r\nthree" * 9), ("c", b"four\n" * 9))
+    ]
+    whole = write(tmp_path / "whole", b"".join(part.read_bytes() for part in parts))
+    several, one = load_corpus(parts, 8), load_corpus(whole, 8)
+    assert several.sha256 == one.sha256 == hashlib.sha256(whole.read_bytes().replace(b"\r", b"")).hexdigest()
+    assert several.tokenizer.vocabulary == one.tokenizer.vocabulary
+    assert several.train.tolist() == one.train.tolist()
+    assert several.val.tolist() == one.val.tolist()
+    assert load_corpus(parts[::-1], 8).sha256 != one.sha256
+    assert load_corpus(parts, 8, one.tokenizer, sha256=one.sha256).notes == several.notes != ()
+
+
+def test_each_of_several_files_is_named_in_its_errors(tmp_path):
+    good = write(tmp_path / "good", b"abcab" * 9)
+    cases = {
+        "bad: no such file": tmp_path / "bad",
+        "bin is not UTF-8 text: byte 1": write(tmp_path / "bin", b"a\xff"),
+        "empty is empty": write(tmp_path / "empty", b""),
+        "mark is empty": write(tmp_path / "mark", b"\xef\xbb\xbf"),
+        "more has 1 characters that the vocabulary lacks: 'd' x1": write(tmp_path / "more", b"abcd"),
+    }
+    for words, path in cases.items():
+        for files, val_data in (([good, path], None), ([path, good], None), (good, path), (good, [good, path])):
+            with pytest.raises(DataError, match=words):
+                load_corpus(files, 8, CharTokenizer("abc"), val_data=val_data)
+    with pytest.raises(DataError, match="standard input can be read only once"):
+        load_corpus([Path("-"), good], 8, val_data=Path("-"))
+
+
+def test_a_validation_text_of_its_own(tmp_path):
+    a, b, ab = write(tmp_path / "a", b"abcab" * 9), write(tmp_path / "b", b"xya"), write(tmp_path / "ab", b"abcab" * 9 + b"xya")
+    corpus = load_corpus(a, 8, val_data=b)
+    assert corpus.tokenizer.vocabulary == "abcxy"
+    assert corpus.tokenizer.decode(corpus.train) == "abcab" * 9
+    assert corpus.tokenizer.decode(corpus.val) == "xya"
+    moved = load_corpus(write(tmp_path / "a2", b"abcab" * 9 + b"x"), 8, val_data=write(tmp_path / "b2", b"ya"))
+    assert len({corpus.sha256, moved.sha256, load_corpus(ab, 8).sha256, load_corpus(a, 8).sha256}) == 4
+    assert load_corpus(a, 8, corpus.tokenizer, sha256=corpus.sha256, val_data=b).val.tolist() == corpus.val.tolist()
+    for files, val_data in ((a, None), (ab, None), (a, ab), (b, a)):
+        with pytest.raises(DataError, match="another text than the run was trained on; give the same --data and --val-data"):
+            load_corpus(files, 8, corpus.tokenizer, sha256=corpus.sha256, val_data=val_data)
+    with pytest.raises(DataError, match="b has 2 characters that the vocabulary lacks"):
+        load_corpus(a, 8, CharTokenizer("abc"), val_data=b)
+    with pytest.raises(DataError, match="the validation text has 1 characters; a loss needs at least 2"):
+        load_corpus(a, 8, CharTokenizer("abc"), drop_unknown=True, val_data=b)
+    assert load_corpus(a, 8, CharTokenizer("abcx"), drop_unknown=True, val_data=b).dropped == 1
+    with pytest.raises(DataError, match="b has 3 characters; a context of 8 needs at least 9: lower --block-size"):
+        load_corpus(b, 8, val_data=a)
+    assert len(load_corpus(write(tmp_path / "nine", b"abcabcabc"), 8, val_data=b).train) == 9
 
 
 def test_the_shortest_text_that_is_enough(tmp_path):

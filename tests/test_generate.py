@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt.errors import ConfigError
-from gpt.generate import Sampling, choose, generate
+from gpt.generate import Sampling, choose, generate, until
 from gpt.stages import MODELS
 from small import config_of, start
 from tensorlite import KVCache, Reference, cpu
@@ -101,3 +101,18 @@ def test_top_k_top_p_and_greedy():
 def test_nonsense_is_refused(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
         Sampling(**bad)
+
+
+@given(st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.text("abc", max_size=12))
+def test_a_stop_text_ends_a_sample_and_no_part_of_it_is_seen(stops, text):
+    """What is passed on is right at every moment: no stop text, and nothing that could become the beginning of one."""
+    ends = [end for end in range(len(text) + 1) if any(text[:end].endswith(stop) for stop in stops)]
+    whole = text if not ends else text[: ends[0] - max(len(stop) for stop in stops if text[: ends[0]].endswith(stop))]
+    seen, read = "", []
+    for piece in until(stops, (read.append(c) or c for c in text)):
+        seen += piece
+        held = "".join(read)[len(seen) :]
+        assert whole.startswith(seen)
+        assert seen == whole or any(beginning.startswith(held) for beginning in ("", *stops))  # no more waits than must
+    assert seen == whole
+    assert len(read) == (ends[0] if ends else len(text))  # and nothing is drawn beyond it

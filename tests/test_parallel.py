@@ -377,6 +377,16 @@ def test_ranks_that_differ_say_in_what_before_the_first_step(mpiexec, tmp_path):
         assert not (tmp_path / "run").exists()
 
 
+def test_a_text_that_can_be_read_only_once_is_refused(mpiexec, tmp_path):
+    """Each rank would read a part of it, or wait for ever."""
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+    for data in ("-", "pipe") if hasattr(os, "mkfifo") else ("-",):
+        done = ended(mpiexec(tmp_path, [*TRAIN, "--data", data]))
+        assert done.returncode != 0
+        assert f"error: data {data} can be read only once" in done.stderr
+
+
 def test_ranks_with_different_checkpoints_say_so(mpiexec, tmp_path):
     """Two folders of the same name, as on two machines: one is a run, the other its copy of some steps before."""
     for name, steps in (("a", "20"), ("b", "10")):
