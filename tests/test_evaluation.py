@@ -11,8 +11,10 @@ from gpt.config import PRESETS, TrainConfig
 from gpt.errors import ConfigError
 from gpt.evaluate import evaluated_chars, split_loss
 from gpt.parallel import Workers
+from gpt.plan import new_run
 from gpt.stages import MODELS
-from small import config_of, start
+from gpt.trainer import Trainer
+from small import PANGRAMS, config_of, start
 from tensorlite import Reference
 
 CONFIG = config_of("gpt")
@@ -69,6 +71,17 @@ def test_the_lectures_corpus_is_evaluated_whole_and_a_large_one_is_not():
         T, chars = preset.model.block_size, preset.train.val_chars
         assert evaluated_chars(111_540, T, chars) == 111_539
         assert evaluated_chars(10_700_000, T, chars) == 2**18
+
+
+def test_a_run_evaluates_what_it_says(tmp_path):
+    (tmp_path / "text").write_text(PANGRAMS)
+    losses = []
+    for chars in (80, 0):
+        plan = new_run(PRESETS["bigram"], {}, {"val_chars": chars}, tmp_path / "run", tmp_path / "text", 1)
+        run = Trainer.of(plan, Workers.of(Reference()), np)
+        losses.append(run.val_loss())
+        assert losses[-1] == split_loss(Workers.of(Reference()), run.model, run.params(), plan.corpus.val, plan.model, 32, chars)
+    assert losses[0] != losses[1]
 
 
 def test_checkpoints_from_before_it_was_bounded_have_the_default():

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gpt.errors import ConfigError
@@ -103,6 +103,7 @@ def test_nonsense_is_refused(bad):
         Sampling(**bad)
 
 
+@example(["b", "ab"], "cab")
 @given(st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.text("abc", max_size=12))
 def test_a_stop_text_ends_a_sample_and_no_part_of_it_is_seen(stops, text):
     """What is passed on is right at every moment: no stop text, and nothing that could become the beginning of one."""

@@ -1,5 +1,6 @@
 """Texts on the two command lines: standard input, several files, a validation text, stop texts, hints. In one process."""
 
+import dataclasses
 import re
 import shutil
 import sys
@@ -136,6 +137,10 @@ def test_prompts(trained):
         assert (status, same) == (0, out)
         assert [line.split(" ", 1)[0] for line in err.splitlines()] == ["note", "note"]
     assert trained(sample, *WRITE, "--prompt", "-", stdin=b"")[:2] == trained(sample, *WRITE)[:2]
+    saved = checkpoint.load(Path("run"))
+    checkpoint.save(Path("old"), dataclasses.replace(saved, vocabulary=saved.vocabulary.replace("k", "\r")))  # of an old run
+    status, _, err = trained(sample, "--checkpoint", "old", "--device", "cpu", "--prompt-file", "prompt")
+    assert (status, err) == (0, "note     prompt begins with a byte-order mark, which was skipped\n")
     status, _, err = trained(sample, *WRITE, "--prompt", "-", stdin=b"All\0")
     assert (status, "standard input has 1 NUL characters" in err) == (2, True)
 
@@ -180,3 +185,5 @@ def test_a_folder_without_its_best(trained):
     assert status == 2
     (named,) = re.findall(r"--checkpoint (\S+)", err)
     assert trained(sample, "--checkpoint", named, "--device", "cpu")[0] == 0
+    Path(named).unlink()
+    assert "error: no checkpoint at run/best.safetensors" in trained(sample, *WRITE)[2].replace("\\", "/")
