@@ -18,7 +18,7 @@ from gpt import backends, checkpoint, dry_run, folder, gpus, plan
 from gpt.backends import choose
 from gpt.config import PRESETS, Preset, TrainConfig
 from gpt.errors import ConfigError, TrainingError
-from gpt.estimate import count, seconds_of
+from gpt.estimate import count
 from gpt.parallel import Workers
 from gpt.ranks import Alone
 from gpt.stages import MODELS
@@ -88,8 +88,10 @@ def test_resume_equals_a_straight_run(corpus, tmp_path):
 def test_timed_steps_leave_no_trace(corpus, tmp_path):
     run, twin = trainer(corpus, tmp_path / "a"), trainer(corpus, tmp_path / "b")
     with run.undone():
-        seconds_of(lambda: (run.make_step(), run.read()), enough=0.1)
-        assert run.state.step > 2
+        for _ in range(3):  # one that compiles, one that is captured, one that is launched again
+            run.make_step()
+            run.read()
+        assert run.state.step == 3
     assert run.state.step == 0
     run.run(), twin.run()
     np.testing.assert_array_equal(run.state.params, twin.state.params)
@@ -381,7 +383,7 @@ def test_a_name_means_one_card_or_none(said, meant, capsys):
         assert gpus.named(said) == gpus.figures_for(said, GPU) == gpus.figures_for(None, here) == meant
         assert capsys.readouterr().out == ""
     else:
-        with pytest.raises(ConfigError, match=f"gpu '{said}' is not known; one of V100, T4, A100"):
+        with pytest.raises(ConfigError, match=f"gpu '{said}' is not known; one of A100, H100"):
             gpus.figures_for(said, here)
         assert gpus.figures_for(None, here) == "H200"
         assert capsys.readouterr().out.startswith(f"note     no datasheet figures are known here of {said}: these are an H200's")
