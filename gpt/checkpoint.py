@@ -29,6 +29,7 @@ from tensorlite.xp import to_numpy
 FORMAT = "tensorlite-checkpoint-1"
 BUFFERS = ("params", "m", "v")
 SMALL_HEADER = 2**20  # bytes: up to here a header may be larger than the tensors it describes
+LARGE_FILE = 2**26  # bytes: above it the machine is asked for its memory
 MOST_FIELDS = 200  # a description has some forty
 
 
@@ -175,9 +176,8 @@ def _check_sizes(path: Path) -> None:
     with open(path, "rb") as file:
         size, header = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
     if header > SMALL_HEADER + 2 * (size - header):
-        raise ValueError(f"its header claims {header} bytes, the whole file has {size}")
-    available = available_bytes(np)
-    if available is not None and size > available:
+        raise ValueError(f"its header claims {header} bytes, too many for a file of {size}")
+    if size > LARGE_FILE and size > (available_bytes(np) or size):
         raise MemoryError
 
 
