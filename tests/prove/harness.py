@@ -1,4 +1,4 @@
-"""How a proof is run: numbered cases, each a function of its number alone, on all cores at the lowest priority.
+"""How a proof is run: numbered cases, each a function of its number alone, on all cores at the lowest priority, or on one.
 
 A proof is a function `case(n)` that returns what happened, in a word or two, or raises AssertionError. A case that failed is run
 again alone with `--first N --cases 1`.
@@ -68,7 +68,7 @@ def main(case: Callable[[int], str], cases: int, chunk: int = 1) -> None:
     chunks = [(case, range(n, min(n + chunk, last))) for n in range(args.first, last, chunk)]
     with (
         tempfile.TemporaryDirectory(prefix="prove-", dir=MEMORY if MEMORY.is_dir() else None) as folder,
-        multiprocessing.Pool(args.processes, _begin, (folder,)) as pool,
+        multiprocessing.Pool(args.processes, _begin, (folder, args.processes > 1)) as pool,
     ):
         for outcomes, grown in pool.imap_unordered(_run, chunks):
             total += outcomes
@@ -78,9 +78,9 @@ def main(case: Callable[[int], str], cases: int, chunk: int = 1) -> None:
     print(f"{Path(sys.argv[0]).stem}: {total.total():,} cases in {seconds:.0f} s, +{growth / 2**20:.1f} MiB: {listed}")
 
 
-def _begin(folder: str) -> None:
+def _begin(folder: str, low_priority: bool) -> None:
     tempfile.tempdir = folder
-    if hasattr(os, "nice"):
+    if low_priority and hasattr(os, "nice"):
         os.nice(19)
 
 
