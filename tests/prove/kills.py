@@ -29,10 +29,13 @@ def at(step: int) -> Checkpoint:
 
 
 def save_until_killed(out: Path, returned: mmap.mmap) -> None:
+    parent = os.getppid()
     for step in itertools.count(1):
         checkpoint.save(folder.best_path(out), at(step))
         checkpoint.twin(folder.best_path(out), folder.last_path(out))
         returned[:8] = step.to_bytes(8, "little")
+        if os.getppid() != parent:  # the proof was stopped
+            return
 
 
 def case(n: int) -> str:

@@ -52,6 +52,7 @@ def traced(out: Path, *options: str) -> tuple[int, str]:
     gate, open_gate = os.pipe()
     pid = os.fork()
     if pid == 0:
+        os.close(open_gate)
         save_once(out, gate)
     log = out.parent / "strace.log"
     command = ["strace", "-f", "-o", str(log), "-p", str(pid), *options]
