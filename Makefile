@@ -1,7 +1,7 @@
 # What a developer types. `python` is whichever environment is active.
 PYTHON ?= python
 
-.PHONY: check format lint types test mutate stages bench
+.PHONY: check format lint types test mutate prove fuzz stages bench
 
 check: lint types test  ## everything that must be green before a commit
 
@@ -21,6 +21,12 @@ test:
 
 mutate:  ## plant some 1800 small mistakes in the ops and the optimizer; the tests must notice each. Writes docs/mutation.md
 	$(PYTHON) tests/mutation/mutate.py
+
+prove:  ## the proofs of docs/reliability.md at full count; tests/test_prove.py runs a part of each
+	for proof in bits mutations syscalls kills resume nans endurance; do PYTHONPATH=.:tests $(PYTHON) -m prove.$$proof || exit 1; done
+
+fuzz:  ## search a minute each for inputs that break what reads files: guided by coverage where atheris is installed
+	for target in checkpoint description text; do PYTHONPATH=.:tests $(PYTHON) -m prove.fuzz $$target || exit 1; done
 
 stages:  ## train the lecture's six small stages, three seeds each, and compare with the lecture's losses
 	$(PYTHON) benchmarks/stages.py

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from gpt.errors import ConfigError
 
@@ -28,6 +28,7 @@ class ModelConfig:
     init_std: float = 0.02  # matrices and embeddings start as N(0, init_std); biases at 0, gains at 1
 
     def __post_init__(self) -> None:
+        _require(self.model in get_args(ModelName), "model", self, f"must be one of {', '.join(get_args(ModelName))}")
         for field in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
             _require(
                 _is_int(getattr(self, field)) and getattr(self, field) >= 1, field, self, "must be a whole number of at least 1"

@@ -36,14 +36,14 @@ class ParamTable:
     def __init__(self, params: list[Param]) -> None:
         self.params = params
         self.slots: dict[str, slice] = {}
-        end = 0
+        self.n_decay = end = 0
         for param in sorted(params, key=lambda p: not p.decays):  # sorted keeps the order within a group
             if param.shape is not None:
                 n = int(np.prod(param.shape))
                 self.slots[param.name] = slice(end, end + n)
+                self.n_decay = end + n if param.decays else self.n_decay
                 end += -(-n // ALIGN) * ALIGN
         self.size = end
-        self.n_decay = max((s.stop for name, s in self.slots.items() if self[name].decays), default=0)
         self.n_params = sum(s.stop - s.start for s in self.slots.values())
 
     def __getitem__(self, name: str) -> Param:

@@ -3,16 +3,21 @@
 import dataclasses
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from gpt import checkpoint, folder
+from golden import make_checkpoint
+from gpt import checkpoint, folder, plan
 from gpt.checkpoint import BUFFERS, Checkpoint
 from gpt.config import TrainConfig
 from gpt.errors import CheckpointError, TrainingError
+from gpt.parallel import Workers
+from gpt.trainer import Trainer
 from small import config_of, start
+from tensorlite import Reference
 
 
 @pytest.fixture
@@ -82,6 +87,216 @@ def test_other_files_are_refused_with_the_reason(saved, tmp_path):
     path.unlink()
     with pytest.raises(CheckpointError, match=r"no checkpoint at .*best"):
         checkpoint.load(tmp_path)
+
+
+def rewritten(path, about=None, metadata=None, tensors=None):
+    """The same file with other content under the right hash: whoever can write a file can also hash it."""
+    with safetensors.safe_open(path, framework="numpy") as file:
+        old = file.metadata()
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    text = json.dumps(about(json.loads(old["about"]))) if about else old["about"]
+    arrays = tensors(arrays) if tensors else arrays
+    new = old | {"about": text, "sha256": checkpoint._hash(arrays, text)} | (metadata or {})
+    path.write_bytes(safetensors.numpy.save(arrays, new))
+
+
+def model_field(name, value):
+    return lambda about: about | {"model": about["model"] | {name: value}}
+
+
+def train_field(name, value):
+    return lambda about: about | {"train": about["train"] | {name: value}}
+
+
+def field(name, value):
+    return lambda about: about | {name: value}
+
+
+HOSTILE = {
+    "n_layer that would take all memory": (model_field("n_layer", 10**9), "n_layer is 1000000000, but there are"),
+    "n_embd that would take all memory": (model_field("n_embd", 3 * 10**9), "the configuration says"),
+    "a size beyond 64 bits": (model_field("block_size", 10**30), "the configuration says"),
+    "an unknown model": (model_field("model", "gtp"), "model must be one of"),
+    "a model that is a list": (model_field("model", []), "model must be one of"),
+    "a truth value for a number": (model_field("n_head", True), "n_head must be a whole number"),
+    "a configuration that is a list": (field("model", [1, 2]), "no JSON object"),
+    "a rate that is no number": (train_field("learning_rate", float("nan")), "learning_rate must be a number"),
+    "a rate beyond all floats": (train_field("learning_rate", 10**400), "cannot be read"),
+    "a rate that is text": (train_field("learning_rate", "fast"), "learning_rate must be a number"),
+    "a negative step": (field("step", -1), "step must be"),
+    "a step beyond the last": (field("step", 10**6), "step must be"),
+    "a step that is a fraction": (field("step", 1.5), "step must be"),
+    "a seed too large": (field("seed", 2**63), "seed must be"),
+    "no best loss": (field("best_val", float("nan")), "best_val must be"),
+    "a loss that is text": (field("val_loss", "low"), "val_loss must be"),
+    "a vocabulary too short": (field("vocabulary", "abc"), "vocabulary must have 11 characters"),
+    "a vocabulary with a repetition": (field("vocabulary", "aabcdefghij"), "distinct"),
+    "a vocabulary with half a character": (field("vocabulary", "\ud800bcdefghijk"), "surrogate"),
+    "a vocabulary that is a list": (field("vocabulary", list("abcdefghijk")), "vocabulary must be"),
+    "a truth value that is text": (field("drop_unknown", "no"), "drop_unknown must be"),
+    "a hash that is a number": (field("data_sha256", 0), "data_sha256 must be"),
+    "a field that is missing": (lambda about: {k: v for k, v in about.items() if k != "seed"}, "the field seed is missing"),
+    "a field too many": (field("pickle", "x"), "the field 'pickle', which this version does not know"),
+    "a field of training too many": (train_field("momentum", 0.9), "the field 'momentum', which this version does not know"),
+    "depth without end": (field("seed", json.loads("[" * 900 + "]" * 900)), "too many fields"),
+    "a list without end": (field("seed", [0] * 10**5), "too many fields"),
+    "text that clears the screen": (field("\x1b[2J\nall is well", 1), r"\\x1b\[2J"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_strangers_description_is_checked_whatever_its_hash_says(saved, what):
+    path, _ = saved
+    about, message = HOSTILE[what]
+    rewritten(path, about)
+    with pytest.raises(CheckpointError, match=message) as raised:
+        checkpoint.load(path)
+    assert len(str(raised.value).splitlines()) == 1
+    assert len(str(raised.value)) < 1000
+
+
+WRONG_TENSORS = {
+    "one missing": (lambda a: {k: v for k, v in a.items() if k != "m/wpe"}, "tensor m/wpe is missing"),
+    "one too many": (lambda a: a | {"w": a["m/wpe"]}, "tensor w is none of this model"),
+    "another shape": (lambda a: a | {"m/wpe": a["m/wpe"].T.copy()}, "m/wpe has shape"),
+    "whole numbers": (lambda a: a | {"m/wpe": a["m/wpe"].astype(np.int32)}, "F32, I32"),
+    "half precision": (lambda a: {k: v.astype(np.float16) for k, v in a.items()}, "F16"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_TENSORS)
+def test_a_strangers_tensors_are_checked_whatever_the_hash_says(saved, what):
+    path, _ = saved
+    tensors, message = WRONG_TENSORS[what]
+    rewritten(path, tensors=tensors)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.load(path)
+
+
+def header(text: bytes) -> bytes:
+    return len(text).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x80\x04\x95",  # a pickle
+        b"PK\x03\x04" + bytes(100),  # a .npz or .pt
+        b"\x93NUMPY\x01\x00v\x00" + bytes(100),
+        (2**63).to_bytes(8, "little") + b"{}",
+        (2**64 - 1).to_bytes(8, "little"),
+        (99 * 2**20).to_bytes(8, "little") + b"{}",
+        header(b" " * (2**20 + 1000)),
+        header(b"[" * 10**5),
+        header(b'{"__metadata__":' + b'{"a":' * 10**4),
+        header(b'{"w":{"dtype":"F32","shape":[9223372036854775807,4],"data_offsets":[0,16]}}') + bytes(16),
+        header(b'{"w":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"x":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}')
+        + bytes(16),
+        header(b'{"w":{"dtype":"F32","shape":[],"data_offsets":[16,0]}}') + bytes(16),
+        header(b'{"__metadata__":{"format":1}}'),
+        header(b'{"__metadata__":{"format":"tensorlite-checkpoint-1"}}'),
+        header(b'{"__metadata__":null}'),
+    ],
+    ids=range(16),
+)
+def test_a_hostile_header_is_refused(tmp_path, content):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        checkpoint.load(tmp_path / "x")
+
+
+def test_what_is_no_file_is_refused_and_never_waited_for(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "folder").mkdir()
+    paths = [tmp_path / name for name in ("link", "loop", "folder", "a" * 5000, "\0", "\udcff")]
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        paths += [tmp_path / "pipe", Path("/dev/zero"), Path("/dev/null")]
+    for path in paths:
+        with pytest.raises(CheckpointError, match=r"no checkpoint at|cannot be read"):
+            checkpoint.load(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows fills a sparse file")
+def test_a_file_larger_than_the_memory_is_refused(saved):
+    """100 GB that take no space, behind a header that is right but for its sizes."""
+    path, _ = saved
+    with open(path, "r+b") as file:
+        file.truncate(10**11)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        checkpoint.load(path)
+
+
+def test_numbers_that_are_none_are_not_saved(saved):
+    path, original = saved
+    before = path.read_bytes()
+    for name in BUFFERS:
+        spoiled = getattr(original, name).copy()
+        spoiled[0] = np.inf
+        with pytest.raises(CheckpointError, match=f"at step 7, {name}/wte is not finite"):
+            checkpoint.save(path, dataclasses.replace(original, **{name: spoiled}))
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_failed_twin_leaves_nothing_behind(saved, monkeypatch):
+    path, _ = saved
+
+    def busy(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "replace", busy)
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        checkpoint.twin(path, folder.last_path(path.parent))
+    assert os.listdir(path.parent) == [path.name]
+
+
+# The rule for later formats: docs/reliability.md.
+
+
+def test_a_file_of_format_1_is_read_for_ever(tmp_path):
+    """Its numbers and fields are those of the formula that it was made by."""
+    loaded, made = checkpoint.load(make_checkpoint.FILE), make_checkpoint.frozen()
+    for name in BUFFERS:
+        assert getattr(loaded, name).dtype == np.float32
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(made, name))
+    assert np.count_nonzero(loaded.params) > 200
+    for name in ("model", "vocabulary", "seed", "step", "val_loss", "best_val", "data_sha256", "drop_unknown"):
+        assert getattr(loaded, name) == getattr(made, name)
+    of_then = make_checkpoint.FILE.read_bytes().split(b'\\"train\\": ')[1].split(b"}")[0] + b"}"
+    for name, value in json.loads(of_then.replace(b"\\", b"")).items():  # fields that were added since have their defaults
+        assert getattr(loaded.train, name) == value
+
+
+def test_a_run_of_format_1_goes_on(tmp_path):
+    (tmp_path / "text").write_bytes(make_checkpoint.TEXT.encode())
+    folder.last_path(tmp_path).write_bytes(make_checkpoint.FILE.read_bytes())
+    planned = plan.resume(tmp_path, {}, {}, tmp_path / "text")
+    run = Trainer.of(planned, Workers(Reference, planned.train.shards), np)
+    assert run.run() is None
+    after = checkpoint.load(folder.last_path(tmp_path))
+    assert (after.step, after.seed, after.vocabulary) == (9, 11, run.corpus.tokenizer.vocabulary)
+    assert not np.array_equal(after.params, planned.weights.params)
+
+
+def test_a_newer_format_is_named_with_the_version_that_reads_it(saved):
+    path, _ = saved
+    rewritten(path, metadata={"format": "tensorlite-checkpoint-2", "version": "0.9", "more": "x"})
+    with pytest.raises(CheckpointError, match=r"a tensorlite-checkpoint-2, this program reads .*-1; it needs tensorlite 0\.9"):
+        checkpoint.load(path)
+
+
+def test_a_field_that_was_added_later_has_its_default_in_an_older_file(saved):
+    path, original = saved
+    rewritten(
+        path,
+        lambda about: about | {"train": {"max_iters": 10}, "model": {k: v for k, v in about["model"].items() if k != "dropout"}},
+    )
+    loaded = checkpoint.load(path)
+    assert loaded.train == TrainConfig(max_iters=10)
+    assert loaded.model == original.model
 
 
 def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):

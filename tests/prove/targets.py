@@ -1,0 +1,53 @@
+"""What `prove.fuzz` searches: each takes any bytes and must take them in silence. Beside it, a seed to begin the search with."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from gpt import checkpoint
+from gpt.data import read_text
+from gpt.errors import CheckpointError, DataError
+from gpt.tokenizer import CharTokenizer
+from prove.harness import scratch
+from prove.mutations import rehash
+from prove.subject import file_of, split
+
+
+def file_with(content: bytes) -> Path:
+    path = scratch() / "fuzzed"
+    path.write_bytes(content)
+    return path
+
+
+def fuzz_checkpoint(content: bytes) -> None:
+    try:
+        checkpoint.load(file_with(content))
+    except CheckpointError:
+        return
+    assert content == file_of("bigram")[1], "other bytes were taken for a checkpoint"
+
+
+def fuzz_description(content: bytes) -> None:
+    header, tensors = split(file_of("bigram")[1])
+    try:
+        loaded = checkpoint.load(file_with(rehash(header, tensors, content.decode("utf-8", "replace"))))
+    except CheckpointError:
+        return
+    checkpoint.save(scratch() / "again.safetensors", loaded)
+
+
+def fuzz_text(content: bytes) -> None:
+    try:
+        text = read_text(file_with(content))
+    except DataError:
+        return
+    if text:
+        tokens = CharTokenizer.of(text)
+        assert tokens.decode(tokens.encode(text)) == text
+        assert sorted(tokens.vocabulary) == sorted(set(text))
+
+
+TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], bytes]]] = {
+    "checkpoint": (fuzz_checkpoint, lambda: file_of("bigram")[1]),
+    "description": (fuzz_description, lambda: split(file_of("bigram")[1])[0]["__metadata__"]["about"].encode()),
+    "text": (fuzz_text, lambda: "café 🙂\r\n".encode()),
+}
