@@ -81,8 +81,8 @@ def test_resume_equals_a_straight_run(corpus, tmp_path):
 def test_timed_steps_leave_no_trace(corpus, tmp_path):
     run, twin = trainer(corpus, tmp_path / "a"), trainer(corpus, tmp_path / "b")
     with run.undone():
-        seconds_of(lambda: (run.make_step(), run.read()), enough=0.1)
-        assert run.state.step > 2
+        seconds_of(lambda: (run.make_step(), run.read()), agreed=lambda _: 0.01, enough=0.03)
+        assert run.state.step == 4  # as many steps whatever the machine: three and the first, which is left out
     assert run.state.step == 0
     run.run(), twin.run()
     np.testing.assert_array_equal(run.state.params, twin.state.params)
