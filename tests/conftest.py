@@ -1,24 +1,75 @@
-"""Hypothesis profiles, and the corpus where it can be had."""
+"""Hypothesis profiles, which tests start programs, the corpus where it can be had, and the kernels that the tests ran on."""
 
 import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy loads: small matrices, and a test process for each core
 
 import importlib.util
+import sys
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
+from hypothesis.internal.conjecture import providers
+
+from kernels import kernels
 
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
-settings.register_profile("dev", max_examples=50, **COMMON)
-settings.register_profile("ci", max_examples=200, derandomize=True, database=None, **COMMON)
-settings.register_profile("alarms", max_examples=1000, derandomize=True, database=None, **COMMON)
+FIXED = {"derandomize": True, "database": None}  # the same examples on every run and every machine
+settings.register_profile("dev", max_examples=25, **FIXED, **COMMON)
+settings.register_profile("ci", max_examples=200, **FIXED, **COMMON)
+settings.register_profile("alarms", max_examples=1000, **FIXED, **COMMON)
 settings.register_profile("deep", max_examples=5000, **COMMON)
-settings.register_profile(
-    "mut", max_examples=10, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate], **COMMON
-)
+settings.register_profile("mut", max_examples=10, phases=[Phase.explicit, Phase.generate], **FIXED, **COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+if hasattr(providers, "_get_local_constants"):  # Hypothesis draws constants of the modules that happen to be loaded, too
+    providers._get_local_constants = lambda: providers._local_constants
+
+# ---- tests that start programs: marked, so that matrix.py can run the others alone ----
+
+STARTERS = {"compiler", "mpiexec", "shakespeare"}  # fixtures that start programs
+STARTS = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "os.exec", "os.spawn", "os.startfile")
+may_start, refused = True, []
+
+
+def refuse_programs(event, arguments):
+    """In a test without the mark no program starts, but for the shim's compiler, whose kernels the test itself calls."""
+    if event in STARTS and not may_start and not str(arguments[:1]).endswith("g++',)"):
+        refused.append(f"{event} {arguments[:1]}")
+        raise RuntimeError(f"a test that starts a program needs the mark `program`: {refused[-1]}")
+
+
+sys.addaudithook(refuse_programs)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if STARTERS & set(item.fixturenames):
+            item.add_marker("program")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    global may_start
+    may_start = any(map(item.get_closest_marker, ("program", "gpu")))
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown():
+    """Also where the refusal was caught, and the test went on without the program."""
+    global may_start
+    try:
+        yield
+        assert not refused, f"a test that starts a program needs the mark `program`: {refused}"
+    finally:
+        may_start = True
+        refused.clear()
+
+
+def pytest_terminal_summary(terminalreporter):
+    terminalreporter.write_line(f"kernels: {kernels()}")
 
 
 @pytest.hookimpl(optionalhook=True)

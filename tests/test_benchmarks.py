@@ -50,6 +50,7 @@ def read(folder):
 # ---- failures ----
 
 
+@pytest.mark.program
 def test_without_a_gpu_it_ends_with_one_line(without_a_gpu, tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py")]
     for flags, words in (
@@ -63,6 +64,7 @@ def test_without_a_gpu_it_ends_with_one_line(without_a_gpu, tmp_path):
     assert not (tmp_path / "gpu.json").exists()
 
 
+@pytest.mark.program
 def test_a_section_that_fails_is_noted(without_a_gpu, tmp_path, capfd):
     """A real process: it finds no GPU, says so and ends well."""
     assert gpu.run_section("machine", gpu.Args(out=tmp_path), 60.0) == ""
@@ -73,6 +75,7 @@ def test_a_section_that_fails_is_noted(without_a_gpu, tmp_path, capfd):
     assert "Traceback" not in out + err
 
 
+@pytest.mark.program
 def test_a_section_is_ended_at_its_limit_with_all_that_it_started(tmp_path, monkeypatch, capfd):
     """It starts a process of its own and sleeps; what it had found stays."""
     program = (
@@ -205,6 +208,7 @@ def served(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.program
 def test_contenders_take_turns_and_one_that_fails_drops_out(served):
     section = section_of(served)
     names = ["one", "cannot be made", "falls over", "two"]
@@ -221,6 +225,7 @@ def test_contenders_take_turns_and_one_that_fails_drops_out(served):
     assert "two" in steps.show_steps(section.found)
 
 
+@pytest.mark.program
 def test_a_contender_that_hangs_is_ended(served):
     section = section_of(served)
     began = time.monotonic()
@@ -231,6 +236,7 @@ def test_a_contender_that_hangs_is_ended(served):
     assert len(rows["one"]["seconds"]) == 2
 
 
+@pytest.mark.program
 def test_a_race_that_has_no_time_left_says_so(served, monkeypatch):
     section = section_of(served)
     monkeypatch.setattr(race, "RESERVED", -60.0)
@@ -353,6 +359,7 @@ def test_counts_of_pytest():
     assert tests.counts("") == {}
 
 
+@pytest.mark.program
 def test_results_of_a_run(tmp_path):
     """Of a real one, small and on the CPU."""
     (tmp_path / "text").write_text(PANGRAMS)

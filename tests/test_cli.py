@@ -12,6 +12,7 @@ import pytest
 
 from gpt import checkpoint
 
+pytestmark = pytest.mark.program
 SHELL = ["cmd", "/c"] if os.name == "nt" else ["sh", "-c"]
 ROOT = Path(__file__).parents[1]
 TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n" * 30

@@ -391,7 +391,10 @@ def check_all(name, both):
 @every_precision
 @pytest.mark.parametrize(("name", "separate"), [(name, False) for name in CHECKS] + [(name, True) for name in APART])
 def test_an_op_and_its_gradients(name, separate, precision):
-    """And no bound is loose: over these few draws some error of each result comes to a fifth of it; most come to 0.4 to 1."""
+    """And no bound is loose: over these few draws some error of each result comes to a fifth of it; most come to 0.4 to 1.
+
+    On any machine: the errors are of kernels and a shim whose every operation rounds in one way, on one order of terms.
+    """
     loose = [ratio for ratio in check_all(name, both(precision, separate)) if ratio is not None and ratio < 1 / 5]
     assert not loose
 
@@ -489,15 +492,13 @@ def off_by_one(a):
 @pytest.mark.parametrize("how", [every_second, transposed, off_by_one])
 @pytest.mark.parametrize("name", OPS)
 def test_arrays_in_any_layout(name, how, precision):
-    """The same bits; but NumPy's product of a transposed matrix, which stands for the library's, sums in another order."""
+    """The results are bitwise identical, those of a transposed matrix too: the shim's matmul has one order."""
     machine = both(precision)
     inputs, dy, options = arguments_of(name, machine)
-    tolerance = 4 * UNIT[machine.dtype] if how is transposed and name in ("linear", "mlp", "head_loss") else 0.0
     for ops in machine.ops:
         expected = results(ops, name, inputs, dy, options)
         for a, b in zip(expected, results(ops, name, changed(inputs, how), changed(dy, how), options), strict=True):
-            atol = tolerance * float(np.abs(a).max())
-            np.testing.assert_allclose(b.astype(np.float64), a.astype(np.float64), rtol=0, atol=atol)
+            np.testing.assert_array_equal(as_bytes(a), as_bytes(b))
 
 
 @pytest.mark.parametrize("how", [every_second, transposed, off_by_one])

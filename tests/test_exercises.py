@@ -19,6 +19,7 @@ def run(*arguments):
     return done
 
 
+@pytest.mark.program
 def test_the_list_has_every_number():
     done = run()
     assert done.returncode == 0
@@ -26,6 +27,7 @@ def test_the_list_has_every_number():
     assert [int(n) for row in rows for n in row[1:]] == list(range(1, len(MISTAKES) + 1))
 
 
+@pytest.mark.program
 def test_an_exercise_shows_the_code_and_does_not_wait():
     done = run("1")
     assert done.returncode == 0
@@ -34,6 +36,7 @@ def test_an_exercise_shows_the_code_and_does_not_wait():
     assert MISTAKES[0].story not in done.stdout
 
 
+@pytest.mark.program
 def test_check_and_explain():
     done = run("1", "--check", "--explain")
     assert done.returncode == 0
@@ -51,6 +54,7 @@ def test_a_bad_number_is_one_clear_line(arguments, capsys):
     assert err.count("\n") == 1
 
 
+@pytest.mark.program
 def test_a_bad_number_ends_with_status_2():
     done = run("999")
     assert (done.returncode, done.stderr) == (2, f"error: there is no exercise 999; they are numbered 1 to {len(MISTAKES)}\n")

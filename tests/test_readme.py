@@ -5,10 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
+@pytest.mark.program
 def test_python_blocks_run():
     texts = [README, (ROOT / "docs" / "gradients.md").read_text()]
     for block in [re.search(r"```python\n(.*?)```", text, re.DOTALL)[1] for text in texts]:
@@ -31,6 +34,7 @@ def test_line_counts_are_near():
         assert abs(lines - int(said)) <= 0.1 * lines, f"{name} has {lines} lines"
 
 
+@pytest.mark.program
 def test_flags_exist():
     help_text = ""
     for script in ("train.py", "sample.py"):

@@ -49,6 +49,7 @@ def test_errors_of_the_device_itself():
     assert device_failure(RuntimeError("ours")) is None
 
 
+@pytest.mark.program
 def test_import_needs_numpy_alone():
     code = """
 import sys

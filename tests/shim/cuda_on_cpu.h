@@ -530,7 +530,14 @@ inline float max(float a, float b) { return fmaxf(a, b); }
 inline double min(double a, double b) { return fmin(a, b); }
 inline double max(double a, double b) { return fmax(a, b); }
 
-// As macros, where the C library has taken the name.
+// As macros, where the C library has taken the name. Each C library rounds its float32 functions in its own way, and its float64
+// functions to the same float32 value as any other: a result does not depend on the machine.
+#define expf(x) ((float)exp((double)(x)))
+#define exp2f(x) ((float)exp2((double)(x)))
+#define logf(x) ((float)log((double)(x)))
+#define sinf(x) ((float)sin((double)(x)))
+#define cosf(x) ((float)cos((double)(x)))
+#define powf(x, y) ((float)pow((double)(x), (double)(y)))
 #define __expf(x) expf(x)
 #define __logf(x) logf(x)
 #define __sinf(x) sinf(x)
