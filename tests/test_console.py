@@ -12,6 +12,7 @@ import pytest
 from gpt import console
 
 ROOT = Path(__file__).parents[1]
+program = pytest.mark.program
 TINY = ["--preset", "bigram", "--max-iters", "20", "--eval-interval", "10", "--eval-batches", "2", "--batch-size", "4"]
 TINY += ["--device", "cpu", "--data", "text.txt"]
 POSIX = pytest.mark.skipif(os.name != "posix", reason="the redirections are a POSIX shell's")
@@ -43,8 +44,12 @@ def train(here, redirections="", out="run", **environment):
     return done
 
 
+@program
 @POSIX
-@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1", "cp437", "utf-16", "koi8-r"])
+@pytest.mark.parametrize(
+    "encoding",
+    ["cp1252", "ascii", *(pytest.param(name, marks=pytest.mark.long) for name in ("latin-1", "cp437", "utf-16", "koi8-r"))],
+)
 def test_any_encoding(here, encoding):
     """Characters that the console has are printed, the others escaped."""
     done = train(here, PYTHONIOENCODING=encoding)
@@ -56,6 +61,7 @@ def test_any_encoding(here, encoding):
     assert done.stdout.decode(encoding).startswith(prompt.encode(encoding, "backslashreplace").decode(encoding))
 
 
+@program
 @POSIX
 @pytest.mark.parametrize("closed", ["2>&-", "<&-", "<&- 2>&-"])
 def test_a_closed_console_costs_nothing(here, closed):
@@ -64,6 +70,7 @@ def test_a_closed_console_costs_nothing(here, closed):
     assert done.stdout.splitlines()[-1].startswith(b"done: step 20 |")
 
 
+@program
 @POSIX
 @pytest.mark.parametrize("closed", [">&-", "<&- >&-"])
 def test_what_a_closed_standard_output_loses_goes_to_standard_error(here, closed):
@@ -73,6 +80,7 @@ def test_what_a_closed_standard_output_loses_goes_to_standard_error(here, closed
     assert train(here, ">&- 2>&- <&-").returncode == 0
 
 
+@program
 @POSIX
 def test_nothing_is_printed_into_a_file_of_the_run(here):
     """With the standard descriptors closed, the next files would take their numbers."""
@@ -81,6 +89,7 @@ def test_nothing_is_printed_into_a_file_of_the_run(here):
     assert [json.loads(line)["step"] for line in (here / "closed" / "metrics.jsonl").read_text().splitlines()] == [0, 10, 20]
 
 
+@program
 @POSIX
 @needs_full
 def test_a_full_standard_output_is_said_and_shows_in_the_status(here):
@@ -92,6 +101,7 @@ def test_a_full_standard_output_is_said_and_shows_in_the_status(here):
     assert shell(here, "> /dev/full", "sample.py", "--checkpoint", "made").returncode == 1
 
 
+@program
 @POSIX
 @needs_full
 def test_a_full_standard_error_costs_nothing(here):
@@ -102,6 +112,7 @@ def test_a_full_standard_error_costs_nothing(here):
     assert shell(here, "2> /dev/full", "train.py", *TINY, "--data", "none.txt").returncode == 2
 
 
+@program
 def test_a_reader_that_has_gone_stops_a_run_which_saves(here):
     """As Ctrl-C would: the step is finished, the work saved, and the status is that of a broken pipe."""
     command = [sys.executable, str(ROOT / "train.py"), *TINY, "--max-iters", "1000000", "--out", "piped"]

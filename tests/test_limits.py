@@ -105,6 +105,7 @@ def said(command, **options):
     return [int(n) for n in done.stdout.split()]
 
 
+@pytest.mark.program
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts the addresses of a process for others to read")
 @pytest.mark.parametrize("flag", ["-v", "-d"])
 def test_the_limit_of_a_shell(flag):
@@ -114,6 +115,7 @@ def test_the_limit_of_a_shell(flag):
     assert in_use < memory <= 4000000 * 1024
 
 
+@pytest.mark.program
 @pytest.mark.skipif(not os.access(V1, os.W_OK), reason="no control groups of version 1 that this user may make")
 def test_a_real_control_group_of_version_1():
     group = V1 / f"tensorlite-test-{os.getpid()}"

@@ -79,6 +79,7 @@ def test_whatever_drawing_raises_is_one_note(error, corpus, tmp_path, monkeypatc
     assert checkpoint.load(folder.last_path(tmp_path / "a")).step == 12
 
 
+@pytest.mark.program
 def test_drawing_leaves_another_programs_matplotlib_alone(tmp_path):
     """In a process of its own: the backend, the settings and the figures of whoever uses matplotlib beside a run."""
     script = """
@@ -314,6 +315,7 @@ def test_in_a_thread_signals_stay_the_main_threads():
 # ---- advice ----
 
 
+@pytest.mark.program
 @pytest.mark.parametrize("name", ["plain", "with space", "it's", "$HOME", "a;b", "-dash", "\udcff", "tab\t", "日本", "\\x41"])
 def test_a_command_to_paste_names_any_folder(name):
     """As bash reads it: the very bytes come out again."""
