@@ -1,7 +1,8 @@
 """Datasheet figures of GPUs, for the plan of a step: train.py --dry-run.
 
 They are NVIDIA's: of data-centre cards from their datasheets, of GeForce and RTX cards from the appendices of the architecture
-whitepapers (GA102, Ada, RTX Blackwell) and the product pages. The figures of the A10G, H20 and B300 are from providers' tables.
+whitepapers (GA102, Ada, RTX Blackwell) and the product pages. The figures of the H20 and B300 are from providers' tables; of the
+A10G the tables disagree, so it is not here.
 """
 
 import re
@@ -43,7 +44,6 @@ GPUS = {
     "L40": Gpu(181, 90.5, 90.5, 864),
     "L40S": Gpu(362, 183, 91.6, 864),
     "A10": Gpu(125, 62.5, 31.2, 600),
-    "A10G": Gpu(70, 35, 35, 600),
     "A40": Gpu(149.7, 74.8, 37.4, 696),
     "RTX A6000": Gpu(154.8, 77.4, 38.7, 768),
     "T4": Gpu(None, None, 8.1, 320),
