@@ -70,8 +70,8 @@ class Args:
     """Folder for metrics.jsonl, loss.png, best.safetensors and last.safetensors; an earlier run in it is moved aside.
     Default: runs/PRESET."""
     data: Files = ()
-    """A UTF-8 text to learn, or several, joined in their order as they are; - is standard input. The first 90 % are trained on,
-    the rest validates. Default: the lecture's Shakespeare corpus, fetched once."""
+    """A UTF-8 text to learn, or several, joined in their order as they are; - is standard input. The last tenth validates.
+    Default: the lecture's Shakespeare corpus, fetched once."""
     val_data: Files = ()
     """A validation text of its own: all of --data is then trained on. A new vocabulary has the characters of both."""
     seed: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 1337)")] = None
@@ -140,8 +140,7 @@ class Args:
     eval_batches: Int = None
     """Random batches in the train loss."""
     val_chars: Int = None
-    """At most so many characters of the validation split in the validation loss, in windows spread evenly over it; 0: all of
-    it."""
+    """At most so many characters of the validation split in the validation loss, in windows spread evenly over it; 0: all."""
 
     def given(self, kind: type) -> dict[str, Any]:
         """The fields of a configuration that were set on the command line."""

@@ -154,7 +154,8 @@ def test_hints(trained):
         status, _, err = trained(sample, *WRITE, *flags)
         hints = [line for line in err.splitlines() if line.startswith("hint: ")]
         assert status == 2
-        assert hints == ([f"hint: a text that begins with a dash is written {hint}"] if hint else [])
+        taken = "characters that the vocabulary lacks" in err  # the first version of tyro takes it as the text it is
+        assert hints == ([f"hint: a text that begins with a dash is written {hint}"] if hint and not taken else [])
     assert trained(sample, *WRITE, "--prompt=-x")[2].startswith("error: the prompt has 2 characters that the vocabulary lacks: '-'")
     (status, _, err) = trained(sample, *WRITE, "--prompt", "text.txt")
     assert (status, len(err.splitlines())) == (2, 1)
