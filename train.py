@@ -21,7 +21,7 @@ from gpt.config import PRESETS, ModelConfig, TrainConfig, override
 from gpt.dry_run import step_plan
 from gpt.errors import CheckpointError, ConfigError
 from gpt.estimate import available_bytes, count, human_bytes, human_seconds, seconds_of
-from gpt.evaluate import evaluated_chars
+from gpt.evaluate import evaluated_chars, rows_at_once
 from gpt.generate import generate
 from gpt.gpus import figures_for
 from gpt.limits import memory_in_use, processors
@@ -323,7 +323,16 @@ def joined(flag: str, uses: tuple[tuple[Path, ...], ...]) -> tuple[Path, ...]:
 def describe(plan: Plan, device: Device, backend: Backend, workers: Workers, threads: int) -> None:
     """Say what will run and what it needs. Raises ConfigError when the device's memory cannot hold it."""
     model, corpus = plan.model, plan.corpus
-    cost = count(model, plan.train, workers.lead.rows, len(workers.own), backend.itemsize)
+    shard_rows, eval_rows = -(-plan.train.batch_size // workers.shards), rows_at_once(workers, plan.train.batch_size, model)
+    cost = count(
+        model,
+        plan.train,
+        workers.lead.rows,
+        len(workers.own),
+        backend.itemsize,
+        on_cpu=device.name == "cpu",
+        eval_rows=eval_rows * workers.threads if backend.sharded and eval_rows != shard_rows else 0,
+    )
     with_threads = f", {threads} thread{'s' * (threads > 1)}{blas_kernels()}" if device.name == "cpu" else ""
     print(f"device   {device.name}: {device.description}{with_threads}" + (f" ({device.reason})" if device.reason else ""))
     print(f"backend  {backend.name}: {backend.description}")

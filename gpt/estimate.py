@@ -14,6 +14,7 @@ from tensorlite.optable import ROWS, Op
 from tensorlite.shapes import ShapeArray, ShapeOps, cache_bytes
 
 FLOAT = 4  # bytes of a float32
+LIBRARY_BYTES = 48 * 2**20  # measured: matplotlib once it has drawn, and the buffers of the BLAS
 PATIENCE = 30.0  # seconds: a first call below it, which maps its memory in, is not taken for the rule
 
 
@@ -22,14 +23,15 @@ class Cost:
     """Counted, not measured."""
 
     n_params: int
-    state_bytes: int  # parameters, gradients, Adam's two moments
+    state_bytes: int  # parameters, gradients, Adam's two moments, and their copies
     cache_bytes: int  # what forward keeps for backward, one micro-batch
-    scratch_bytes: int  # the largest op's temporaries
+    scratch_bytes: int  # the largest op's temporaries, in a step and in an evaluation
     flops: float  # of one update
+    library_bytes: int = 0
 
     @property
     def peak_bytes(self) -> int:
-        return self.state_bytes + self.cache_bytes + self.scratch_bytes
+        return self.state_bytes + self.cache_bytes + self.scratch_bytes + self.library_bytes
 
 
 class ShapeTable(ParamTable):
@@ -49,21 +51,31 @@ def count(
     rows: Mapping[str, Op] = ROWS,
     own_shards: int | None = None,
     itemsize: int = FLOAT,
+    on_cpu: bool = False,
+    eval_rows: int = 0,
 ) -> Cost:
     """Run one step on shapes alone.
 
-    rows: the backend's op table. own_shards: how many of the shards are this process's (all). itemsize: bytes of an activation.
+    rows: the backend's op table.
+    own_shards: how many of the shards are this process's (all).
+    itemsize: bytes of an activation.
+    on_cpu: whether a checkpoint is copied and written, and the curve drawn, in the same memory.
+    eval_rows: rows that an evaluation holds beside those of a step, in a backend that keeps memory for each shape.
     """
     ops = ShapeOps(rows)
     own_shards = train.shards if own_shards is None else own_shards
-    table, cached = run_on_shapes(ops, config, -(-train.batch_size * own_shards // train.shards), itemsize)
+    batch_rows = -(-train.batch_size * own_shards // train.shards)
+    table, cached = run_on_shapes(ops, config, batch_rows, itemsize)
     largest = max(ops.largest, table.size)  # attention's scores, say, where the backend stores them
+    copies = 6 if on_cpu else 4  # of the timed state; or, larger, three that are being written and the file that they make
     return Cost(
         n_params=table.n_params,
-        state_bytes=(8 + own_shards - 1) * FLOAT * table.size,  # four buffers, their timed copy, a gradient a further shard
+        state_bytes=(4 + copies + own_shards - 1) * FLOAT * table.size,  # four buffers, and a gradient per further shard
         cache_bytes=cached,
-        scratch_bytes=8 * itemsize * largest,  # the backward of attention or GELU holds up to eight arrays of its size at once
+        # the backward of attention or GELU holds up to eight arrays of its size at once
+        scratch_bytes=8 * itemsize * (largest + ops.largest * eval_rows // batch_rows),
         flops=sum(ops.flops.values()) * train.gradient_accumulation_steps,
+        library_bytes=LIBRARY_BYTES if on_cpu else 0,
     )
 
 
