@@ -18,7 +18,7 @@ import numpy as np
 
 from gpt.errors import DataError
 from gpt.reading import Text, clean, name_of, read_bytes
-from gpt.tokenizer import CharTokenizer, unknown_characters
+from gpt.tokenizer import CODE_POINTS, CharTokenizer, unknown_characters
 from tensorlite.cache import cache_folder, write_whole
 
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -56,6 +56,7 @@ def load_corpus(
     tokenizer: a checkpoint's, to keep its vocabulary; characters it lacks are a DataError, or left out with drop_unknown. Without
     one, the characters of both texts are the vocabulary.
     sha256: of the text that is expected, if a certain one is.
+    val_data: what validates, as `data`; None: the last tenth of it.
     Raises DataError when the text cannot be read, is another one, or is too short for the context.
     """
     paths, val_paths = _paths(data), _paths(val_data)
@@ -77,7 +78,10 @@ def load_corpus(
         same = "give the same --data and --val-data, or start anew with --init-from"
         raise DataError(f"{name} is another text than the run was trained on; {same}")
     if tokenizer is None:
-        tokenizer = CharTokenizer.of_codes(np.unique(np.concatenate([text.alphabet for text in (*texts, *val_texts)])))
+        occurs = np.zeros(CODE_POINTS, bool)
+        for text in (*texts, *val_texts):
+            occurs[text.alphabet] = True
+        tokenizer = CharTokenizer.of_codes(np.flatnonzero(occurs))
     train, dropped = _encoded(tokenizer, texts, drop_unknown)
     have, need = len(train), block_size + 1
     if val_texts:

@@ -42,7 +42,7 @@ class Text:
 
     name: str
     utf8: bytes | bytearray
-    alphabet: np.ndarray  # the code points that occur, in order
+    alphabet: np.ndarray  # the code points that occur, uint32, in order
     characters: int
     notes: tuple[str, ...] = ()  # what was changed, or looks wrong; each a sentence for the user
 
@@ -155,7 +155,7 @@ def clean(name: str, raw: bytes | bytearray, keep: str = "", as_it_is: bool = Fa
     if odd:
         listed = ", ".join(f"{c!a} x{raw.count(c.encode())}" for c in odd)
         notes.append(f"{name} has characters that are rarely meant, kept as symbols: {listed}")
-    return Text(name, raw, np.flatnonzero(occurs), characters, tuple(notes))
+    return Text(name, raw, np.flatnonzero(occurs).astype(np.uint32), characters, tuple(notes))
 
 
 def _guess(name: str, raw: bytes | bytearray) -> str:

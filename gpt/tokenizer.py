@@ -20,7 +20,7 @@ class CharTokenizer:
 
     def __init__(self, vocabulary: str) -> None:
         self._places = np.full(CODE_POINTS, -1, np.int32)  # of each code point; -1: it has no token
-        self._places[code_points(vocabulary)] = np.arange(len(vocabulary))
+        self._places[code_points(vocabulary)] = np.arange(len(vocabulary), dtype=np.int32)
         if not vocabulary or np.count_nonzero(self._places >= 0) != len(vocabulary):
             raise DataError("vocabulary must be a string of distinct characters")
         self.vocabulary = vocabulary
@@ -34,7 +34,7 @@ class CharTokenizer:
     @classmethod
     def of_codes(cls, codes: np.ndarray) -> "CharTokenizer":
         """The tokenizer of the characters with these numbers, which are in order."""
-        return cls(codes.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass"))
+        return cls(codes.astype("<u4", copy=False).tobytes().decode("utf-32-le", "surrogatepass"))
 
     @property
     def start(self) -> str:
