@@ -51,7 +51,7 @@ def prove(steps: int) -> str:
                     seen.append((resident_bytes(), held()))
 
             run.say = look
-            run.run()
+            assert run.run() is None, "a signal ended it"
     (first, held_first), (last, held_last) = seen[0], seen[-1]
     growth = last / first - 1
     assert held_first == held_last, f"{held_first} became {held_last}"

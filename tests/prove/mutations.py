@@ -15,9 +15,11 @@ from gpt import checkpoint
 from gpt.checkpoint import BUFFERS, Checkpoint
 from gpt.errors import CheckpointError
 from gpt.params import ParamTable
+from gpt.tokenizer import CharTokenizer
 from prove.harness import draw, main, scratch
 from prove.subject import equal, file_of, join, split
 
+CLEAR_SCREEN = "\x1b[2J\nall is well"
 HOSTILE: list[Any] = [
     *(0, 1, 2, -1, 2**31, 2**53 + 1, 2**63, 2**64, 10**50, -(2**63), 10**400, 0.5, 1e308, -0.0, float("inf"), float("nan")),
     *(
@@ -35,6 +37,7 @@ HOSTILE: list[Any] = [
         "\0",
         "abc",
         "aab",
+        CLEAR_SCREEN,
         "é" * 999,
     ),
     *([], {}, [0, 2**63], [2**32, 2**32], [[]] * 9, {"a": {}}, [0, 36], [36, 72], [3, 3], [9]),
@@ -97,7 +100,7 @@ def change(tree: Any, random: random.Random) -> None:
     elif action == 1 and isinstance(tree, dict):
         tree[random.choice(("x", "about", "sha256", "version", str(key) + "x", "params/wte", "v/blocks.9.fc_w"))] = tree[key]
     elif action == 2 and isinstance(tree, dict):
-        tree[random.choice(("y", "format", "__metadata__", "params/head_w", "n_layer"))] = tree.pop(key)
+        tree[random.choice(("y", "format", "__metadata__", "params/head_w", "n_layer", CLEAR_SCREEN))] = tree.pop(key)
     else:
         tree[key] = copy.deepcopy(random.choice(HOSTILE))
 
@@ -119,6 +122,21 @@ def change_description(data: bytes, random: random.Random) -> bytes:
     if random.random() < 0.2:
         text = mangle(text, random)
     return rehash(header, tensors, text)
+
+
+def enlarge(data: bytes, random: random.Random) -> bytes:
+    """A model too large for its file and perhaps for any machine, under the right hash."""
+    header, tensors = split(data)
+    about = json.loads(header["__metadata__"]["about"])
+    about["model"][random.choice(("vocab_size", "block_size", "n_layer", "n_head", "n_embd"))] = int(10 ** random.uniform(0, 30))
+    return rehash(header, tensors, json.dumps(about))
+
+
+def change_description_alone(data: bytes, random: random.Random) -> bytes:
+    """Another configuration under the old hash."""
+    header, tensors = split(change_description(data, random))
+    header["__metadata__"]["sha256"] = split(data)[0]["__metadata__"]["sha256"]
+    return join(header, tensors)
 
 
 def mangle(text: str, random: random.Random) -> str:
@@ -151,7 +169,7 @@ def rehash(header: dict, tensors: bytes, about: str) -> bytes:
 
 
 BYTES: list[Callable] = [flip, splice, splice, tear, lie_about_the_header]
-HEADERS: list[Callable] = [change_header, change_description, change_description]
+HEADERS: list[Callable] = [change_header, change_description, change_description, enlarge, change_description_alone]
 
 
 def case(n: int) -> str:
@@ -168,13 +186,18 @@ def case(n: int) -> str:
         return "CheckpointError"
     if equal(loaded, original):
         return "equal to the original"
-    assert mutate is change_description, f"{mutate.__name__} went unnoticed"
+    assert mutate in (change_description, enlarge), f"{mutate.__name__} went unnoticed"
     assert_valid(loaded)
     return "valid, as its hash is"
 
 
 def assert_valid(loaded: Checkpoint) -> None:
-    """A stranger's checkpoint is one that this program could have saved: it comes back equal."""
+    """A stranger's checkpoint is one that a run could have saved, and comes back equal."""
+    assert len(CharTokenizer(loaded.vocabulary)) == loaded.model.vocab_size
+    assert 0 <= loaded.step <= loaded.train.max_iters
+    assert 0 <= loaded.seed < 2**63
+    assert f"{loaded.val_loss:.4f} {loaded.best_val:.4f}"
+    assert {type(loaded.drop_unknown), type(loaded.data_sha256)} == {bool, str}
     assert all(getattr(loaded, name).shape == (ParamTable(loaded.table.params).size,) for name in BUFFERS)
     path = scratch() / "again.safetensors"
     checkpoint.save(path, loaded)

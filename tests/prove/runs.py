@@ -29,7 +29,7 @@ def drawn(numbers: random.Random) -> Preset:
         gradient_accumulation_steps=numbers.randint(1, 3),
         shards=numbers.randint(1, 3),
         max_iters=numbers.randint(6, 14),
-        learning_rate=0.01,
+        learning_rate=numbers.choice((0.01, 0.1)),
         min_lr=numbers.choice((0.01, 0.001, 0.0)),
         warmup_iters=numbers.randint(0, 4),
         weight_decay=numbers.choice((0.0, 0.1)),

@@ -119,6 +119,7 @@ def failing(out: Path, name: str, n: int, error: str) -> str:
     case = f"{name} {n} {error}"
     assert os.WIFEXITED(status), f"{case}: killed"
     assert os.WEXITSTATUS(status) in (SAVED, FAILED), f"{case}: another exception than CheckpointError"
+    assert not list(out.glob("*.tmp-*")), f"{case}: the temporary was left"
     held = check(out, case)
     if os.WEXITSTATUS(status) == SAVED:
         assert held == "new and new", f"{case}: nothing was said, but the new checkpoint is not there"
