@@ -1,9 +1,11 @@
 # What a developer types. `python` is whichever environment is active.
 PYTHON ?= python
 
-.PHONY: check format lint types test mutate prove fuzz stages bench
+.PHONY: check check-all format lint types test long matrix mutate prove fuzz stages bench
 
 check: lint types test  ## everything that must be green before a commit
+
+check-all: lint types long matrix  ## every test there is, and what CI runs: some ten minutes
 
 format:
 	$(PYTHON) -m ruff format .
@@ -18,6 +20,12 @@ types:
 
 test:
 	$(PYTHON) -m pytest -q
+
+long:  ## what `test` leaves out or `matrix` cannot run, and eight times as many examples from Hypothesis
+	HYPOTHESIS_PROFILE=ci $(PYTHON) -m pytest -q -m "long or program or hypothesis"
+
+matrix:  ## the numeric tests under the kernels that OpenBLAS and NumPy take on other processors
+	$(PYTHON) tests/matrix.py
 
 mutate:  ## plant some 1800 small mistakes in the ops and the optimizer; the tests must notice each. Writes docs/mutation.md
 	$(PYTHON) tests/mutation/mutate.py

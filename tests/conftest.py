@@ -27,7 +27,7 @@ if hasattr(providers, "_get_local_constants"):  # Hypothesis draws constants of 
 
 # ---- tests that start programs: marked, so that matrix.py can run the others alone ----
 
-STARTERS = {"compiler", "mpiexec", "shakespeare"}  # fixtures that start programs
+STARTERS = {"compiler", "library", "mpiexec", "shakespeare"}  # fixtures that start programs
 STARTS = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "os.exec", "os.spawn", "os.startfile")
 may_start, refused = True, []
 

@@ -80,8 +80,8 @@ def test_a_section_is_ended_at_its_limit_with_all_that_it_started(tmp_path, monk
     """It starts a process of its own and sleeps; what it had found stays."""
     program = (
         "import json, subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
-        "print(child.pid, flush=True); time.sleep(60)"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print(child.pid, flush=True); time.sleep(600)"
     )
     (tmp_path / "sleeper.py").write_text(program)
     monkeypatch.setattr(gpu, "__file__", str(tmp_path / "sleeper.py"))
@@ -89,7 +89,7 @@ def test_a_section_is_ended_at_its_limit_with_all_that_it_started(tmp_path, monk
     began = time.monotonic()
     monkeypatch.setattr(gpu, "GRACE", 0.0)
     assert gpu.run_section("steps", gpu.Args(out=tmp_path), 1.0) == "ended after 1 s, its limit"
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60  # of the 600 that it sleeps
     assert read(tmp_path) == {"steps": {"rows": {"a": {}}}}
     assert ended(int(capfd.readouterr().out))
     (tmp_path / "sleeper.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
@@ -193,7 +193,7 @@ def contender(name):
     def work(n):
         if name == "falls over" and n == 7:
             import os; os.write(2, b"its last words"); os._exit(9)
-        time.sleep(60 if name == "hangs" else 0.001 * n)
+        time.sleep(600 if name == "hangs" else 0.001 * n)
         return 2.5
     return work, lambda: {{"reserved": 5}}
 contenders.contender = contender
@@ -216,7 +216,7 @@ def test_contenders_take_turns_and_one_that_fails_drops_out(served):
     rows = read(served)["steps"]["rows"]
     for name in ("one", "two"):
         assert len(rows[name]["seconds"]) == 6
-        assert 0.001 < np.median(rows[name]["seconds"]) < 0.1
+        assert np.median(rows[name]["seconds"]) >= 0.001
         assert rows[name]["memory"] == {"reserved": 5}
         assert rows[name]["last"] == 2.5
     assert rows["cannot be made"]["error"] == "MemoryError: no"
@@ -225,12 +225,13 @@ def test_contenders_take_turns_and_one_that_fails_drops_out(served):
     assert "two" in steps.show_steps(section.found)
 
 
+@pytest.mark.long
 @pytest.mark.program
 def test_a_contender_that_hangs_is_ended(served):
     section = section_of(served)
     began = time.monotonic()
     race.race(section, ["hangs", "one"], rounds=1, each=5, patience=5.0)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 300
     rows = read(served)["steps"]["rows"]
     assert rows["hangs"]["error"] == "no answer in 5 s"
     assert len(rows["one"]["seconds"]) == 2
@@ -253,6 +254,7 @@ def test_a_turn():
     assert answer["last"] == 1.5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("captured", [False, True])
 def test_our_contender_trains_and_writes(captured, monkeypatch):
     """On the host, in the sizes of a test; CuPy is NumPy."""
@@ -297,6 +299,7 @@ class OnHost:
         return 77
 
 
+@pytest.mark.long
 def test_pytorchs_contenders():
     """Its names are those of torch_baseline.py; on a CPU the plain one trains as on a GPU."""
     torch = pytest.importorskip("torch")

@@ -1100,7 +1100,7 @@ def unharmed(function, precision):
 
 # ---- the compiler of real GPUs, which needs none ----
 
-ARCHITECTURES = (80, 89, 90, 100)
+ARCHITECTURES = (80, *(pytest.param(architecture, marks=pytest.mark.long) for architecture in (89, 90, 100)))
 
 
 class Recorder(Counting):

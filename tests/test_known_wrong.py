@@ -48,6 +48,7 @@ def test_a_wrong_backward_fails_by_its_numbers(m):
     assert gradcheck(m.forward, m.backward, example(m.op), **QUICK).status == "fail"
 
 
+@pytest.mark.long
 @every_backward
 def test_a_wrong_backward_fails_where_all_axes_differ(m):
     inputs = example(m.op, square=False)

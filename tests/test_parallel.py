@@ -247,7 +247,9 @@ def ended(process):
     return SimpleNamespace(returncode=process.returncode, stdout=stdout, stderr=stderr)
 
 
-@pytest.mark.parametrize(("shards", "accumulation"), [(2, 1), (4, 1), (5, 1), (2, 2), (3, 2)])
+@pytest.mark.parametrize(
+    ("shards", "accumulation"), [(2, 1), (5, 1), (3, 2), *(pytest.param(*few, marks=pytest.mark.long) for few in ((4, 1), (2, 2)))]
+)
 def test_two_ranks_have_the_same_loss_curve(shards, accumulation, mpiexec, tmp_path):
     """Real processes; also uneven shards, several on a rank, and with accumulation. Both ranks end with the same bits."""
     done = ended(mpiexec(tmp_path, [HERE / "ranks_program.py", tmp_path / "r", shards, ROWS // accumulation, accumulation, "fast"]))

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.program
 def test_python_blocks_run():
-    texts = [README, (ROOT / "docs" / "gradients.md").read_text()]
+    texts = [README, (ROOT / "docs" / "gradients.md").read_text(encoding="utf-8")]
     for block in [re.search(r"```python\n(.*?)```", text, re.DOTALL)[1] for text in texts]:
         done = subprocess.run([sys.executable, "-W", "error", "-c", block], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -22,7 +22,7 @@ def test_python_blocks_run():
 
 def test_links_lead_somewhere():
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        for target in re.findall(r"\]\(((?!http)[^)#]+)\)", page.read_text()):
+        for target in re.findall(r"\]\(((?!http)[^)#]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), target
 
 
@@ -30,7 +30,7 @@ def test_line_counts_are_near():
     rows = re.findall(r"^\| \[(\S+\.py)\]\(\S+\) \| (\d+) \|", README, re.MULTILINE)
     assert len(rows) > 10
     for name, said in rows:
-        lines = len((ROOT / name).read_text().splitlines())
+        lines = len((ROOT / name).read_text(encoding="utf-8").splitlines())
         assert abs(lines - int(said)) <= 0.1 * lines, f"{name} has {lines} lines"
 
 
@@ -46,7 +46,8 @@ def test_flags_exist():
 
 
 def test_ci_runs_the_readmes_own_command():
-    script = (ROOT / ".ci" / "run").read_text()
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     for name in ("one", "two"):
         assert f"readme {name}" in script
         assert README.count(f"<!-- command {name} -->") == 1
+    assert "make check-all" in script
