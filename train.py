@@ -349,7 +349,7 @@ def describe(plan: Plan, device: Device, backend: Backend, workers: Workers, thr
     print(f"text     {characters:,} characters ({split}), {model.vocab_size} symbols{dropped}")
     for note in corpus.notes:
         print(f"note     {note}")
-    memory = available_bytes(device.xp)
+    memory = available_bytes(device.xp, workers.threads + 1)  # one more to write checkpoints
     in_use = memory_in_use() if device.name == "cpu" else 0
     peak = in_use + cost.peak_bytes
     of_it = f"{human_bytes(in_use)} of it in use now, " if in_use else ""

@@ -89,9 +89,12 @@ def run_on_shapes(ops: Any, config: ModelConfig, rows: int, itemsize: int = FLOA
     return table, cache_bytes(cache, params)
 
 
-def available_bytes(xp: Any) -> int | None:
-    """Memory that a run may take on the device, where the system tells: what is free on a GPU, all that is allowed on a CPU."""
-    return int(xp.cuda.runtime.memGetInfo()[0]) if xp.__name__ == "cupy" else available_memory()
+def available_bytes(xp: Any, threads: int = 0) -> int | None:
+    """Memory that a run may take on the device, where the system tells: what is free on a GPU, all that is allowed on a CPU.
+
+    threads: how many the run is still to start.
+    """
+    return int(xp.cuda.runtime.memGetInfo()[0]) if xp.__name__ == "cupy" else available_memory(threads=threads)
 
 
 def seconds_of(work: Callable[[], Any], agreed: Callable[[float], float] = float, enough: float = 1.0, warm_up: int = 1) -> float:

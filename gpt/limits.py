@@ -6,19 +6,20 @@ from pathlib import Path
 
 ROOT = Path("/")
 KIB = 1024
+THREAD_ADDRESSES = 72 * 2**20  # glibc reserves a stack and a heap of its own for each thread, most of it never used
 
 
-def available_memory(root: Path = ROOT) -> int | None:
+def available_memory(root: Path = ROOT, threads: int = 0) -> int | None:
     """Bytes that this process may have in all, what it already has included; None where the system does not say.
 
     The least of the machine's memory, the limits of its control groups (version 1 and 2), and `ulimit -v` and `-d`. Those two count
     addresses and not memory in use, so what is reserved and not used is taken off.
-    root: where the files of the system are.
+    root: where the files of the system are. threads: how many are still to be started.
     """
     limits = [
         limit for limit in (_physical_memory(), *_group_limits(root, "memory", ("memory.max", "memory.limit_in_bytes"))) if limit
     ]
-    return min([*limits, *_shell_limits()], default=None)
+    return min([*limits, *_shell_limits(threads)], default=None)
 
 
 def memory_in_use() -> int:
@@ -42,16 +43,17 @@ def _physical_memory() -> int | None:
         return None
 
 
-def _shell_limits() -> Iterator[int]:
+def _shell_limits(threads: int) -> Iterator[int]:
     """What `ulimit -v` and `ulimit -d` leave for memory in use."""
     try:
         import resource
     except ImportError:  # Windows
         return
-    for limit, counted in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+    reserved = threads * THREAD_ADDRESSES
+    for limit, counted, more in ((resource.RLIMIT_AS, "VmSize", reserved), (resource.RLIMIT_DATA, "VmData", 0)):
         most = resource.getrlimit(limit)[0]
         if most != resource.RLIM_INFINITY:
-            yield max(0, most - max(0, _status(counted) - memory_in_use()))
+            yield max(0, most - max(0, _status(counted) - memory_in_use()) - more)
 
 
 def _status(field: str) -> int:

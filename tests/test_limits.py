@@ -51,7 +51,7 @@ MEMORY = {
 def test_memory_of_a_control_group(case, tmp_path, monkeypatch):
     files, limit = MEMORY[case]
     monkeypatch.setattr(limits, "_physical_memory", lambda: 64 * GIB)
-    monkeypatch.setattr(limits, "_shell_limits", lambda: iter(()))
+    monkeypatch.setattr(limits, "_shell_limits", lambda _: iter(()))
     assert limits.available_memory(tree(tmp_path, files)) == (64 * GIB if limit is None else limit)
 
 
@@ -126,3 +126,101 @@ def test_a_real_control_group_of_version_1():
         assert said(command)[0] == 600 * 2**20
     finally:
         group.rmdir()
+
+
+TINY = [
+    "--preset",
+    "laptop",
+    "--max-iters",
+    "2",
+    "--eval-interval",
+    "2",
+    "--eval-batches",
+    "1",
+    "--device",
+    "cpu",
+    "--data",
+    "text.txt",
+]
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Run train.py after some words of a shell: the status, what was printed, and the most memory that it had."""
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 900)
+
+    def run(prelude, *flags):
+        command = ["sh", "-c", prelude + '; exec "$@"', "sh", sys.executable, str(ROOT / "train.py"), *TINY, *flags]
+        with open(tmp_path / "out", "w+") as out:
+            process = subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=out)
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            out.seek(0)
+            return process.returncode, out.read(), usage.ru_maxrss * 1024
+
+    return run
+
+
+def printed_estimate(out):
+    number, unit = next(line.split()[2:4] for line in out.splitlines() if line.startswith("memory   about"))
+    return float(number) * {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}[unit.rstrip(",")]
+
+
+@pytest.mark.long
+@pytest.mark.program
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count memory in other units and ways")
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--threads", "1"],
+        ["--threads", "2"],
+        ["--backend", "reference"],
+        ["--threads", "2", "--batch-size", "128"],
+        ["--n-embd", "512", "--batch-size", "2", "--threads", "2"],
+    ],
+    ids=" ".join,
+)
+def test_the_estimate_is_near_the_measured_peak(flags, train):
+    """Within a fifth below and a half above: what is estimated fits, and little that fits is refused."""
+    status, out, peak = train(":", *flags)
+    assert status == 0, out
+    assert 0.8 < printed_estimate(out) / peak < 1.5
+
+
+@pytest.mark.long
+@pytest.mark.program
+@pytest.mark.skipif(not os.access(V1, os.W_OK), reason="no control groups of version 1 that this user may make")
+def test_a_container_of_600_mb(train):
+    """What is said to fit trains in it, and what would not is refused before any work."""
+    group = V1 / f"tensorlite-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(600 * 2**20))
+        enter = f"echo $$ > {group}/tasks"
+        status, out, peak = train(enter, "--threads", "2", "--batch-size", "96")
+        assert status == 0, out
+        assert 300 * 2**20 < peak < 600 * 2**20
+        status, out, peak = train(enter, "--threads", "2", "--batch-size", "192")
+        assert status == 2
+        assert "the cpu has 600 MiB; lower --batch-size" in out
+        assert peak < 200 * 2**20
+    finally:
+        group.rmdir()
+
+
+@pytest.mark.long
+@pytest.mark.program
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts the addresses of a process for others to read")
+def test_limits_of_addresses_end_in_one_line_or_not_at_all(train):
+    """Whatever `ulimit -v` is: a run that begins comes to its end."""
+    statuses = []
+    for mebibytes in range(350, 1000, 50):
+        status, out, _ = train(f"ulimit -v {mebibytes * 1024}", "--threads", "2")
+        assert status in (0, 2), f"{mebibytes} MiB: {out}"
+        assert "Traceback" not in out
+        if status == 2:
+            assert "; lower --" in out.splitlines()[-1]
+            assert not any(line.startswith("step") for line in out.splitlines())
+        statuses.append(status)
+    assert statuses == sorted(statuses, reverse=True)
+    assert set(statuses) == {0, 2}
