@@ -132,7 +132,7 @@ def read_prompt(args: Args, tokenizer: CharTokenizer) -> tuple[str, np.ndarray]:
         text = read(path, keep=tokenizer.vocabulary)
         prompt, notes = text.utf8.decode(), list(text.notes)
     else:
-        prompt, notes = args.prompt or "", []
+        prompt, notes = os.fsencode(args.prompt or "").decode(errors="surrogateescape"), []  # a locale may have read it as ASCII
         if os.path.isfile(prompt):
             notes.append(f"a file is called so: --prompt-file {shlex.quote(prompt)} continues its text")
         if "\\n" in prompt:

@@ -13,19 +13,20 @@ from gpt import files
 from gpt.console import note
 from gpt.errors import CheckpointError, TrainingError
 
-METRICS = "metrics.jsonl"
+METRICS, PICTURE = "metrics.jsonl", "loss.png"
+BEST, LAST = "best.safetensors", "last.safetensors"
 LARGEST = 1e300  # of a number in a record: neither infinite nor NaN
 HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}  # what flock says of a lock that another process has
 
 
 def best_path(folder: Path) -> Path:
     """The checkpoint with the lowest validation loss so far."""
-    return folder / "best.safetensors"
+    return folder / BEST
 
 
 def last_path(folder: Path) -> Path:
     """The checkpoint to go on from."""
-    return folder / "last.safetensors"
+    return folder / LAST
 
 
 @contextlib.contextmanager
@@ -58,16 +59,16 @@ def claimed(folder: Path) -> Iterator[None]:
             lock.flush()
         except OSError as error:
             raise CheckpointError(f"{folder} cannot be written: {error.strerror}; free space or choose another --out") from error
-        for orphan in folder.glob("*.safetensors.tmp-*"):  # left by a process that was killed while it wrote
-            with contextlib.suppress(OSError):
-                orphan.unlink()
+        for name in (BEST, LAST, METRICS, PICTURE):
+            for orphan in folder.glob(f"{name}.tmp-*"):  # left by a process that was killed while it wrote
+                with contextlib.suppress(OSError):
+                    orphan.unlink()
         yield
 
 
 def move_aside(folder: Path) -> Path | None:
     """Move an earlier run's files into `folder/earlier-N`; return that folder, or None when there was no run."""
-    names = (best_path(folder).name, last_path(folder).name, METRICS, "loss.png")
-    found = [folder / name for name in names if (folder / name).exists()]
+    found = [folder / name for name in (BEST, LAST, METRICS, PICTURE) if (folder / name).exists()]
     if not found:
         return None
     n = 1
@@ -85,7 +86,7 @@ def move_aside(folder: Path) -> Path | None:
 
 def newest_run(runs: Path) -> Path | None:
     """Return the folder below `runs` whose last checkpoint is the newest; None where there is no run."""
-    found = sorted(runs.glob("*/last.safetensors"), key=lambda path: path.stat().st_mtime)
+    found = sorted(runs.glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime)
     return found[-1].parent if found else None
 
 
@@ -96,6 +97,9 @@ def read_metrics(folder: Path, up_to: int) -> list[dict[str, Any]]:
     it was is kept under another name.
     """
     path = folder / METRICS
+    if path.exists() and not path.is_file():
+        note(f"{path} is no file: the log begins anew")
+        return []
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
@@ -133,7 +137,7 @@ def _record(line: str) -> dict[str, Any] | None:
 
 def write_metrics(folder: Path, records: list[dict[str, Any]]) -> None:
     """Write all records, one JSON object per line; a crash leaves the earlier file whole. Raises CheckpointError."""
-    partial = folder / f"{METRICS}.tmp"
+    partial = folder / f"{METRICS}.tmp-{os.getpid()}"
     try:
         partial.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
         files.replace(partial, folder / METRICS)

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from gpt import files
+
 
 def loss_curve(path: Path, records: list[dict], title: str) -> None:
     """Draw the train and validation loss over the steps into a PNG file.
@@ -27,4 +29,6 @@ def loss_curve(path: Path, records: list[dict], title: str) -> None:
     axes.set(xlabel="step", ylabel="loss (nats per character)")
     axes.set_title(os.fsencode(title).decode("utf-8", "replace"), parse_math=False)  # a file name, which may hold any bytes
     axes.legend()
-    figure.savefig(path, dpi=120)
+    partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    figure.savefig(partial, dpi=120, format="png")
+    files.replace(partial, path)

@@ -11,6 +11,7 @@ import numpy as np
 from gpt import checkpoint, folder
 from gpt.checkpoint import Checkpoint
 from gpt.config import ModelConfig, Preset, TrainConfig, override
+from gpt.console import note
 from gpt.data import Corpus, Source, load_corpus
 from gpt.errors import ConfigError, DataError, UnknownCharactersError
 from gpt.params import ParamTable
@@ -106,9 +107,15 @@ def resume(
 ) -> Plan:
     """The run that `last.safetensors` in a folder froze, training fields possibly changed (a longer max_iters, say).
 
+    Where that file is gone, the run goes on from its best checkpoint, with a note.
+
     Model fields, and the seed where it is given, must be those of the run: they fix what is computed.
     """
-    start = checkpoint.load(folder.last_path(out))
+    path = folder.last_path(out)
+    if not path.exists() and folder.best_path(out).exists():
+        path = folder.best_path(out)
+        note(f"{folder.last_path(out)} is missing: the run goes on from {path}")
+    start = checkpoint.load(path)
     if seed not in (None, start.seed):
         raise ConfigError(f"seed is {start.seed} in the checkpoint and cannot become {seed}; start a new run for that")
     model = _unchanged(start.model, model_fields)

@@ -241,7 +241,7 @@ class Trainer:
 
     def _draw(self, records: list[dict[str, Any]]) -> None:
         try:
-            loss_curve(self.out / "loss.png", records, self.out.absolute().name)
+            loss_curve(self.out / folder.PICTURE, records, self.out.absolute().name)
         except Exception as error:  # matplotlib's are of every kind, and a picture is not worth a run
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             console.note(

@@ -25,11 +25,12 @@ def cache_folder() -> Path:
 
 def _private_temporary_folder() -> Path:
     user = os.getuid() if hasattr(os, "getuid") else 0
-    folder = Path(tempfile.gettempdir()) / f"tensorlite-{user}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if user and folder.stat().st_uid != user:
-        return Path(tempfile.mkdtemp(prefix="tensorlite-"))
-    return folder
+    try:
+        folder = Path(tempfile.gettempdir()) / f"tensorlite-{user}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="tensorlite-")) if user and folder.stat().st_uid != user else folder
+    except OSError:
+        return Path(os.devnull) / "tensorlite"  # nothing can be kept there: all that it would cost is time
 
 
 def write_whole(path: Path, data: bytes) -> None:

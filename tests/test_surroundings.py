@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -213,6 +214,28 @@ def test_a_resumed_run_takes_any_log(content, corpus, tmp_path, notes):
     assert bool(notes) == (content != b"")
 
 
+def test_a_last_checkpoint_that_is_gone_costs_the_steps_since_the_best(corpus, tmp_path, notes):
+    straight = trainer(corpus, tmp_path / "a")
+    straight.run()
+    folder.last_path(tmp_path / "a").unlink()
+    resumed = trainer(corpus, tmp_path / "a", resume=True)
+    assert resumed.run() is None
+    np.testing.assert_array_equal(resumed.state.params, straight.state.params)
+    assert any("goes on from" in said for said in notes)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_pipes_in_the_place_of_files_are_not_waited_for(corpus, tmp_path, notes):
+    trainer(corpus, tmp_path / "a").run()
+    for name in (folder.METRICS, folder.PICTURE):
+        (tmp_path / "a" / name).unlink()
+        os.mkfifo(tmp_path / "a" / name)
+    resumed = trainer(corpus, tmp_path / "a", {"max_iters": 16}, resume=True)
+    assert resumed.run() is None
+    assert [r["step"] for r in folder.read_metrics(tmp_path / "a", 99)] == [12, 16]
+    assert (tmp_path / "a" / folder.PICTURE).read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_best_checkpoint_that_is_gone_is_replaced_by_the_next(corpus, tmp_path, notes):
     trainer(corpus, tmp_path / "a").run()
     folder.best_path(tmp_path / "a").unlink()
@@ -233,6 +256,9 @@ def test_no_home_folder(monkeypatch, tmp_path):
     assert cache_folder() == where
     if os.name == "posix":
         assert where.stat().st_mode & 0o077 == 0  # nobody else may put anything there
+    monkeypatch.setattr("tempfile.gettempdir", failing(FileNotFoundError("No usable temporary directory found")))
+    with pytest.raises(OSError, match=re.escape(os.strerror(errno.ENOTDIR))):  # which every caller passes over
+        write_whole(cache_folder() / "x", b"1")
 
 
 # ---- signals ----
