@@ -22,7 +22,7 @@ test:
 	$(PYTHON) -m pytest -q
 
 long:  ## what `test` leaves out or `matrix` cannot run, and eight times as many examples from Hypothesis
-	HYPOTHESIS_PROFILE=ci $(PYTHON) -m pytest -q -m "long or program or hypothesis"
+	HYPOTHESIS_PROFILE=ci $(PYTHON) -m pytest -q -m "long or program or gpu or hypothesis"
 
 matrix:  ## the numeric tests under the kernels that OpenBLAS and NumPy take on other processors
 	$(PYTHON) tests/matrix.py

@@ -1,5 +1,6 @@
 """Hypothesis profiles, which tests start programs, the corpus where it can be had, and the kernels that the tests ran on."""
 
+import contextlib
 import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy loads: small matrices, and a test process for each core
@@ -10,7 +11,6 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
-from hypothesis.internal.conjecture import providers
 
 from kernels import kernels
 
@@ -22,8 +22,10 @@ settings.register_profile("alarms", max_examples=1000, **FIXED, **COMMON)
 settings.register_profile("deep", max_examples=5000, **COMMON)
 settings.register_profile("mut", max_examples=10, phases=[Phase.explicit, Phase.generate], **FIXED, **COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
-if hasattr(providers, "_get_local_constants"):  # Hypothesis draws constants of the modules that happen to be loaded, too
-    providers._get_local_constants = lambda: providers._local_constants
+with contextlib.suppress(ImportError, AttributeError):  # newer ones draw constants of the modules that happen to be loaded, too
+    from hypothesis.internal.conjecture import providers
+
+    providers._get_local_constants = lambda nothing=providers._local_constants: nothing
 
 # ---- tests that start programs: marked, so that matrix.py can run the others alone ----
 

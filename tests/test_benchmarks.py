@@ -319,6 +319,7 @@ def test_pytorchs_contenders():
 # ---- kernels ----
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("precision", "separate"), [("bf16", False), ("bf16", True), ("float32", False)])
 def test_a_stopwatch_sees_the_kernels_that_are_counted(precision, separate):
     """By the same keys, whichever way a product's epilogue is made."""
