@@ -9,7 +9,7 @@ from gpt.errors import CheckpointError, DataError
 from gpt.tokenizer import CharTokenizer
 from prove.harness import scratch
 from prove.mutations import rehash
-from prove.subject import file_of, split
+from prove.subject import equal, file_of, split
 
 
 def file_with(content: bytes) -> Path:
@@ -20,10 +20,10 @@ def file_with(content: bytes) -> Path:
 
 def fuzz_checkpoint(content: bytes) -> None:
     try:
-        checkpoint.load(file_with(content))
+        loaded = checkpoint.load(file_with(content))
     except CheckpointError:
         return
-    assert content == file_of("bigram")[1], "other bytes were taken for a checkpoint"
+    assert equal(loaded, file_of("bigram")[0]), "other values came out"  # JSON can be written in more than one way
 
 
 def fuzz_description(content: bytes) -> None:
