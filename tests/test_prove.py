@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from prove.targets import TARGETS
+
 ROOT = Path(__file__).parent.parent
 PROC = Path("/proc/self/task")
 A_PART = {
@@ -52,3 +54,10 @@ def test_a_case_that_fails_is_named_and_ends_the_proof(tmp_path):
     done = subprocess.run([sys.executable, tmp_path / "broken.py"], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
     assert done.stderr.startswith("case 7: AssertionError")
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_what_is_fuzzed_takes_its_seed_and_pieces_of_it(name):
+    target, seed = TARGETS[name]
+    for content in (seed(), b"", seed()[:-1], seed()[1:], seed() * 2):
+        target(content)
