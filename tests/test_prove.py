@@ -32,6 +32,7 @@ def prove(name: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.program
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork a process")
 @pytest.mark.parametrize("name", A_PART)
 def test_a_part_of(name):
@@ -39,11 +40,13 @@ def test_a_part_of(name):
     print(prove(name, *arguments, *(["--processes", "1"] if "--cases" in arguments else [])))
 
 
+@pytest.mark.program
 @pytest.mark.skipif(not PROC.exists(), reason="this system has no /proc")
 def test_a_run_holds_no_more_files_and_threads_at_its_end():
     print(prove("endurance", "200"))
 
 
+@pytest.mark.program
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork a process")
 def test_a_case_that_fails_is_named_and_ends_the_proof(tmp_path):
     """What runs the proofs can itself say no."""

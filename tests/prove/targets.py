@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from gpt import checkpoint
-from gpt.data import read_text
+from gpt.data import load_corpus
 from gpt.errors import CheckpointError, DataError
-from gpt.tokenizer import CharTokenizer
 from prove.harness import scratch
 from prove.mutations import rehash
 from prove.subject import equal, file_of, split
@@ -37,17 +38,17 @@ def fuzz_description(content: bytes) -> None:
 
 def fuzz_text(content: bytes) -> None:
     try:
-        text = read_text(file_with(content))
+        corpus = load_corpus(file_with(content), block_size=1)
     except DataError:
         return
-    if text:
-        tokens = CharTokenizer.of(text)
-        assert tokens.decode(tokens.encode(text)) == text
-        assert sorted(tokens.vocabulary) == sorted(set(text))
+    tokens = np.concatenate([corpus.train, corpus.val])
+    text = corpus.tokenizer.decode(tokens)
+    assert "".join(sorted(set(text))) == corpus.tokenizer.vocabulary
+    assert (corpus.tokenizer.encode(text) == tokens).all()
 
 
 TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], bytes]]] = {
     "checkpoint": (fuzz_checkpoint, lambda: file_of("bigram")[1]),
     "description": (fuzz_description, lambda: split(file_of("bigram")[1])[0]["__metadata__"]["about"].encode()),
-    "text": (fuzz_text, lambda: "café 🙂\r\n".encode()),
+    "text": (fuzz_text, lambda: ("café 🙂\r\n" * 4).encode()),
 }
