@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from prove.targets import TARGETS
+
 ROOT = Path(__file__).parent.parent
 PROC = Path("/proc/self/task")
 A_PART = {
@@ -30,6 +32,7 @@ def prove(name: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.program
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork a process")
 @pytest.mark.parametrize("name", A_PART)
 def test_a_part_of(name):
@@ -37,11 +40,13 @@ def test_a_part_of(name):
     print(prove(name, *arguments, *(["--processes", "1"] if "--cases" in arguments else [])))
 
 
+@pytest.mark.program
 @pytest.mark.skipif(not PROC.exists(), reason="this system has no /proc")
 def test_a_run_holds_no_more_files_and_threads_at_its_end():
     print(prove("endurance", "200"))
 
 
+@pytest.mark.program
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork a process")
 def test_a_case_that_fails_is_named_and_ends_the_proof(tmp_path):
     """What runs the proofs can itself say no."""
@@ -52,3 +57,10 @@ def test_a_case_that_fails_is_named_and_ends_the_proof(tmp_path):
     done = subprocess.run([sys.executable, tmp_path / "broken.py"], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
     assert done.stderr.startswith("case 7: AssertionError")
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_what_is_fuzzed_takes_its_seed_and_pieces_of_it(name):
+    target, seed = TARGETS[name]
+    for content in (seed(), b"", seed()[:-1], seed()[1:], seed() * 2):
+        target(content)
