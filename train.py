@@ -169,9 +169,7 @@ def main() -> int:
     Under mpiexec every rank runs this: the first one prints, and an error of any of them ends all.
     """
     console.set_up()
-    os.environ.pop(
-        "MPLBACKEND", None
-    )  # a notebook hands its own down, which matplotlib may not find here; no window is ever opened
+    os.environ.pop("MPLBACKEND", None)  # a notebook's own, which matplotlib may not find here; no window is opened anyway
     ranks = Alone()
     try:
         ranks = join()

@@ -46,6 +46,7 @@ class Trainer:
     say: Callable[[str], None] = tqdm.write
     records: list[dict[str, Any]] = field(default_factory=list)
     best_val: float = math.inf
+    evaluated_at: int = -1  # the last step whose losses are in the log; -1: none
     trained_seconds: float = 0.0  # in training steps alone, of this process
     trained_steps: int = 0
     elapsed_before: float = 0.0  # of the stretches before a resume
@@ -70,12 +71,21 @@ class Trainer:
         trainer = cls(workers, xp, plan.model, plan.train, plan.corpus, state, plan.seed, plan.out, plan.drop_unknown)
         if start:
             trainer.best_val = start.best_val
-            if workers.ranks.rank == 0 and not folder.best_path(plan.out).exists():
-                console.note(f"{folder.best_path(plan.out)} is missing: the best of the evaluations from here on takes its place")
-                trainer.best_val = math.inf
-            trainer.records = folder.read_metrics(plan.out, start.step)
-            trainer.elapsed_before = trainer.records[-1]["elapsed_s"] if trainer.records else 0.0
+            if trainer.writes:
+                trainer._take_up_the_log()
+            step = trainer.records[-1]["step"] if trainer.records else -1
+            trainer.evaluated_at = int(
+                workers.sum([step if trainer.writes else 0])[0]
+            )  # as the first rank, which has the log, says
         return trainer
+
+    def _take_up_the_log(self) -> None:
+        """Go on with the records of a resumed run, and see that it has a best checkpoint."""
+        self.records = folder.read_metrics(self.out, self.state.step)
+        self.elapsed_before = self.records[-1]["elapsed_s"] if self.records else 0.0
+        if not folder.best_path(self.out).exists():
+            console.note(f"{folder.best_path(self.out)} is missing: the best of the evaluations from here on takes its place")
+            self.best_val = math.inf
 
     def make_step(self) -> None:
         """One update, whose loss and norm are left unread: a GPU may be some steps behind."""
@@ -134,11 +144,11 @@ class Trainer:
     def _due(self) -> bool:
         """Whether the losses belong in the log at this step: at the start, at every eval_interval, and at the end."""
         step, cfg = self.state.step, self.train_config
-        return not self.records or step % cfg.eval_interval == 0 or step >= cfg.max_iters
+        return self.evaluated_at < 0 or step % cfg.eval_interval == 0 or step >= cfg.max_iters
 
     @property
     def _evaluated(self) -> bool:
-        return bool(self.records) and self.records[-1]["step"] == self.state.step
+        return self.evaluated_at == self.state.step
 
     def _stop_unless_finite(self, step: int, loss: float, norm: float) -> None:
         """A run whose numbers are gone stops when they are read; the checkpoints of its better days stay as they are.
@@ -200,6 +210,7 @@ class Trainer:
                 "elapsed_s": round(self.elapsed, 3),
             }
         )
+        self.evaluated_at = state.step
         better = val < self.best_val
         self.best_val = min(val, self.best_val)
         if not self.writes:

@@ -416,7 +416,7 @@ def test_train_takes_the_device_of_its_rank_and_plans_for_any_card(monkeypatch, 
     ranks = Alone()
     ranks.local_rank = 3
     monkeypatch.setattr(train, "pick_device", pick)
-    assert train.run(train.Args(dry_run=True, preset="layernorm", data=corpus), ranks) == 0
+    assert train.run(train.Args(dry_run=True, preset="layernorm", data=((corpus,),)), ranks) == 0
     assert asked == [("auto", 3)]
     assert "a step on one H200 in bf16" in capsys.readouterr().out
 

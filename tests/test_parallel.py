@@ -501,3 +501,19 @@ def test_what_pmix_started_is_what_mpi_sees(monkeypatch):
     for rank in ("0", "3"):
         monkeypatch.setenv("PMIX_RANK", rank)
         assert join() == "four ranks"
+
+
+def test_only_the_first_rank_needs_the_log(mpiexec, tmp_path):
+    """As on two machines without a common disk: the second one has the checkpoint, and no metrics.jsonl."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "text.txt").write_text(PANGRAMS)
+    alone = [sys.executable, *map(str, TRAIN), "--data", "text.txt", "--shards", "2"]
+    subprocess.run(alone, cwd=tmp_path / "a", check=True, capture_output=True)
+    (tmp_path / "b" / "run").mkdir()
+    shutil.copy(tmp_path / "a" / "run" / "last.safetensors", tmp_path / "b" / "run")
+    command = "import os, sys; os.chdir(sys.argv[1]); os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+    resume = [TRAIN[0], "--resume", "--data", "text.txt", "--out", "run", "--max-iters", "30"]
+    done = ended(mpiexec(tmp_path, *(["-c", command, name, *resume] for name in ("a", "b"))))
+    assert done.returncode == 0, done.stderr
+    assert "done: step 30" in done.stdout
