@@ -197,7 +197,9 @@ def failed(message: str, status: int, ranks: Alone) -> int:
     if ranks.rank:
         time.sleep(2)
     print(message, file=sys.stderr, flush=True)
-    ranks.end(status)
+    if ranks.size > 1:
+        time.sleep(0.5)  # till mpiexec has passed the line on: it ends all at once
+        ranks.end(status)
     return console.finish(status)
 
 
