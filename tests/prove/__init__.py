@@ -1,6 +1,6 @@
 """The proofs behind docs/reliability.md, at full count:   make prove
 
-Each is run alone as `PYTHONPATH=tests python -m prove.NAME`; tests/test_prove.py runs a part of each.
+Each is run alone as `PYTHONPATH=.:tests python -m prove.NAME`; tests/test_prove.py runs a part of each.
 """
 
 import os

@@ -1,9 +1,9 @@
 """A run of 10,000 steps, evaluations, checkpoints and pictures included, holds no more memory, files or threads at its end.
 
-    PYTHONPATH=tests python -m prove.endurance [STEPS]
+    PYTHONPATH=.:tests python -m prove.endurance [STEPS]
 
-The first fifth is the warm-up: matplotlib fills its caches over some 130 pictures. Of fewer than 10,000 steps the memory is printed
-and not judged. It is what the system counts (resident), so this needs /proc.
+The first two fifths are the warm-up: matplotlib fills its caches over some 130 pictures. Of fewer than 10,000 steps the memory is
+printed and not judged. It is what the system counts (resident), so this needs /proc.
 """
 
 import os
@@ -39,7 +39,7 @@ def prove(steps: int) -> str:
     with tempfile.TemporaryDirectory() as temporary:
         out, text = Path(temporary) / "run", Path(temporary) / "text"
         text.write_text(PANGRAMS)
-        train = TrainConfig(batch_size=4, shards=2, max_iters=steps, eval_interval=10, eval_batches=2)
+        train = TrainConfig(batch_size=4, shards=2, max_iters=steps, eval_interval=25, eval_batches=2)
         planned = plan.new_run(Preset(config_of("gpt", dropout=0.2), train, ""), {}, {}, out, text, seed=1)
         with folder.claimed(out):
             run = Trainer.of(planned, Workers(choose("fast", pick_device("cpu")).make, shards=2, threads=2), np)
@@ -47,7 +47,7 @@ def prove(steps: int) -> str:
 
             def look(_: str) -> None:
                 run.written()  # so that a file that is being written is not counted
-                if run.state.step >= steps // 5:
+                if run.state.step >= steps // 5 * 2:
                     seen.append((resident_bytes(), held()))
 
             run.say = look

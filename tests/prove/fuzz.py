@@ -1,6 +1,6 @@
 """Search for inputs that break what reads files of strangers, guided by coverage:   make fuzz
 
-    PYTHONPATH=tests python -m prove.fuzz checkpoint|description|text [SECONDS]
+    PYTHONPATH=.:tests python -m prove.fuzz checkpoint|description|text [SECONDS]
 
 checkpoint: any bytes as a file. description: any text as the description in a file whose hash is right, as an attacker writes it.
 text: any bytes as a training text. Atheris guides the search (pip install atheris); without it Hypothesis draws blindly.
@@ -17,7 +17,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-SECONDS = 60
+SECONDS = 20  # Atheris holds on to some 150 KB an input while it watches how texts are read; without it nothing is held
 GUIDED = importlib.util.find_spec("atheris") is not None
 
 if GUIDED:
