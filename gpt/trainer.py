@@ -72,16 +72,16 @@ class Trainer:
         if start:
             trainer.best_val = start.best_val
             if trainer.writes:
-                trainer._take_up_the_log()
+                trainer._take_up_the_log(start.step - math.isnan(start.val_loss))  # whose own step may be still to be evaluated
             step = trainer.records[-1]["step"] if trainer.records else -1
             trainer.evaluated_at = int(
                 workers.sum([step if trainer.writes else 0])[0]
             )  # as the first rank, which has the log, says
         return trainer
 
-    def _take_up_the_log(self) -> None:
-        """Go on with the records of a resumed run, and see that it has a best checkpoint."""
-        self.records = folder.read_metrics(self.out, self.state.step)
+    def _take_up_the_log(self, up_to: int) -> None:
+        """Go on with the records of a resumed run up to a step, and see that it has a best checkpoint."""
+        self.records = folder.read_metrics(self.out, up_to)
         self.elapsed_before = self.records[-1]["elapsed_s"] if self.records else 0.0
         if not folder.best_path(self.out).exists():
             console.note(f"{folder.best_path(self.out)} is missing: the best of the evaluations from here on takes its place")
@@ -151,16 +151,16 @@ class Trainer:
         return self.evaluated_at == self.state.step
 
     def _stop_unless_finite(self, step: int, loss: float, norm: float) -> None:
-        """A run whose numbers are gone stops when they are read; the checkpoints of its better days stay as they are.
+        """A run whose numbers are gone stops when they are read; the checkpoints of its better days stay as they are."""
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise self._not_finite(step, f"the loss is {loss}, the gradient's norm {norm}")
 
-        The tensors are looked at as they are now: on a GPU up to `lag` - 1 updates after that step.
-        """
-        if math.isfinite(loss) and math.isfinite(norm):
-            return
+    def _not_finite(self, step: int, what: str) -> TrainingError:
+        """The error that says so, with the first bad tensor as it is now: on a GPU up to `lag` - 1 updates after that step."""
         tensors = (("gradient", self.state.grads), ("parameter", self.state.params))
         bad = [f"{kind} {p.name}" for kind, flat in tensors for p in self.state.table if not self._finite(flat, p)]
-        what = f"the loss is {loss}, the gradient's norm {norm}" + (f", first bad {bad[0]}" if bad else "")
-        raise TrainingError(f"step {step}: {what}; lower --learning-rate or set --grad-clip 1")
+        first = f", first bad {bad[0]}" if bad else ""
+        return TrainingError(f"step {step}: {what}{first}; lower --learning-rate or set --grad-clip 1")
 
     def _finite(self, flat: Any, param: Any) -> bool:
         return bool(self.xp.isfinite(self.state.table.view(flat, param)).all())
@@ -198,7 +198,7 @@ class Trainer:
         cfg, state = self.train_config, self.state
         train, val = self.train_loss(), self.val_loss()
         if not math.isfinite(val):
-            raise TrainingError(f"step {state.step}: the validation loss is {val}; lower --learning-rate or set --grad-clip 1")
+            raise self._not_finite(state.step, f"the validation loss is {val}")
         lr = self.workers.lead.schedule(max(0, state.step - 1), cfg.learning_rate, cfg.min_lr, cfg.warmup_iters, cfg.max_iters)
         self.records.append(
             {

@@ -78,6 +78,15 @@ def test_resume_equals_a_straight_run(corpus, tmp_path, stop):
     assert second.best_val == straight.best_val
 
 
+def test_a_record_ahead_of_an_interrupted_checkpoint_is_not_its_evaluation(corpus, tmp_path):
+    """Killed between a record and its checkpoint, then interrupted at that step before it was evaluated: it is evaluated again."""
+    trainer(corpus, tmp_path / "a").run()
+    last = folder.last_path(tmp_path / "a")
+    checkpoint.save(last, dataclasses.replace(checkpoint.load(last), val_loss=math.nan, best_val=9.0))
+    assert trainer(corpus, tmp_path / "a", resume=True).run() is None
+    assert math.isfinite(checkpoint.load(last).val_loss)
+
+
 def test_an_interrupt_between_evaluations_saves_too(corpus, tmp_path):
     run = trainer(corpus, tmp_path / "a")
     step, calls = run.step, []
