@@ -96,6 +96,7 @@ def test_a_section_is_ended_at_its_limit_with_all_that_it_started(tmp_path, monk
     assert gpu.run_section("steps", gpu.Args(out=tmp_path), 20.0) == "ended with status -11"
 
 
+@pytest.mark.program
 def test_a_section_is_ended_where_there_are_no_process_groups(tmp_path, monkeypatch):
     """On Windows: what the section started is ended by a program of the system's."""
     (tmp_path / "sleeper.py").write_text("import time; time.sleep(60)")
@@ -111,6 +112,7 @@ def test_a_section_is_ended_where_there_are_no_process_groups(tmp_path, monkeypa
     assert ended(int(pid))
 
 
+@pytest.mark.program
 def test_no_process_that_waits_for_others_touches_the_gpu(without_a_gpu, tmp_path, monkeypatch, capfd):
     """Neither the conductor, whose check is made by a child (which finds no GPU), nor the section that runs train.py."""
     gpus = Gpus()

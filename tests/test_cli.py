@@ -1,7 +1,9 @@
 """The two command lines as a user types them, each in a process of its own."""
 
+import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -209,14 +211,34 @@ MISTAKES = {
 }
 
 
+def run_here(command, cwd, monkeypatch, capsys):
+    """As `run`, without the second that a process of its own takes to start."""
+    script, *rest = command
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr(sys, "argv", [script, *rest])
+    for stream in ("stdout", "stderr"):  # which a command line wraps
+        monkeypatch.setattr(sys, stream, getattr(sys, stream))
+    try:
+        status = importlib.import_module(script.removesuffix(".py")).main()
+    except SystemExit as end:
+        status = end.code
+    return status, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("own_process", [False, pytest.param(True, marks=pytest.mark.long)])
 @pytest.mark.parametrize("command", MISTAKES)
-def test_a_mistake_is_one_clear_line(trained, command):
+def test_a_mistake_is_one_clear_line(trained, command, own_process, monkeypatch, capsys):
     folder, _ = trained
-    if "cuda" in command and subprocess.run(["nvidia-smi"], capture_output=True, check=False, shell=True).returncode == 0:
-        pytest.skip("a GPU is here, so --device cuda is no mistake")
-    done = run(command.split(" "), folder, check=False)
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    if "--device cuda" in command and shutil.which("nvidia-smi"):
+        pytest.skip("a GPU may be here, so --device cuda is no mistake")
+    words = command.split(" ")
+    if own_process:
+        done = run(words, folder, check=False)
+        status, stderr = done.returncode, done.stderr
+    else:
+        status, stderr = run_here(words, folder, monkeypatch, capsys)
+    assert status == 2
+    (line,) = stderr.splitlines()
     assert line.startswith("error: ")
     assert MISTAKES[command] in line
     assert not (folder / "runs").exists() or not (folder / "runs" / "laptop").exists()  # refused before any work

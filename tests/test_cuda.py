@@ -758,13 +758,15 @@ def test_some(i):
 """
 
 
+@pytest.mark.program
 @pytest.mark.parametrize("flags", [["-n", "3"], ["-n", "3", "tests/test_gpu.py"]])
 def test_the_suite_for_a_gpu_runs_in_one_process(flags, tmp_path):
     """However pytest is called, with the project's own settings, where CuPy is (an empty package is enough here)."""
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_gpu.py").write_text(SUITE)
     (tmp_path / "tests" / "test_other.py").write_text("def test_a(): pass\ndef test_b(): pass\n")
-    shutil.copy(Path(__file__).with_name("conftest.py"), tmp_path / "tests")
+    for name in ("conftest.py", "kernels.py"):
+        shutil.copy(Path(__file__).with_name(name), tmp_path / "tests")
     shutil.copy(Path(__file__).parents[1] / "pyproject.toml", tmp_path)
     (tmp_path / "cupy").mkdir()
     (tmp_path / "cupy" / "__init__.py").touch()

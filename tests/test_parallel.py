@@ -360,26 +360,29 @@ def test_a_mistake_that_all_ranks_make_is_said_once(mpiexec, tmp_path):
     assert done.stderr.count("error: missing.txt: no such file") == 1
 
 
-def test_ranks_that_differ_say_in_what_before_the_first_step(mpiexec, tmp_path):
-    """Another text, another seed, another number of steps: all ranks end, and nothing has been written."""
+OTHERS = {
+    "rank 1 has the text": ["--data", "b.txt"],
+    "rank 1 has seed 5, rank 0 1337": ["--seed", "5"],
+    "rank 1 has max_iters 21, rank 0 20": ["--max-iters", "21"],
+    "rank 1 has n_embd 16, rank 0 8": ["--n-embd", "16"],
+    "rank 1 has backend reference": ["--backend", "reference"],
+    "rank 1 has --profile True, rank 0 False": ["--profile"],
+    "rank 1 cannot read its command line": ["--nonsense"],
+}
+
+
+@pytest.mark.parametrize(
+    "words", [name if i in (0, 6) else pytest.param(name, marks=pytest.mark.long) for i, name in enumerate(OTHERS)]
+)
+def test_ranks_that_differ_say_in_what_before_the_first_step(words, mpiexec, tmp_path):
+    """All ranks end, and nothing has been written."""
     for name, text in (("a", PANGRAMS), ("b", PANGRAMS.upper())):
         (tmp_path / f"{name}.txt").write_text(text)
-    same = [*TRAIN, "--data", "a.txt"]
-    cases = {
-        "rank 1 has the text": [*TRAIN, "--data", "b.txt"],
-        "rank 1 has seed 5, rank 0 1337": [*same, "--seed", "5"],
-        "rank 1 has max_iters 21, rank 0 20": [*same, "--max-iters", "21"],
-        "rank 1 has n_embd 16, rank 0 8": [*same, "--n-embd", "16"],
-        "rank 1 has backend reference": [*same, "--backend", "reference"],
-        "rank 1 has --profile True, rank 0 False": [*same, "--profile"],
-        "rank 1 cannot read its command line": [*same, "--nonsense"],
-    }
-    for words, other in cases.items():
-        done = ended(mpiexec(tmp_path, same, other))
-        assert done.returncode != 0
-        assert words in done.stderr
-        assert "Traceback" not in done.stderr
-        assert not (tmp_path / "run").exists()
+    done = ended(mpiexec(tmp_path, [*TRAIN, "--data", "a.txt"], [*TRAIN, "--data", "a.txt", *OTHERS[words]]))
+    assert done.returncode != 0
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_text_that_can_be_read_only_once_is_refused(mpiexec, tmp_path):
@@ -407,7 +410,7 @@ def test_ranks_with_different_checkpoints_say_so(mpiexec, tmp_path):
     assert "at step 10, rank 0" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.long)])
 def test_a_rank_that_waits_for_one_that_hangs_is_ended_by_signals(name, mpiexec, tmp_path):
     """Rank 1 is stopped in its tracks; rank 0, which waits for it, notes the first signal and obeys the second."""
     (tmp_path / "text.txt").write_text(PANGRAMS)

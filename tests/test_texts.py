@@ -170,6 +170,7 @@ def read_stdin(**streams):
     return subprocess.run([sys.executable, "-c", STDIN], cwd=ROOT, capture_output=True, text=True, check=False, **streams)
 
 
+@pytest.mark.program
 def test_standard_input(tmp_path):
     assert read_stdin(input="a" * 300_000).stdout == "300000\n"
     (tmp_path / "t").write_text("first\nsecond\n")
@@ -202,6 +203,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.program
 def test_memory_and_time_of_loading(tmp_path):
     """At most six bytes per byte of the file, whatever the characters, beside a fixed 24 MB; a million symbols in seconds."""
     line = b"The quick brown fox jumps over the lazy dog.\r\n"
