@@ -369,11 +369,10 @@ OTHERS = {
     "rank 1 has --profile True, rank 0 False": ["--profile"],
     "rank 1 cannot read its command line": ["--nonsense"],
 }
+DEFAULT = ("rank 1 has the text", "rank 1 cannot read its command line")
 
 
-@pytest.mark.parametrize(
-    "words", [name if i in (0, 6) else pytest.param(name, marks=pytest.mark.long) for i, name in enumerate(OTHERS)]
-)
+@pytest.mark.parametrize("words", [name if name in DEFAULT else pytest.param(name, marks=pytest.mark.long) for name in OTHERS])
 def test_ranks_that_differ_say_in_what_before_the_first_step(words, mpiexec, tmp_path):
     """All ranks end, and nothing has been written."""
     for name, text in (("a", PANGRAMS), ("b", PANGRAMS.upper())):
@@ -395,6 +394,7 @@ def test_a_text_that_can_be_read_only_once_is_refused(mpiexec, tmp_path):
         assert f"error: data {data} can be read only once" in done.stderr
 
 
+@pytest.mark.long
 def test_ranks_with_different_checkpoints_say_so(mpiexec, tmp_path):
     """Two folders of the same name, as on two machines: one is a run, the other its copy of some steps before."""
     for name, steps in (("a", "20"), ("b", "10")):
@@ -506,6 +506,7 @@ def test_what_pmix_started_is_what_mpi_sees(monkeypatch):
         assert join() == "four ranks"
 
 
+@pytest.mark.long
 def test_only_the_first_rank_needs_the_log(mpiexec, tmp_path):
     """As on two machines without a common disk: the second one has the checkpoint, and no metrics.jsonl."""
     for name in ("a", "b"):
