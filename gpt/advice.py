@@ -1,6 +1,7 @@
 """Commands to paste: what a run prints so that a user can go on with it."""
 
 import shlex
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ def _program() -> list[str]:
 
 def shell_word(word: str) -> str:
     """Quote a word for a shell, one with bytes that are no UTF-8 (a file name may have them) included."""
+    if sys.platform == "win32":
+        return subprocess.list2cmdline([word])
     try:
         word.encode()
     except UnicodeEncodeError:

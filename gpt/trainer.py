@@ -74,9 +74,8 @@ class Trainer:
             if trainer.writes:
                 trainer._take_up_the_log(start.step - math.isnan(start.val_loss))  # whose own step may be still to be evaluated
             step = trainer.records[-1]["step"] if trainer.records else -1
-            trainer.evaluated_at = int(
-                workers.sum([step if trainer.writes else 0])[0]
-            )  # as the first rank, which has the log, says
+            mine = step if trainer.writes else 0  # only the first rank has the log: the sum is what it says
+            trainer.evaluated_at = int(workers.sum([mine])[0])
         return trainer
 
     def _take_up_the_log(self, up_to: int) -> None:

@@ -358,5 +358,9 @@ def test_the_command_that_resumes(monkeypatch):
     monkeypatch.setattr(sys, "orig_argv", ["python3", "-u", "train.py", "--batch-size", "3"])
     assert resume_command(Path("a b"), ["--data", "t"]) == "python3 -u train.py --resume --out 'a b' --data t"
     assert resume_command(Path("r"), [], ranks=4) == "mpiexec -n 4 python3 -u train.py --resume --out r"
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert resume_command(Path("a b"), []) == 'python3 -u train.py --resume --out "a b"'
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "argv", ["train.py"])
     monkeypatch.setattr(sys, "orig_argv", ["python3", "-m", "something"])
     assert resume_command(Path("r"), []) == "python train.py --resume --out r"
