@@ -31,6 +31,7 @@ FORMAT = "tensorlite-checkpoint-1"
 BUFFERS = ("params", "m", "v")
 SMALL_HEADER = 2**20  # bytes: up to here a header may be larger than the tensors it describes
 LARGE_FILE = 2**26  # bytes: above it the machine is asked for its memory
+ADDED = {"val_chars": 0}  # fields that came after the first files of this format, and what those files meant
 MOST_FIELDS = 200  # a description has some forty
 
 
@@ -237,16 +238,16 @@ def _about(text: str) -> dict[str, Any]:
 
 
 def _fields_of(kind: type, given: Any) -> dict[str, Any]:
-    """The fields of a dataclass as a file gives them: one with a default may be missing, as it was added later; none is unknown."""
-    fields = [field for field in dataclasses.fields(kind) if field.name not in BUFFERS]
+    """The fields of a dataclass as a file gives them: one that was added later may be missing, none is unknown."""
     if not isinstance(given, dict):
         raise ValueError(f"the fields of its {kind.__name__} are no JSON object")
-    unknown = sorted(given.keys() - {field.name for field in fields})
+    names = {field.name for field in dataclasses.fields(kind)} - set(BUFFERS)
+    given = {name: value for name, value in ADDED.items() if name in names} | given
+    unknown, missing = sorted(given.keys() - names), sorted(names - given.keys())
     if unknown:
         raise ValueError(f"it has the field {unknown[0]!r}, which this version does not know; install a newer tensorlite")
-    for field in fields:
-        if field.name not in given and field.default is dataclasses.MISSING:
-            raise ValueError(f"the field {field.name} is missing")
+    if missing:
+        raise ValueError(f"the field {missing[0]} is missing")
     return given
 
 

@@ -266,7 +266,7 @@ def test_a_file_of_format_1_is_read_for_ever(tmp_path):
     for name in ("model", "vocabulary", "seed", "step", "val_loss", "best_val", "data_sha256", "drop_unknown"):
         assert getattr(loaded, name) == getattr(made, name)
     of_then = make_checkpoint.FILE.read_bytes().split(b'\\"train\\": ')[1].split(b"}")[0] + b"}"
-    for name, value in json.loads(of_then.replace(b"\\", b"")).items():  # fields that were added since have their defaults
+    for name, value in (json.loads(of_then.replace(b"\\", b"")) | {"val_chars": 0}).items():  # then all of the split was evaluated
         assert getattr(loaded.train, name) == value
 
 
@@ -288,15 +288,14 @@ def test_a_newer_format_is_named_with_the_version_that_reads_it(saved):
         checkpoint.load(path)
 
 
-def test_a_field_that_was_added_later_has_its_default_in_an_older_file(saved):
+def test_a_field_that_was_added_later_means_in_an_older_file_what_that_meant(saved):
+    """And each of the others is needed."""
     path, original = saved
-    rewritten(
-        path,
-        lambda about: about | {"train": {"max_iters": 10}, "model": {k: v for k, v in about["model"].items() if k != "dropout"}},
-    )
-    loaded = checkpoint.load(path)
-    assert loaded.train == TrainConfig(max_iters=10)
-    assert loaded.model == original.model
+    rewritten(path, lambda about: about | {"train": {k: v for k, v in about["train"].items() if k != "val_chars"}})
+    assert checkpoint.load(path).train == dataclasses.replace(original.train, val_chars=0)
+    rewritten(path, lambda about: about | {"train": {k: v for k, v in about["train"].items() if k != "max_iters"}})
+    with pytest.raises(CheckpointError, match="the field max_iters is missing"):
+        checkpoint.load(path)
 
 
 def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):
