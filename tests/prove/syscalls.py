@@ -33,11 +33,12 @@ def start_over(out: Path) -> None:
     checkpoint.twin(folder.best_path(out), folder.last_path(out))
 
 
-def save_once(out: Path, gate: int) -> None:
-    """In the forked process: wait until strace is there, then save the new checkpoint as a run does, under both names."""
-    os.read(gate, 1)
+def save_once(out: Path, gate: int, ready: int) -> None:
+    """In the forked process: say that it waits for strace, then save the new checkpoint as a run does, under both names."""
     status = SAVED
     try:
+        os.write(ready, b".")
+        os.read(gate, 1)
         checkpoint.save(folder.best_path(out), NEW)
         checkpoint.twin(folder.best_path(out), folder.last_path(out))
     except CheckpointError:
@@ -49,11 +50,11 @@ def save_once(out: Path, gate: int) -> None:
 
 def traced(out: Path, *options: str) -> tuple[int, str]:
     """Save under strace. Returns the wait status of the process that saved, and the log of its system calls."""
-    gate, open_gate = os.pipe()
+    (gate, open_gate), (waiting, ready) = os.pipe(), os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.close(open_gate)
-        save_once(out, gate)
+        save_once(out, gate, ready)
+    os.read(waiting, 1)  # else strace would also count what comes before, and let some of that fail
     log = out.parent / "strace.log"
     command = ["strace", "-f", "-o", str(log), "-p", str(pid), *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as strace:
@@ -63,8 +64,8 @@ def traced(out: Path, *options: str) -> tuple[int, str]:
         os.write(open_gate, b".")
         _, status = os.waitpid(pid, 0)
         strace.wait()
-    os.close(gate)
-    os.close(open_gate)
+    for end in (gate, open_gate, waiting, ready):
+        os.close(end)
     if "attached" not in said:
         raise PermissionError(said.strip())
     return status, log.read_text()
