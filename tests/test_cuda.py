@@ -114,7 +114,9 @@ def check_capture(precision="float32", variant="small", train=QUICK, steps=6):
 
 
 @every_precision
-@every_variant
+@pytest.mark.parametrize(
+    "variant", ["gpt", *(pytest.param(name, marks=pytest.mark.long) for name in VARIANTS if name not in ("gpt", "small"))]
+)
 def test_a_captured_step_makes_the_bits_of_the_step(variant, precision):
     """Over warmup and cosine, with clipping, dropout and two micro-batches."""
     check_capture(precision, variant, TRAIN, steps=8)
