@@ -14,7 +14,7 @@ import tyro
 from gpt import checkpoint, console
 from gpt.backends import PrecisionName, choose
 from gpt.errors import CheckpointError, ConfigError, UnknownCharactersError
-from gpt.folder import best_path, last_path
+from gpt.folder import BEST, best_path, last_path, newest
 from gpt.generate import Sampling, generate, until
 from gpt.reading import read
 from gpt.stages import MODELS
@@ -150,15 +150,10 @@ def chosen(path: Path | None) -> Path:
     """The checkpoint that a user means."""
     if path and path.is_dir() and last_path(path).exists() and not best_path(path).exists():
         raise CheckpointError(f"{path} has no {best_path(path).name}; take its last one: --checkpoint {last_path(path)}")
-    return path or newest()
-
-
-def newest() -> Path:
-    """The checkpoint of the latest run in the usual place."""
-    found = sorted(Path("runs").glob("*/best.safetensors"), key=lambda path: path.stat().st_mtime)
-    if not found:
+    found = path or newest(Path("runs"), BEST)
+    if found is None:
         raise CheckpointError("no runs/*/best.safetensors here; train a model with python train.py, or name one with --checkpoint")
-    return found[-1]
+    return found
 
 
 if __name__ == "__main__":

@@ -296,10 +296,10 @@ def make_plan(args: Args, device: Device) -> Plan:
     if args.resume:
         fixed = dataclasses.asdict(PRESETS[args.preset].model) if args.preset else {}
         fixed.pop("vocab_size", None)  # the text's, not the preset's
-        newest = None if args.out or args.preset else folder.newest_run(Path("runs"))
-        if newest:
-            console.note(f"the newest run is gone on with: {newest}")
-        out = args.out or newest or Path("runs") / name
+        last = None if args.out or args.preset else folder.newest(Path("runs"), folder.LAST)
+        if last:
+            console.note(f"the newest run is gone on with: {last.parent}")
+        out = args.out or (last.parent if last else Path("runs") / name)
         return resume(out, fixed | model_fields, train_fields, data, args.seed, val_data)
     if args.init_from:
         base = PRESETS[name].train if args.preset else None

@@ -84,10 +84,9 @@ def move_aside(folder: Path) -> Path | None:
     return target
 
 
-def newest_run(runs: Path) -> Path | None:
-    """Return the folder below `runs` whose last checkpoint is the newest; None where there is no run."""
-    found = sorted(runs.glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime)
-    return found[-1].parent if found else None
+def newest(runs: Path, name: str) -> Path | None:
+    """Return the newest file of this name, BEST or LAST, in the folders below `runs`; None where there is none."""
+    return max(runs.glob(f"*/{name}"), key=lambda path: path.stat().st_mtime, default=None)
 
 
 def read_metrics(folder: Path, up_to: int) -> list[dict[str, Any]]:
