@@ -30,11 +30,11 @@ matrix:  ## the numeric tests under the kernels that OpenBLAS and NumPy take on 
 mutate:  ## plant some 1800 small mistakes in the ops and the optimizer; the tests must notice each. Writes docs/mutation.md
 	$(PYTHON) tests/mutation/mutate.py
 
-prove:  ## the proofs of docs/reliability.md at full count; tests/test_prove.py runs a part of each
-	for proof in bits mutations syscalls kills resume nans endurance; do PYTHONPATH=.:tests $(PYTHON) -m prove.$$proof || exit 1; done
+prove:  ## the proofs of docs/reliability.md at full count; tests/repo/test_prove.py runs a part of each
+	for proof in bits mutations syscalls kills resume nans endurance; do PYTHONPATH=.:tests/support $(PYTHON) -m prove.$$proof || exit 1; done
 
 fuzz:  ## search 20 seconds each for inputs that break what reads files: guided by coverage where atheris is installed
-	for target in checkpoint description text; do PYTHONPATH=.:tests $(PYTHON) -m prove.fuzz $$target || exit 1; done
+	for target in checkpoint description text; do PYTHONPATH=.:tests/support $(PYTHON) -m prove.fuzz $$target || exit 1; done
 
 stages:  ## train the lecture's six small stages, three seeds each, and compare with the lecture's losses
 	$(PYTHON) benchmarks/stages.py

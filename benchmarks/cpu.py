@@ -25,19 +25,19 @@ import numpy as np
 import tyro
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from gpt.backends import choose
+from gpt.analysis.cost import estimate_cost
 from gpt.config import PRESETS, ModelConfig, TrainConfig, override
-from gpt.estimate import count
-from gpt.evaluate import split_loss
 from gpt.generate import generate
-from gpt.model import init
-from gpt.parallel import Workers, split
+from gpt.models import MODELS
+from gpt.models.gpt import init
 from gpt.params import ParamTable
-from gpt.ranks import Alone
-from gpt.stages import MODELS
-from gpt.step import TrainState
+from gpt.training.backends import select_backend
+from gpt.training.data_parallel import Workers, split
+from gpt.training.distributed import SingleProcess
+from gpt.training.evaluate import split_loss
+from gpt.training.step import TrainState
 from tensorlite import pick_device
-from tensorlite.cpu import Ops
+from tensorlite.cpu import CPUOps
 
 EVAL_BATCHES = 10
 TORCH = importlib.util.find_spec("torch") is not None
@@ -83,16 +83,16 @@ class Race:
     def tokens(self) -> int:
         return self.train.batch_size * self.config.block_size
 
-    def workers(self, backend: str, ranks: Alone | None = None) -> Workers:
+    def workers(self, backend: str, ranks: SingleProcess | None = None) -> Workers:
         """As train.py makes them: reference with one shard and BLAS threads, fast with a shard a thread or rank."""
-        chosen = choose(backend, pick_device("cpu"))
+        chosen = select_backend(backend, pick_device("cpu"))
         shards = min(self.threads, self.train.batch_size) if chosen.sharded else 1
         return Workers(chosen.make, shards, self.threads, ranks)
 
-    def ours(self, backend: str, ranks: Alone | None = None) -> "Contender":
+    def ours(self, backend: str, ranks: SingleProcess | None = None) -> "Contender":
         workers, model = self.workers(backend, ranks), MODELS["gpt"]
         table = ParamTable(init(self.config))
-        state = TrainState.start(table, table.initial(0), np)
+        state = TrainState.start(table, table.init_params(0), np)
         train = override(self.train, {"shards": workers.shards})
 
         def step() -> float:
@@ -104,7 +104,7 @@ class Race:
             )
 
         def written(prompt: np.ndarray, n: int, cached: bool = True) -> Iterator[int]:
-            return generate(workers.lead, model, table.tree(state.params), prompt, n, self.config, cached=cached)
+            return generate(workers.ops, model, table.tree(state.params), prompt, n, self.config, cached=cached)
 
         blas = self.threads if workers.shards == 1 else 1
         return Contender(
@@ -228,9 +228,9 @@ class Ranks:
 
 def serve_steps(which: "Race") -> None:
     """What a rank does: wait (asleep, for the others are being timed), make as many steps as asked, tell their times."""
-    from gpt.ranks import join
+    from gpt.training.distributed import init_distributed
 
-    ranks = join()
+    ranks = init_distributed()
     step = which.ours("fast", ranks).step
     while True:
         n = int(sys.stdin.readline() or 0) if ranks.rank == 0 else 0
@@ -346,7 +346,7 @@ def scaling(threads: int) -> None:
             timed(who.step, 1)
             ms.append(min(timed(who.step, 1) for _ in range(5)) * 1e3)
             shards = min(which.threads, train.batch_size)
-            cost = count(config, override(train, {"shards": shards}), Ops.rows)
+            cost = estimate_cost(config, override(train, {"shards": shards}), CPUOps.op_table)
             flops.append(cost.flops)
             counted.append(cost.peak_bytes)
             mib.append(peak_of(which))

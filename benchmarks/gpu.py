@@ -5,7 +5,7 @@
 It needs a GPU of compute capability 8.0 or later; PyTorch is optional (pip install torch). Its sections, in order:
 
     machine     versions, and two ceilings measured here: a large product in each precision, a large copy
-    tests       pytest tests/test_gpu.py
+    tests       pytest tests/cuda/test_gpu.py
     gradients   of one batch of the full model, each precision against the reference in float64
     products    the model's matrix products: cuBLASLt's algorithms, and epilogues on and off
     kernels     what each kernel of a step takes, beside its bytes and FLOPs at the ceilings
@@ -161,11 +161,11 @@ def usable() -> bool:
 
 
 def check() -> int:
-    """Make a Cuda. Returns the exit status."""
+    """Make a CudaRuntime. Returns the exit status."""
     try:
-        from tensorlite.cuda.runtime import Cuda
+        from tensorlite.cuda.runtime.device import CudaRuntime
 
-        Cuda()
+        CudaRuntime()
     except Exception as error:
         print(f"error: {error if isinstance(error, DeviceError) else said(error)}", file=sys.stderr)
         return 2

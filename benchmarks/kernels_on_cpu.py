@@ -16,16 +16,16 @@ import tyro
 
 from gpt.config import PRESETS
 from gpt.data import load_corpus
-from gpt.evaluate import split_loss
-from gpt.parallel import Workers
+from gpt.models import MODELS
 from gpt.params import ParamTable
-from gpt.stages import MODELS
-from gpt.step import TrainState
-from tensorlite import Reference
-from tensorlite.cuda import Ops
+from gpt.training.data_parallel import Workers
+from gpt.training.evaluate import split_loss
+from gpt.training.step import TrainState
+from tensorlite import ReferenceOps
+from tensorlite.cuda import CUDAOps
 from tensorlite.cuda.ops import Precision
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from shim.host import HostRuntime
 
 
@@ -49,8 +49,8 @@ def main() -> None:
     corpus = load_corpus(None, preset.model.block_size)
     config, train = dataclasses.replace(preset.model, vocab_size=len(corpus.tokenizer)), preset.train
     model, table = MODELS[config.model], ParamTable(MODELS[config.model].init(config))
-    state = TrainState.start(table, table.initial(args.seed), np)
-    workers, judge = Workers.of(Ops(args.precision, check=False, runtime=HostRuntime())), Workers.of(Reference(check=False))
+    state = TrainState.start(table, table.init_params(args.seed), np)
+    workers, judge = Workers.of(CUDAOps(args.precision, check=False, runtime=HostRuntime())), Workers.of(ReferenceOps(check=False))
     start = time.perf_counter()
     for step in range(1, (args.steps or train.max_iters) + 1):
         loss, norm = workers.train_step(model, state, corpus.train, config, train, args.seed)

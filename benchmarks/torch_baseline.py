@@ -1,4 +1,5 @@
-"""What the benchmarks race against: the lecture's GPT in PyTorch (tests/torch_model.py), trained and sampled as people do it.
+"""What the benchmarks race against: the lecture's GPT in PyTorch (tests/support/torch_model.py),
+trained and sampled as people do it.
 
 `training_step` is the loop of a CPU, `steps_on_cuda` that of a GPU, plain and at its best.
 """
@@ -15,7 +16,7 @@ from torch.nn import functional
 
 from gpt.config import ModelConfig, TrainConfig
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from torch_model import GPT, Block, adamw
 
 CUDA = {  # how a GPU is trained: the mode of torch.compile, and whether the whole step is one graph

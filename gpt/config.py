@@ -15,7 +15,7 @@ Activation = Literal["gelu", "relu"]
 class ModelConfig:
     """What fixes the parameters and what they mean. The letters of the code: V, T, L, H, C."""
 
-    model: ModelName = "gpt"  # which file: gpt/model.py, or one of gpt/stages/
+    model: ModelName = "gpt"  # the file of that name in gpt/models/
     vocab_size: int = 65  # V
     block_size: int = 256  # T, the context
     n_layer: int = 6  # L

@@ -19,7 +19,7 @@ import numpy as np
 from gpt.errors import DataError
 from gpt.reading import Text, clean, name_of, read_bytes
 from gpt.tokenizer import CODE_POINTS, CharTokenizer, unknown_characters
-from tensorlite.cache import cache_folder, write_whole
+from tensorlite.cache_dir import cache_folder, write_whole
 
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 WEB = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"

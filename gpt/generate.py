@@ -10,8 +10,8 @@ import numpy as np
 
 from gpt.config import ModelConfig
 from gpt.errors import ConfigError
-from tensorlite import KVCache, namespace, to_numpy
-from tensorlite.random import make_key, site_key, uint64_rows
+from tensorlite import KVCache, array_namespace, to_numpy
+from tensorlite.random import fold_in, random_uint64, step_key
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Sampling:
             raise ConfigError(f"top_p must be in (0, 1], not {self.top_p}")
 
 
-def choose(scores: np.ndarray, sampling: Sampling, u: float) -> int:
+def sample_token(scores: np.ndarray, sampling: Sampling, u: float) -> int:
     """Pick a token from scores: (V,), with u, a uniform number in [0, 1). Computed in float64 on the host."""
     scores = scores.astype(np.float64)
     order: np.ndarray = np.argsort(-scores, kind="stable")  # likeliest first
@@ -67,17 +67,17 @@ def generate(
     beyond it every position would shift, so the last block_size tokens are read anew for each token.
     The token at each place is a function of (seed, sample, place): the same with and without `cached`.
     """
-    xp = namespace(prompt)
+    xp = array_namespace(prompt)
     sampling = sampling or Sampling()
     text = prompt[-config.block_size :]
-    past = KVCache(config.n_layer, config.block_size) if cached and len(text) < config.block_size else None
+    kv_cache = KVCache(config.n_layer, config.block_size) if cached and len(text) < config.block_size else None
     new = text
     for place in range(n):
-        if past is None or past.length + len(new) > config.block_size:
-            past, new = None, text[-config.block_size :]
-        scores = model.logits(ops, params, new[None], config, past)[0, -1]  # (V,)
-        bits = uint64_rows(np, site_key(make_key(seed, place, sample), 0, "sample"), 1)  # type: ignore[arg-type]
-        token = choose(to_numpy(scores), sampling, float(int(bits[0]) >> 11) * 2.0**-53)
+        if kv_cache is None or kv_cache.length + len(new) > config.block_size:
+            kv_cache, new = None, text[-config.block_size :]
+        scores = model.logits(ops, params, new[None], config, kv_cache)[0, -1]  # (V,)
+        bits = random_uint64(np, fold_in(step_key(seed, place, sample), 0, "sample"), 1)  # type: ignore[arg-type]
+        token = sample_token(to_numpy(scores), sampling, float(int(bits[0]) >> 11) * 2.0**-53)
         yield token
         new = xp.asarray([token], text.dtype)
         text = xp.concatenate([text[-config.block_size + 1 :] if config.block_size > 1 else text[:0], new])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tensorlite.xp import Array
+from tensorlite.arrays import Array
 
 ALIGN = 64  # elements: every parameter starts on a 256-byte boundary, as vector loads like it; the gaps stay zero
 
@@ -79,7 +79,7 @@ class ParamTable:
         """The arrays of such a tree, in the order of `views`."""
         return [get(tree, p.name) for p in self]
 
-    def initial(self, seed: int, dtype: Any = np.float32) -> np.ndarray:
+    def init_params(self, seed: int, dtype: Any = np.float32) -> np.ndarray:
         """Draw a flat buffer of starting values, on the host: the same for every device."""
         random = np.random.Generator(np.random.Philox(seed))
         flat = np.zeros(self.size, dtype)

@@ -3,15 +3,15 @@
     y, cache      = X_forward(x, <params>, <options>)
     dx, <dparams> = X_backward(dy, cache)
 
-`Reference` holds all of them as one backend object; `gradcheck` proves a backward against its forward.
+`ReferenceOps` holds all of them as one backend object; `gradcheck` proves a backward against its forward.
 """
 
-from tensorlite.attention import KVCache
-from tensorlite.checking import GradcheckError, GradReport, gradcheck
+from tensorlite.arrays import Array, Device, DeviceError, array_namespace, device_failure, pick_device, to_numpy
 from tensorlite.random import Key
-from tensorlite.reference import Reference
+from tensorlite.reference.attention import KVCache
+from tensorlite.reference.ops import ReferenceOps
+from tensorlite.testing.gradcheck import GradcheckError, GradReport, gradcheck
 from tensorlite.version import __version__
-from tensorlite.xp import Array, Device, DeviceError, device_failure, namespace, pick_device, to_numpy
 
 __all__ = [
     "Array",
@@ -21,11 +21,11 @@ __all__ = [
     "GradcheckError",
     "KVCache",
     "Key",
-    "Reference",
+    "ReferenceOps",
     "__version__",
+    "array_namespace",
     "device_failure",
     "gradcheck",
-    "namespace",
     "pick_device",
     "to_numpy",
 ]

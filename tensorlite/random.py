@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tensorlite.xp import Array
+from tensorlite.arrays import Array
 
 ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 PARITY = 0x1BD11BDA  # the key schedule's constant
 ROUNDS = 13
-WORD = 0xFFFFFFFF
+MASK32 = 0xFFFFFFFF
 LANES = 4  # 16-bit lanes in the 64 bits of one counter
-FEW = 16  # rows up to which Python's integers are faster than NumPy's arrays
+SMALL_BATCH = 16  # rows up to which Python's integers are faster than NumPy's arrays
 CHUNK = 1 << 14  # counters per pass on a CPU: the three working arrays (192 KiB) stay in the L2 cache
 
 
@@ -50,16 +50,16 @@ def threefry2x32(xp: Any, k0: int, k1: int, c0: Array, c1: Array, rounds: int = 
         if i % 4 == 3:  # every four rounds the next two key words are injected
             j = i // 4 + 1
             x0 += xp.uint32(schedule[j % 3])
-            x1 += xp.uint32((schedule[(j + 1) % 3] + j) & WORD)
+            x1 += xp.uint32((schedule[(j + 1) % 3] + j) & MASK32)
     return x0, x1
 
 
-def make_key(seed: int, step: int, row0: int = 0) -> Key:
+def step_key(seed: int, step: int, row0: int = 0) -> Key:
     """Return the key of one training step; `row0` is the global number of the caller's first batch row."""
-    return Key(*_mix(seed & WORD, (seed >> 32) & WORD, step & WORD, (step >> 32) & WORD), row0)
+    return Key(*_mix(seed & MASK32, (seed >> 32) & MASK32, step & MASK32, (step >> 32) & MASK32), row0)
 
 
-def site_key(key: Key | None, layer: int, name: str) -> Key | None:
+def fold_in(key: Key | None, layer: int, name: str) -> Key | None:
     """Return the key of one place in the network, so that no two dropouts share a mask; None stays None (no dropout)."""
     if key is None:
         return None
@@ -69,15 +69,15 @@ def site_key(key: Key | None, layer: int, name: str) -> Key | None:
 def _mix(k0: int, k1: int, x0: int, x1: int) -> tuple[int, int]:
     """threefry2x32 of one counter, on Python integers: a key takes 65 operations, and each would be a call of NumPy's."""
     schedule = (k0, k1, k0 ^ k1 ^ PARITY)
-    x0, x1 = (x0 + k0) & WORD, (x1 + k1) & WORD
+    x0, x1 = (x0 + k0) & MASK32, (x1 + k1) & MASK32
     for i in range(ROUNDS):
         left = ROTATIONS[i % 8]
-        x0 = (x0 + x1) & WORD
-        x1 = ((x1 << left | x1 >> (32 - left)) & WORD) ^ x0
+        x0 = (x0 + x1) & MASK32
+        x1 = ((x1 << left | x1 >> (32 - left)) & MASK32) ^ x0
         if i % 4 == 3:
             j = i // 4 + 1
-            x0 = (x0 + schedule[j % 3]) & WORD
-            x1 = (x1 + schedule[(j + 1) % 3] + j) & WORD
+            x0 = (x0 + schedule[j % 3]) & MASK32
+            x1 = (x1 + schedule[(j + 1) % 3] + j) & MASK32
     return x0, x1
 
 
@@ -112,10 +112,10 @@ def _lanes(xp: Any, key: Key, start: int, stop: int) -> Array:
     return words.view(np.dtype("<u2")).reshape(-1)
 
 
-def uint64_rows(xp: Any, key: Key, rows: int) -> Array:
+def random_uint64(xp: Any, key: Key, rows: int) -> Array:
     """Return one uint64 for each of the global rows row0..row0+rows-1 (batch offsets, sampled characters)."""
-    if xp is np and rows <= FEW:
-        words = [_mix(key.k0, key.k1, row & WORD, 0) for row in range(key.row0, key.row0 + rows)]
+    if xp is np and rows <= SMALL_BATCH:
+        words = [_mix(key.k0, key.k1, row & MASK32, 0) for row in range(key.row0, key.row0 + rows)]
         return np.array([x0 << 32 | x1 for x0, x1 in words], np.uint64)
     row = xp.arange(key.row0, key.row0 + rows, dtype=np.uint32)
     x0, x1 = threefry2x32(xp, key.k0, key.k1, row, xp.zeros_like(row))

@@ -29,8 +29,10 @@ PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", 
 
 
 def kernels(environment):
-    """What tests/kernels.py says in this environment, or how it ended."""
-    done = subprocess.run([sys.executable, HERE / "kernels.py"], env=environment, capture_output=True, text=True, check=False)
+    """What tests/support/kernels.py says in this environment, or how it ended."""
+    done = subprocess.run(
+        [sys.executable, HERE / "support" / "kernels.py"], env=environment, capture_output=True, text=True, check=False
+    )
     return done.stdout.strip() if done.returncode == 0 else f"ended with status {done.returncode}"
 
 

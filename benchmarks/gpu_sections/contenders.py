@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from gpt.generate import generate
+from gpt.models import MODELS
 from gpt.params import ParamTable
-from gpt.stages import MODELS
-from gpt.step import TrainState, train_step
+from gpt.training.step import TrainState, train_step
 from gpu_sections.report import said
 from gpu_sections.subject import CONFIG, SEED, TRAIN, fast, text
-from tensorlite import Reference
+from tensorlite import ReferenceOps
 from tensorlite.cuda.ops import PRECISIONS
 
 Work = Callable[[int], float]  # so many steps, or tokens; the last loss. It returns when the device is done
@@ -68,9 +68,9 @@ def ours(name: str) -> tuple[Work, Callable[[], dict[str, int]]]:
     import cupy
 
     precision, model = precision_of(name), MODELS["gpt"]
-    ops: Any = fast(precision) if precision else Reference(check=False)
+    ops: Any = fast(precision) if precision else ReferenceOps(check=False)
     table = ParamTable(model.init(CONFIG))
-    state, data = TrainState.start(table, table.initial(SEED), cupy), text(cupy)
+    state, data = TrainState.start(table, table.init_params(SEED), cupy), text(cupy)
     step = train_step if name.endswith("op by op") or not precision else ops.compile(train_step)
 
     def steps(n: int) -> float:
@@ -81,7 +81,7 @@ def ours(name: str) -> tuple[Work, Callable[[], dict[str, int]]]:
         return last
 
     def write(n: int) -> float:
-        params = table.tree(ops.working(state.params))
+        params = table.tree(ops.compute_params(state.params))
         return [*generate(ops, model, params, data[:1], n, CONFIG)][-1]
 
     def memory() -> dict[str, int]:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from gpt.models import MODELS
 from gpt.params import ParamTable
-from gpt.stages import MODELS
-from gpt.step import TrainState, loss_and_gradients
+from gpt.training.step import TrainState, loss_and_gradients
 from gpu_sections.report import Section
 from gpu_sections.subject import CONFIG, SEED, TRAIN, fast, text
-from tensorlite import Reference, to_numpy
+from tensorlite import ReferenceOps, to_numpy
 from tensorlite.cuda.ops import PRECISIONS
 
 UNIT = {"float32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-8}  # one rounding, relatively
@@ -26,7 +26,7 @@ def gradients(section: Section) -> None:
     rows = 64 if xp.cuda.runtime.memGetInfo()[0] > 40 << 30 else 8
     train = dataclasses.replace(TRAIN, batch_size=rows)
     table = ParamTable(MODELS["gpt"].init(CONFIG))
-    start = rounded(table.initial(SEED) + 0.02 * np.random.default_rng(0).standard_normal(table.size, np.float32))
+    start = rounded(table.init_params(SEED) + 0.02 * np.random.default_rng(0).standard_normal(table.size, np.float32))
     data = text(xp)
 
     def found(ops: Any, dtype: type) -> tuple[float, np.ndarray]:
@@ -34,7 +34,7 @@ def gradients(section: Section) -> None:
         loss = loss_and_gradients(ops, MODELS["gpt"], state, data, CONFIG, train, 0)
         return float(loss), to_numpy(state.grads)
 
-    expected_loss, expected = found(Reference(check=False), np.float64)
+    expected_loss, expected = found(ReferenceOps(check=False), np.float64)
     section.put(rows_of_the_batch=rows, loss=expected_loss)
     xp.get_default_memory_pool().free_all_blocks()
     for precision in PRECISIONS:

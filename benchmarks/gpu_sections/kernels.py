@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from gpt import dry_run
+from gpt.analysis import dry_run
 from gpt.config import ModelConfig, TrainConfig
 from gpu_sections.report import Section
 from gpu_sections.stopwatch import Stopwatch, timed_steps
@@ -16,7 +16,9 @@ def kernels(section: Section) -> None:
     runtime = fast("bf16").runtime
     xp, data = runtime.xp, text(runtime.xp)
     ceilings = section.report.found.get("machine", {}).get("ceilings", {})
-    peaks = dry_run.GPUS[dry_run.named(runtime.name)] if len(ceilings) < 4 else None  # the datasheet's, where it was not measured
+    peaks = (
+        dry_run.GPUS[dry_run.lookup_gpu(runtime.name)] if len(ceilings) < 4 else None
+    )  # the datasheet's, where it was not measured
     if peaks:
         ceilings = {name: getattr(peaks, name) * 1e12 for name in PRECISIONS} | {"copy": peaks.bandwidth * 1e9} | ceilings
 
@@ -47,7 +49,7 @@ def kernels(section: Section) -> None:
 
 def counted(precision: str, config: ModelConfig, train: TrainConfig, characters: int) -> dict[tuple[str, str], Any]:
     """Calls, FLOPs and bytes of the same step, by the same keys."""
-    ops = fast(precision, dry_run.Counting())
+    ops = fast(precision, dry_run.DryRunRuntime())
     dry_run.count(ops, config, train, characters)
     return ops.runtime.rows
 

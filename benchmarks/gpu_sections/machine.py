@@ -30,7 +30,7 @@ def machine(section: Section) -> None:
         **{name: version(name) for name in ("cupy", "numpy", "torch", "triton")},
     )
     with section.attempt("nvrtc"):
-        from tensorlite.cuda import nvrtc
+        from tensorlite.cuda.runtime import nvrtc
 
         section.put(nvrtc="{}.{}".format(*nvrtc.version()))
     timer, ceilings = Timer(runtime), {}

@@ -8,8 +8,8 @@ from typing import Any
 from gpu_sections.report import Section
 from gpu_sections.subject import CONFIG, TRAIN, fast, numbers
 from gpu_sections.timing import Timer, us
-from tensorlite.cuda.cublaslt import WORKSPACE_BYTES, Plan, Product
-from tensorlite.cuda.gemm import apart
+from tensorlite.cuda.runtime.cublaslt import WORKSPACE_BYTES, MatmulPlan, MatmulProblem
+from tensorlite.cuda.runtime.gemm import apart
 
 LAYERS = {"qkv": (1, 3), "attn_proj": (1, 1), "fc": (1, 4), "mlp_proj": (4, 1)}  # input and output, in units of C
 EPILOGUES = {  # as the model asks for them
@@ -17,9 +17,9 @@ EPILOGUES = {  # as the model asks for them
     "fc forward": "gelu_bias",
     "mlp_proj forward": "bias",
     "mlp_proj dx": "dgelu",
-    "attn_proj dw": "column_sum",
-    "fc dw": "column_sum",
-    "mlp_proj dw": "column_sum",
+    "attn_proj dw": "bias_grad",
+    "fc dw": "bias_grad",
+    "mlp_proj dw": "bias_grad",
 }
 
 
@@ -52,7 +52,7 @@ def product(ops: Any, timer: Timer, way: str, N: int, i: int, o: int, epilogue: 
             "bias": {"bias": numbers(ops, out.shape[1])},
             "gelu_bias": {"bias": numbers(ops, out.shape[1]), "gelu": ops.empty(out.shape)},
             "dgelu": {"dgelu": numbers(ops, *out.shape)},
-            "column_sum": {"column_sum": ops.float32(out.shape[1])},
+            "bias_grad": {"bias_grad": ops.float32(out.shape[1])},
         }[epilogue]
         return {"a": a, "b": b, "out": out, **extra}
 
@@ -69,21 +69,21 @@ def product(ops: Any, timer: Timer, way: str, N: int, i: int, o: int, epilogue: 
     return row
 
 
-def described(arrays: Mapping[str, Any], epilogue: str) -> Product:
+def described(arrays: Mapping[str, Any], epilogue: str) -> MatmulProblem:
     """A product of these arrays, as the runtime describes it."""
     a, b, out = arrays["a"], arrays["b"], arrays["out"]
     a_t, b_t = (not x.flags.c_contiguous for x in (a, b))
-    return Product(a.shape[0], b.shape[1], a.shape[1], a_t, b_t, str(a.dtype), str(out.dtype), "bf16", epilogue)
+    return MatmulProblem(a.shape[0], b.shape[1], a.shape[1], a_t, b_t, str(a.dtype), str(out.dtype), "bf16", epilogue)
 
 
 def candidates(ops: Any, sets: Sequence[Mapping[str, Any]], epilogue: str) -> dict[str, list[Callable[[], None]]]:
     """cuBLASLt's algorithms by name, each as a call for each set of arrays."""
     runtime = ops.runtime
-    plan = Plan(runtime.library, described(sets[0], epilogue))
+    plan = MatmulPlan(runtime.library, described(sets[0], epilogue))
 
     def call(algo: Any, arrays: Mapping[str, Any]) -> Callable[[], None]:
         a, b, out = (arrays[name].data.ptr for name in ("a", "b", "out"))
-        named = [arrays[k].data.ptr for k in ("bias", "gelu", "dgelu", "column_sum") if k in arrays and epilogue != "none"]
+        named = [arrays[k].data.ptr for k in ("bias", "gelu", "dgelu", "bias_grad") if k in arrays and epilogue != "none"]
 
         def run() -> None:
             stream = runtime.xp.cuda.get_current_stream().ptr

@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+from gpt.analysis.dry_run import op_observer
+from gpt.analysis.profile import instrument
 from gpt.config import ModelConfig, TrainConfig
-from gpt.dry_run import noting_ops
+from gpt.models import MODELS
 from gpt.params import ParamTable
-from gpt.profile import watch
-from gpt.stages import MODELS
-from gpt.step import TrainState, train_step
+from gpt.training.step import TrainState, train_step
 from gpu_sections.subject import SEED, fast
 
 
@@ -19,7 +19,7 @@ class Stopwatch:
     """A runtime that passes all on to another and marks when each launch and product begins and ends.
 
     mark: notes a point in time. between: seconds from one to another. What a product launches itself belongs to it. marks: by
-    (op, kernel), as the rows of tensorlite/cuda/counting.py; `op` is set by whoever knows which op is running.
+    (op, kernel), as the rows of tensorlite/cuda/runtime/dry_run.py; `op` is set by whoever knows which op is running.
     """
 
     def __init__(self, runtime: Any, mark: Callable[[], Any], between: Callable[[Any, Any], float]) -> None:
@@ -33,7 +33,7 @@ class Stopwatch:
         self._marked(name, lambda: self.runtime.launch(file, name, *args, **kwargs))
 
     def gemm(self, a: Any, b: Any, out: Any, **kwargs: Any) -> None:
-        extra = "".join(f" + {name}" for name in ("gelu", "bias", "dgelu", "column_sum") if kwargs.get(name) is not None)
+        extra = "".join(f" + {name}" for name in ("gelu", "bias", "dgelu", "bias_grad") if kwargs.get(name) is not None)
         name = f"product {a.shape[0]} x {a.shape[1]} x {b.shape[1]}{extra}"
         self._marked(name, lambda: self.runtime.gemm(a, b, out, **kwargs))
 
@@ -70,9 +70,9 @@ def timed_steps(
 
     cover(seconds): keeps the device busy so long, so that all launches of a step wait in its queue when it comes to the first.
     """
-    ops, model = watch(fast(precision, stopwatch), noting_ops(stopwatch)), MODELS[config.model]
+    ops, model = instrument(fast(precision, stopwatch), op_observer(stopwatch)), MODELS[config.model]
     table = ParamTable(model.init(config))
-    state = TrainState.start(table, table.initial(SEED), stopwatch.xp)
+    state = TrainState.start(table, table.init_params(SEED), stopwatch.xp)
     taken: list[dict[tuple[str, str], float]] = []
     host: list[float] = []
     for _ in range(steps + 2):  # the first two warm up

@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 
 from gpt.config import PRESETS
-from tensorlite.cuda import Ops
+from tensorlite.cuda import CUDAOps
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG, TRAIN = PRESETS["shakespeare"].model, PRESETS["shakespeare"].train
 SEED = 1337
 
 
-def fast(precision: str, runtime: Any = None) -> Ops:
+def fast(precision: str, runtime: Any = None) -> CUDAOps:
     """The CUDA backend as train.py makes it."""
-    return Ops(precision, check=False, runtime=runtime)  # type: ignore[arg-type]
+    return CUDAOps(precision, check=False, runtime=runtime)  # type: ignore[arg-type]
 
 
 def text(xp: Any, characters: int = 1_000_000) -> Any:

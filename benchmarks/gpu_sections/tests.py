@@ -1,4 +1,4 @@
-"""pytest tests/test_gpu.py, and what it counts."""
+"""pytest tests/cuda/test_gpu.py, and what it counts."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ from gpu_sections.subject import ROOT
 
 def tests(section: Section) -> None:
     log = section.args.out / "tests.log"
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-v", "--durations=10", "tests/test_gpu.py"]
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-v", "--durations=10", "tests/cuda/test_gpu.py"]
     with log.open("w") as file:
         process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
         try:

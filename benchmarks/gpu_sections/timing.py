@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tensorlite.cuda.tuning import fastest
+from tensorlite.cuda.runtime.autotune import fastest
 
 
 @dataclass

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpt import checkpoint, folder
+from gpt.training import checkpoint, run_dir
 from gpu_sections.contenders import GRAPH
 from gpu_sections.machine import memory_used
 from gpu_sections.report import Section, say
@@ -90,7 +90,7 @@ def results(out: Path, words: str) -> dict[str, Any]:
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     last = records[-1]
     tokens = TRAIN.batch_size * CONFIG.block_size
-    params = checkpoint.load(folder.last_path(out)).params
+    params = checkpoint.load(run_dir.last_checkpoint(out)).params
     sample = re.search(r"^--- \d+ characters.*?\n(.*)\n---$", words, re.DOTALL | re.MULTILINE)
     return {
         "steps": last["step"],

@@ -1,5 +1,5 @@
-"""The CPU backend: the reference's mathematics in fewer passes over memory. `cpu.Ops()` goes where `Reference()` goes."""
+"""The CPU backend: the reference's mathematics in fewer passes over memory. `cpu.CPUOps()` goes where `ReferenceOps()` goes."""
 
-from tensorlite.cpu.ops import Ops
+from tensorlite.cpu.ops import CPUOps
 
-__all__ = ["Ops"]
+__all__ = ["CPUOps"]

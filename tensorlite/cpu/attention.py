@@ -1,4 +1,4 @@
-"""Causal attention in fewer passes over the (T, S) scores. It replaces tensorlite/attention.py; the derivation is there.
+"""Causal attention in fewer passes over the (T, S) scores. It replaces tensorlite/reference/attention.py; the derivation is there.
 
 What differs from the reference:
   a. 1/sqrt(D) scales a transposed copy of k: (D, S), instead of the scores: (T, S), and in backward one of v. The copy pays for
@@ -17,24 +17,24 @@ from typing import Any
 
 import numpy as np
 
-from tensorlite.attention import LayerCache, split_heads
-from tensorlite.dropout import draw_mask
+from tensorlite.arrays import Array, array_namespace
 from tensorlite.random import Key
-from tensorlite.softmax import softmax_forward
-from tensorlite.xp import Array, namespace
+from tensorlite.reference.attention import LayerCache, split_heads
+from tensorlite.reference.dropout import draw_mask
+from tensorlite.reference.softmax import softmax_forward
 
 SAFE = 60.0  # exp(60) = 1e26: a row may hold 1e12 such terms before float32 ends
 
 
 def attention_forward(
-    ops: Any, qkv: Array, n_head: int, p: float = 0.0, key: Key | None = None, past: LayerCache | None = None
+    ops: Any, qkv: Array, n_head: int, p: float = 0.0, key: Key | None = None, kv_cache: LayerCache | None = None
 ) -> tuple[Array, tuple | None]:
     """y = dropout(softmax(mask(q k^T / sqrt(D)))) v. The cache holds qkv, the probabilities, the mask and y."""
-    namespace(qkv)
+    array_namespace(qkv)
     new = ops.memory.new
     q, k, v = split_heads(qkv, n_head)  # (B, H, T, D)
-    if past is not None:
-        k, v = past.extend(k, v)  # (B, H, S, D)
+    if kv_cache is not None:
+        k, v = kv_cache.extend(k, v)  # (B, H, S, D)
     B, H, T, D = q.shape
     S = k.shape[2]
     scale = 1.0 / math.sqrt(D)
@@ -51,13 +51,13 @@ def attention_forward(
     np.matmul(kept, v, out=y.reshape(B, T, H, D).transpose(0, 2, 1, 3))  # f. (B, H, T, S) @ (B, H, S, D)
     if drop:
         y *= drop[1]  # d.
-    return y, (qkv, n_head, probs, drop, y) if past is None else None
+    return y, (qkv, n_head, probs, drop, y) if kv_cache is None else None
 
 
 def attention_backward(ops: Any, dy: Array, cache: tuple) -> Array:
     """dv = kept^T dy,  dscores = kept (dy v^T) - probs (dy . y),  dq = dscores k / sqrt(D),  dk = dscores^T q / sqrt(D)."""
     qkv, n_head, probs, drop, y = cache
-    namespace(dy, qkv)
+    array_namespace(dy, qkv)
     new = ops.memory.new
     B, T, C = y.shape
     D = C // n_head

@@ -1,4 +1,4 @@
-"""Layer normalisation in fewer passes over memory. It replaces tensorlite/layernorm.py; the derivation is there.
+"""Layer normalisation in fewer passes over memory. It replaces tensorlite/reference/layernorm.py; the derivation is there.
 
 Two things are different. xhat is kept instead of x: the two are of one size, and backward needs only xhat. And every mean over
 the channels is a product with a vector, which the BLAS does in one read.
@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from tensorlite.layernorm import check_layernorm
-from tensorlite.xp import Array, namespace
+from tensorlite.arrays import Array, array_namespace
+from tensorlite.reference.layernorm import check_layernorm
 
 
 def layernorm_forward(ops: Any, x: Array, w: Array, b: Array | None = None, eps: float = 1e-5) -> tuple[Array, tuple]:
     """y = xhat w + b,  xhat = (x - mean) rstd. The cache holds xhat: (N, C), of its own, and rstd: (N, 1)."""
-    namespace(x, w, b)
+    array_namespace(x, w, b)
     check_layernorm(x, w, b)
     C = x.shape[-1]
     rows = x.reshape(-1, C)  # (N, C)
@@ -35,7 +35,7 @@ def layernorm_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Array, Array,
     mean(g) = dy w / C and mean(g xhat) = (dy xhat) w / C: both are products with w, and neither needs g.
     """
     xhat, w, has_bias, rstd = cache
-    namespace(dy, xhat)
+    array_namespace(dy, xhat)
     C = xhat.shape[-1]
     shape, dy = dy.shape, dy.reshape(-1, C)  # (N, C)
     dy_xhat = np.multiply(dy, xhat, out=ops.memory.new(dy.shape, dy, xhat))

@@ -1,16 +1,16 @@
-"""The linear layer, into memory that is used again. It replaces tensorlite/linear.py; the derivation is there."""
+"""The linear layer, into memory that is used again. It replaces tensorlite/reference/linear.py; the derivation is there."""
 
 from typing import Any
 
 import numpy as np
 
-from tensorlite.linear import check_linear
-from tensorlite.xp import Array, namespace
+from tensorlite.arrays import Array, array_namespace
+from tensorlite.reference.linear import check_linear
 
 
 def linear_forward(ops: Any, x: Array, w: Array, b: Array | None = None) -> tuple[Array, tuple]:
     """y = x w + b. As in the reference; the bias is added in place."""
-    namespace(x, w, b)
+    array_namespace(x, w, b)
     check_linear(x, w, b)
     C, D = w.shape
     rows = x.reshape(-1, C)  # (N, C)
@@ -23,7 +23,7 @@ def linear_forward(ops: Any, x: Array, w: Array, b: Array | None = None) -> tupl
 def linear_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Array, Array, Array | None]:
     """dx = dy w^T,  dw = x^T dy,  db = 1^T dy: the sum over rows is a product with a vector of ones."""
     x, w, has_bias = cache
-    namespace(dy, x)
+    array_namespace(dy, x)
     C, D = w.shape
     new = ops.memory.new
     dy = dy.reshape(-1, D)  # (N, D)

@@ -1,33 +1,33 @@
-"""class Ops: what the CPU backend does in its own way; everything else is the reference's."""
+"""class CPUOps: what the CPU backend does in its own way; everything else is the reference's."""
 
 import numpy as np
 
-from tensorlite.cpu import attention, dropout, gelu, layernorm, linear, optim
-from tensorlite.cpu.memory import Memory
-from tensorlite.cpu.table import ROWS
-from tensorlite.reference import Reference
-from tensorlite.xp import Array, namespace
+from tensorlite.arrays import Array, array_namespace
+from tensorlite.cpu import activations, attention, dropout, layernorm, linear, optim
+from tensorlite.cpu.memory_pool import MemoryPool
+from tensorlite.cpu.op_info import OP_INFO
+from tensorlite.reference.ops import ReferenceOps
 
 
-class Ops(Reference):
+class CPUOps(ReferenceOps):
     """The functions of `tensorlite.cpu`, on NumPy arrays. It holds memory that it uses again: one object for each thread.
 
-    check: as for Reference.
+    check: as for ReferenceOps.
     """
 
     name = "fast"
-    rows = ROWS
+    op_table = OP_INFO
 
     def __init__(self, *, check: bool = True) -> None:
         super().__init__(check=check)
-        self.memory = Memory()
+        self.memory = MemoryPool()
 
     linear_forward = linear.linear_forward
     linear_backward = linear.linear_backward
     layernorm_forward = layernorm.layernorm_forward
     layernorm_backward = layernorm.layernorm_backward
-    gelu_forward = gelu.gelu_forward
-    gelu_backward = gelu.gelu_backward
+    gelu_forward = activations.gelu_forward
+    gelu_backward = activations.gelu_backward
     attention_forward = attention.attention_forward
     attention_backward = attention.attention_backward
     dropout_forward = dropout.dropout_forward
@@ -36,6 +36,6 @@ class Ops(Reference):
     residual_backward = dropout.residual_backward
     adamw_ = optim.adamw_
 
-    def add(self, a: Array, b: Array) -> Array:  # type: ignore[override]  # static in Reference: the same to a caller
-        namespace(a, b)
+    def add(self, a: Array, b: Array) -> Array:  # type: ignore[override]  # static in ReferenceOps: the same to a caller
+        array_namespace(a, b)
         return np.add(a, b, out=self.memory.new(a.shape, a, b))

@@ -1,9 +1,9 @@
 """The CUDA backend: the same ops as fused kernels and library products, in float32, tf32 or bf16, and a step as one graph.
 
-Read a kernel file beside the reference function that it names; `ops.py` says which op is where. CuPy is imported when a `Cuda`
-is made.
+Read a kernel file beside the reference function that it names; `ops.py` says which op is where. CuPy is imported when a
+`CudaRuntime` is made.
 """
 
-from tensorlite.cuda.ops import Ops
+from tensorlite.cuda.ops import CUDAOps
 
-__all__ = ["Ops"]
+__all__ = ["CUDAOps"]

@@ -5,23 +5,23 @@ from typing import Any
 
 import numpy as np
 
-from tensorlite.attention import LayerCache, split_heads
+from tensorlite.arrays import Array, array_namespace
 from tensorlite.random import Key
-from tensorlite.xp import Array, namespace
+from tensorlite.reference.attention import LayerCache, split_heads
 
-ROWS = np.dtype([("batch", "i8"), ("head", "i8"), ("row", "i8")])  # attention.cu: Rows
+STRIDES = np.dtype([("batch", "i8"), ("head", "i8"), ("row", "i8")])  # attention.cu: Rows
 WARPS, TILE = 8, 32  # of attention.cu
 MMA_TILE, MMA_QUERIES, MMA_THREADS = 64, 32, 128  # of attention_tiles.cuh and attention_mma.cu
 MMA_LARGEST = 128  # head size whose accumulators fit in registers
 
 
-def on_tensor_cores(ops: Any, D: int, T: int, dropout: bool, past: bool = False) -> tuple[bool, str]:
+def on_tensor_cores(ops: Any, D: int, T: int, dropout: bool, kv_cache: bool = False) -> tuple[bool, str]:
     """Which of the two files serves, and why."""
     if ops.real() == "float":
         return False, "float32 arithmetic"
     if D % 16 or D > MMA_LARGEST:
         return False, f"head size {D} is no multiple of 16 up to {MMA_LARGEST}"
-    if past:
+    if kv_cache:
         return False, "one position at a time"
     if dropout and T % 4:
         return False, f"dropout draws four neighbours at once, and a context of {T} is no multiple of 4"
@@ -29,33 +29,33 @@ def on_tensor_cores(ops: Any, D: int, T: int, dropout: bool, past: bool = False)
 
 
 def attention_forward(
-    ops: Any, qkv: Array, n_head: int, p: float = 0.0, key: Key | None = None, past: LayerCache | None = None
+    ops: Any, qkv: Array, n_head: int, p: float = 0.0, key: Key | None = None, kv_cache: LayerCache | None = None
 ) -> tuple[Array, tuple | None]:
     """y = dropout(softmax(mask(q k^T / sqrt(D)))) v. The cache refers to qkv and y, and holds lse: (B, H, T), a float32 a row."""
-    namespace(qkv)
+    array_namespace(qkv)
     B, T, C3 = qkv.shape
     qkv = ops.operand(qkv)
     q, k, v = split_heads(qkv, n_head)  # (B, H, T, D) views
-    if past is not None:
-        k, v = past.extend(k, v)  # (B, H, S, D)
+    if kv_cache is not None:
+        k, v = kv_cache.extend(k, v)  # (B, H, S, D)
     D, S = q.shape[-1], k.shape[2]
-    y, lse = ops.empty((B, T, C3 // 3)), None if past is not None else ops.float32(B, n_head, T)
+    y, lse = ops.empty((B, T, C3 // 3)), None if kv_cache is not None else ops.float32(B, n_head, T)
     drop = ops.drop((B, n_head, T, S), p, key)
     if y.size:
         scale, flops = 1.0 / math.sqrt(D), 2 * 2 * B * n_head * D * _visible(T, S)
-        if on_tensor_cores(ops, D, T, bool(drop["threshold"]), past is not None)[0]:
+        if on_tensor_cores(ops, D, T, bool(drop["threshold"]), kv_cache is not None)[0]:
             packed = (qkv, y, lse, n_head, np.int32(T), scale, drop)
             _launch_mma(ops, "attention_forward", B * n_head, T, D, 3 * MMA_TILE, *packed, flops=flops)
         else:
-            args = (q, _rows(q), k, v, _rows(k), y, lse, n_head, np.int32(T), np.int32(S), scale, drop)
+            args = (q, _strides(q), k, v, _strides(k), y, lse, n_head, np.int32(T), np.int32(S), scale, drop)
             _launch(ops, "attention_forward", B * n_head, T, D, 1, *args, flops=flops)
-    return y, (qkv, n_head, y, lse, drop) if past is None else None
+    return y, (qkv, n_head, y, lse, drop) if kv_cache is None else None
 
 
 def attention_backward(ops: Any, dy: Array, cache: tuple) -> Array:
     """dq, dk and dv, packed as qkv is. The probabilities are computed again, from lse."""
     qkv, n_head, y, lse, drop = cache
-    namespace(dy, qkv)
+    array_namespace(dy, qkv)
     dy = ops.gradient(dy, y.shape, "attention")
     B, T, C = y.shape
     D, scale = C // n_head, 1.0 / math.sqrt(C // n_head)
@@ -86,9 +86,9 @@ def _launch_mma(ops: Any, kernel: str, heads: int, T: int, D: int, rows: int, *a
     ops.launch("attention_mma.cu", kernel, (heads, -(-T // MMA_TILE)), MMA_THREADS, *args, shared=shared, flops=flops, D=D)
 
 
-def _rows(x: Array) -> np.ndarray:
+def _strides(x: Array) -> np.ndarray:
     """Where the rows of x: (B, H, T, D) are, in elements. D is the innermost axis in memory."""
-    return np.array(tuple(stride // x.itemsize for stride in x.strides[:3]), ROWS)
+    return np.array(tuple(stride // x.itemsize for stride in x.strides[:3]), STRIDES)
 
 
 def _visible(T: int, S: int) -> float:

@@ -1,17 +1,17 @@
 """The composites that this backend does otherwise than op by op: GELU inside a product, the head in a padded vocabulary.
 
-They replace mlp and head_loss of tensorlite/composites.py.
+They replace mlp and linear_cross_entropy of tensorlite/reference/composites.py.
 """
 
 from typing import Any
 
-from tensorlite import composites
-from tensorlite.cross_entropy import check_cross_entropy
+from tensorlite.arrays import Array, array_namespace
 from tensorlite.cuda.cross_entropy import gradient, mean_loss
 from tensorlite.cuda.linear import PADDED, columns, padded_backward
-from tensorlite.embedding import check_indices
-from tensorlite.linear import check_linear
-from tensorlite.xp import Array, namespace
+from tensorlite.reference import composites
+from tensorlite.reference.cross_entropy import check_cross_entropy
+from tensorlite.reference.embedding import check_indices
+from tensorlite.reference.linear import check_linear
 
 
 def mlp_forward(
@@ -20,7 +20,7 @@ def mlp_forward(
     """y = gelu(x fc_w + fc_b) proj_w + proj_b. The first product leaves both h, which backward needs, and gelu(h)."""
     if activation != "gelu":
         return composites.mlp_forward(ops, x, fc_w, fc_b, proj_w, proj_b, activation)
-    namespace(x, fc_w, fc_b, proj_w, proj_b)
+    array_namespace(x, fc_w, fc_b, proj_w, proj_b)
     check_linear(x, fc_w, fc_b)
     C, F = fc_w.shape
     x, fc_w = ops.operand(x), ops.matrix(fc_w)
@@ -35,20 +35,20 @@ def mlp_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Array, Array, Array
     if cache[1] != "gelu":
         return composites.mlp_backward(ops, dy, cache)
     (x, fc_w, has_fc_bias), _, h, (a, proj_w, has_bias) = cache
-    namespace(dy, a)
+    array_namespace(dy, a)
     F, C = proj_w.shape
     dy = ops.gradient(dy, (*a.shape[:-1], C), "mlp").reshape(-1, C)
     dh, dproj_w = ops.empty(h.shape), ops.float32(F, C)
     dproj_b = ops.float32(C) if has_bias else None
-    ops.gemm(a.reshape(-1, F).T, dy, dproj_w, column_sum=dproj_b)  # (F, N) @ (N, C)
+    ops.gemm(a.reshape(-1, F).T, dy, dproj_w, bias_grad=dproj_b)  # (F, N) @ (N, C)
     ops.gemm(dy, proj_w.T, dh, dgelu=h)  # (N, C) @ (C, F)
     dx, dfc_w, dfc_b = padded_backward(ops, dh, x, fc_w, has_fc_bias)
     return dx, dfc_w, dfc_b, dproj_w, dproj_b
 
 
-def head_loss_forward(ops: Any, x: Array, w: Array, b: Array | None, targets: Array) -> tuple[Array, tuple]:
+def linear_cross_entropy_forward(ops: Any, x: Array, w: Array, b: Array | None, targets: Array) -> tuple[Array, tuple]:
     """loss = cross_entropy(x w + b, targets). The vocabulary gets columns of zeros; logits are float32 in any precision."""
-    namespace(x, w, b, targets)
+    array_namespace(x, w, b, targets)
     check_linear(x, w, b)
     C, V = w.shape
     check_cross_entropy((*x.shape[:-1], V), targets)
@@ -63,7 +63,7 @@ def head_loss_forward(ops: Any, x: Array, w: Array, b: Array | None, targets: Ar
     return loss, (x, w, b is not None, V, logits, targets, lse)
 
 
-def head_loss_backward(ops: Any, dloss: Array | float, cache: tuple) -> tuple[Array, Array, Array | None]:
+def linear_cross_entropy_backward(ops: Any, dloss: Array | float, cache: tuple) -> tuple[Array, Array, Array | None]:
     """Returns dx, dw, db, the columns of zeros taken away again."""
     x, w, has_bias, V, logits, targets, lse = cache
     dlogits = gradient(ops, dloss, logits, V, targets, lse, ops.dtype)

@@ -1,20 +1,20 @@
-"""Softmax cross-entropy. kernels/cross_entropy.cu says what differs; the derivation is in tensorlite/cross_entropy.py."""
+"""Softmax cross-entropy. kernels/cross_entropy.cu says what differs; the derivation is in tensorlite/reference/cross_entropy.py."""
 
 from typing import Any
 
 import numpy as np
 
-from tensorlite.cross_entropy import check_cross_entropy
+from tensorlite.arrays import Array, array_namespace
 from tensorlite.cuda.embedding import c_integer
-from tensorlite.embedding import check_indices
-from tensorlite.xp import Array, namespace
+from tensorlite.reference.cross_entropy import check_cross_entropy
+from tensorlite.reference.embedding import check_indices
 
 FILE, WARPS, BLOCKS = "cross_entropy.cu", 8, 512
 
 
 def cross_entropy_forward(ops: Any, logits: Array, targets: Array) -> tuple[Array, tuple]:
     """loss = mean of lse - logits at the target, a float32. The cache refers to both, and holds lse, one float32 a row."""
-    xp = namespace(logits, targets)
+    xp = array_namespace(logits, targets)
     check_cross_entropy(logits.shape, targets)
     if ops.check:
         check_indices(targets, logits.shape[-1], "cross_entropy: targets")
@@ -27,9 +27,9 @@ def cross_entropy_forward(ops: Any, logits: Array, targets: Array) -> tuple[Arra
 def cross_entropy_backward(ops: Any, dloss: Array | float, cache: tuple) -> Array:
     """dlogits = dloss (p - onehot) / N"""
     logits, targets, lse = cache
-    namespace(logits)
+    array_namespace(logits)
     V = logits.shape[-1]
-    rows = namespace(logits).ascontiguousarray(logits).reshape(-1, V)
+    rows = array_namespace(logits).ascontiguousarray(logits).reshape(-1, V)
     return gradient(ops, dloss, rows, V, targets, lse, logits.dtype).reshape(logits.shape)
 
 
@@ -40,7 +40,7 @@ def mean_loss(ops: Any, logits: Array, V: int, targets: Array) -> tuple[Array, A
     grid = min(BLOCKS, -(-N // WARPS))
     lse, share, loss = ops.float32(N), ops.float32(grid), ops.float32()
     types = {"REAL": ops.real(), "LOGIT": ops.real(logits), "ID": kind}
-    args = (logits, stride, V, namespace(targets).ascontiguousarray(targets), lse, share, N)
+    args = (logits, stride, V, array_namespace(targets).ascontiguousarray(targets), lse, share, N)
     ops.launch(FILE, "cross_entropy_forward", grid, 32 * WARPS, *args, **types)
     ops.launch(FILE, "mean_loss", 1, 256, share, grid, N, loss, **types)
     return loss, lse
@@ -54,6 +54,6 @@ def gradient(ops: Any, dloss: Array | float, logits: Array, V: int, targets: Arr
     if at is not None:
         ops.flat(at)
     types = {"REAL": ops.real(dlogits), "LOGIT": ops.real(logits), "ID": c_integer(targets, "cross_entropy: targets")}
-    args = (number, at, logits, stride, V, namespace(targets).ascontiguousarray(targets), lse, dlogits, N)
+    args = (number, at, logits, stride, V, array_namespace(targets).ascontiguousarray(targets), lse, dlogits, N)
     ops.launch(FILE, "cross_entropy_backward", min(2048, -(-N // WARPS)), 32 * WARPS, *args, **types)
     return dlogits

@@ -1,14 +1,15 @@
-"""Embeddings, positions and the batch. kernels/embedding.cu says what differs; the derivations are in tensorlite/embedding.py."""
+"""Embeddings, positions and the batch. kernels/embedding.cu says what differs;
+the derivations are in tensorlite/reference/embedding.py."""
 
 from typing import Any
 
+from tensorlite.arrays import Array, array_namespace
 from tensorlite.cuda.elementwise import BLOCK, blocks
 from tensorlite.cuda.linear import PADDED, columns, padded_width
-from tensorlite.cuda.random import StepKey, pack_key
 from tensorlite.cuda.reduce import sum_rows
-from tensorlite.embedding import check_indices, check_positions
+from tensorlite.cuda.runtime.device_key import DeviceKey, pack_key
 from tensorlite.random import Key
-from tensorlite.xp import Array, namespace
+from tensorlite.reference.embedding import check_indices, check_position_embedding
 
 FILE = "embedding.cu"
 INTEGERS = {
@@ -30,7 +31,7 @@ def c_integer(ids: Array, what: str) -> str:
 
 def embedding_forward(ops: Any, ids: Array, table: Array) -> tuple[Array, tuple]:
     """y = table[ids]. The cache refers to ids and the table."""
-    xp = namespace(ids, table)
+    xp = array_namespace(ids, table)
     kind = c_integer(ids, "embedding: ids")
     if ops.check:
         check_indices(ids, table.shape[0], "embedding: ids")
@@ -44,7 +45,7 @@ def embedding_forward(ops: Any, ids: Array, table: Array) -> tuple[Array, tuple]
 def embedding_backward(ops: Any, dy: Array, cache: tuple) -> Array:
     """dtable = onehot^T dy, in float32."""
     ids, table = cache
-    namespace(dy, table)
+    array_namespace(dy, table)
     V, C = table.shape
     wide = -(-V // PADDED) * PADDED
     dy = columns(ops, ops.gradient(dy, (*ids.shape, C), "embedding").reshape(-1, C), padded_width(C))
@@ -56,10 +57,10 @@ def embedding_backward(ops: Any, dy: Array, cache: tuple) -> Array:
     return columns(ops, dtable[:V], C)
 
 
-def positions_forward(ops: Any, x: Array, wpe: Array, start: int = 0) -> tuple[Array, tuple]:
+def position_embedding_forward(ops: Any, x: Array, wpe: Array, start: int = 0) -> tuple[Array, tuple]:
     """y_t = x_t + wpe_{start + t}. The cache refers to wpe."""
-    namespace(x, wpe)
-    check_positions(x, wpe, start)
+    array_namespace(x, wpe)
+    check_position_embedding(x, wpe, start)
     T, C = x.shape[-2:]
     x, rows = ops.operand(x), ops.operand(wpe)[start : start + T]
     y = ops.empty(x.shape)
@@ -69,10 +70,10 @@ def positions_forward(ops: Any, x: Array, wpe: Array, start: int = 0) -> tuple[A
     return y, (wpe, start)
 
 
-def positions_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Array, Array]:
+def position_embedding_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Array, Array]:
     """dx = dy,  dwpe_{start + t} = sum of dy_t over the batch, in float32; zero elsewhere."""
     wpe, start = cache
-    namespace(dy, wpe)
+    array_namespace(dy, wpe)
     T, C = dy.shape[-2:]
     summed = sum_rows(ops, ops.operand(dy).reshape(-1, T * C))
     if len(wpe) == T:
@@ -83,11 +84,11 @@ def positions_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Array, Array]
     return dy, dwpe
 
 
-def sample_batch(ops: Any, data: Array, key: Key | StepKey, rows: int, block_size: int) -> tuple[Array, Array]:
+def get_batch(ops: Any, data: Array, key: Key | DeviceKey, rows: int, block_size: int) -> tuple[Array, Array]:
     """Windows of the text at places drawn from the key: idx and targets, both (rows, block_size), of the text's dtype."""
-    namespace(data)
+    array_namespace(data)
     idx, targets = (ops.runtime.empty((rows, block_size), data.dtype) for _ in range(2))
     args = (data, len(data), pack_key(key, ops.address), key.row0, idx, targets, block_size)
-    kind = c_integer(data, "sample_batch: data")
-    ops.launch(FILE, "sample_batch", rows, min(BLOCK, -(-block_size // 32) * 32), *args, REAL="float", ID=kind)
+    kind = c_integer(data, "get_batch: data")
+    ops.launch(FILE, "get_batch", rows, min(BLOCK, -(-block_size // 32) * 32), *args, REAL="float", ID=kind)
     return idx, targets

@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from tensorlite.arrays import Array, array_namespace
 from tensorlite.cuda.reduce import sum_rows
-from tensorlite.dropout import check_residual
-from tensorlite.layernorm import check_layernorm
 from tensorlite.random import Key
-from tensorlite.xp import Array, namespace
+from tensorlite.reference.dropout import check_residual
+from tensorlite.reference.layernorm import check_layernorm
 
 FILE, WARPS = "layernorm.cu", 4
 ROW_BLOCKS = 1024  # blocks of forward at most
@@ -15,7 +15,7 @@ SHARE_BLOCKS = 660  # of backward, five on each of an H200's 132 processors: eac
 
 def layernorm_forward(ops: Any, x: Array, w: Array, b: Array | None = None, eps: float = 1e-5) -> tuple[Array, tuple]:
     """y = xhat w + b. The cache refers to x and w, and holds mean and rstd, two float32 a row."""
-    namespace(x, w, b)
+    array_namespace(x, w, b)
     check_layernorm(x, w, b)
     x = ops.operand(x)
     h, cache = _forward(ops, x, None, ops.drop((), 0.0, None), None, w, b, eps)
@@ -24,24 +24,24 @@ def layernorm_forward(ops: Any, x: Array, w: Array, b: Array | None = None, eps:
 
 def layernorm_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Array, Array, Array | None]:
     """dx = rstd (g - mean(g) - xhat mean(g xhat)),  dw = sum of dy xhat,  db = sum of dy."""
-    namespace(dy, cache[0])
+    array_namespace(dy, cache[0])
     dx, _, dw, db = _backward(ops, dy, cache, None, None)
     return dx, dw, db
 
 
-def skip_layernorm_backward(ops: Any, dout: tuple[Array, Array], cache: tuple) -> tuple[Array, Array, Array | None]:
+def prenorm_layernorm_backward(ops: Any, dout: tuple[Array, Array], cache: tuple) -> tuple[Array, Array, Array | None]:
     """dx = dx + layernorm_backward(dh): the sum in the same pass."""
     skip, dh = dout
-    namespace(skip, dh)
+    array_namespace(skip, dh)
     dx, _, dw, db = _backward(ops, dh, cache, skip, None)
     return dx, dw, db
 
 
-def add_layernorm_forward(
+def dropout_add_layernorm_forward(
     ops: Any, x: Array, y: Array, w: Array, b: Array | None, p: float = 0.0, key: Key | None = None
 ) -> tuple[tuple[Array, Array], tuple]:
     """s = x + dropout(y),  h = layernorm(s). The cache is layernorm's, and dropout's struct."""
-    namespace(x, y, w, b)
+    array_namespace(x, y, w, b)
     check_residual(x, y)
     check_layernorm(x, w, b)
     drop, s = ops.drop(x.shape, p, key), ops.empty(x.shape)
@@ -49,10 +49,10 @@ def add_layernorm_forward(
     return (s, h), (drop, norm)
 
 
-def add_layernorm_backward(ops: Any, dout: tuple[Array, Array], cache: tuple) -> tuple[Array, Array, Array, Array | None]:
+def dropout_add_layernorm_backward(ops: Any, dout: tuple[Array, Array], cache: tuple) -> tuple[Array, Array, Array, Array | None]:
     """dx = ds + layernorm_backward(dh),  dy = dropout_backward(dx)."""
     ds, dh = dout
-    namespace(ds, dh)
+    array_namespace(ds, dh)
     drop, norm = cache
     return _backward(ops, dh, norm, ds, drop)
 

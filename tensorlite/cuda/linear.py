@@ -1,4 +1,4 @@
-"""The linear layer by cuBLASLt. It replaces tensorlite/linear.py; the derivation is there.
+"""The linear layer by cuBLASLt. It replaces tensorlite/reference/linear.py; the derivation is there.
 
 What differs: the bias is added, and its gradient summed, by the product that has the numbers at hand; and weights of an odd width
 (a vocabulary of 65) get columns of zeros up to a multiple of 64, which the tensor cores need.
@@ -6,9 +6,9 @@ What differs: the bias is added, and its gradient summed, by the product that ha
 
 from typing import Any
 
+from tensorlite.arrays import Array, array_namespace
 from tensorlite.cuda.elementwise import BLOCK, blocks, contiguous
-from tensorlite.linear import check_linear
-from tensorlite.xp import Array, namespace
+from tensorlite.reference.linear import check_linear
 
 WIDTH = 8  # columns: a row of so many bf16 numbers is 16 bytes, what the fast products ask of every row
 PADDED = 64  # columns of the tensor cores' tiles
@@ -16,7 +16,7 @@ PADDED = 64  # columns of the tensor cores' tiles
 
 def linear_forward(ops: Any, x: Array, w: Array, b: Array | None = None) -> tuple[Array, tuple]:
     """y = x w + b. The cache refers to x and w in the precision computed in."""
-    namespace(x, w, b)
+    array_namespace(x, w, b)
     check_linear(x, w, b)
     C, D = w.shape
     x, w, b = ops.operand(x), ops.matrix(w), ops.vector(b)
@@ -29,7 +29,7 @@ def linear_forward(ops: Any, x: Array, w: Array, b: Array | None = None) -> tupl
 def linear_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Array, Array, Array | None]:
     """dx = dy w^T,  dw = x^T dy,  db = sum of dy over rows: the last two in float32, in one product."""
     x, w, has_bias = cache
-    namespace(dy, x)
+    array_namespace(dy, x)
     D = w.shape[1]
     wide = padded_width(D)
     dy = ops.gradient(dy, (*x.shape[:-1], D), "linear").reshape(-1, D)
@@ -43,7 +43,7 @@ def padded_backward(ops: Any, dy: Array, x: Array, w: Array, has_bias: bool) -> 
     dx, dw = ops.empty(x.shape), ops.float32(C, wide)
     db = ops.float32(wide) if has_bias else None
     ops.gemm(dy, w.T, dx.reshape(-1, C))  # (N, wide) @ (wide, C)
-    ops.gemm(x.reshape(-1, C).T, dy, dw, column_sum=db)  # (C, N) @ (N, wide)
+    ops.gemm(x.reshape(-1, C).T, dy, dw, bias_grad=db)  # (C, N) @ (N, wide)
     return dx, dw, db
 
 

@@ -1,33 +1,34 @@
-"""class Ops: what the CUDA backend does in its own way; everything else is the reference's."""
+"""class CUDAOps: what the CUDA backend does in its own way; everything else is the reference's."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from tensorlite.cuda import attention, composites, cross_entropy, elementwise, embedding, gemm, layernorm, linear, optim, random
-from tensorlite.cuda.graph import Captured
-from tensorlite.cuda.table import ROWS
-from tensorlite.reference import Reference
-from tensorlite.xp import Array, to_numpy
+from tensorlite.arrays import Array, to_numpy
+from tensorlite.cuda import attention, composites, cross_entropy, elementwise, embedding, layernorm, linear, optim
+from tensorlite.cuda.op_info import OP_INFO
+from tensorlite.cuda.runtime import device_key, gemm
+from tensorlite.cuda.runtime.graph import CapturedStep
+from tensorlite.reference.ops import ReferenceOps
 
 Precision = Literal["float32", "tf32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bf16")
-LAG = 32  # steps that may be under way, or done and not looked at
+MAX_IN_FLIGHT = 32  # steps that may be under way, or done and not looked at
 
 
-class Ops(Reference):
+class CUDAOps(ReferenceOps):
     """The functions of `tensorlite.cuda`, on the arrays of a runtime: CuPy's on a GPU.
 
     precision: float32; tf32, float32 whose matrix products round their operands to 11 significant bits; or bf16, activations and
     operands of 8. Sums are made in float32, and parameters and their gradients are float32, in all three.
-    check: as for Reference. runtime: what launches kernels; a `Cuda` on the current device by default.
+    check: as for ReferenceOps. runtime: what launches kernels; a `CudaRuntime` on the current device by default.
     Raises DeviceError when there is no such device, or a library is missing.
     """
 
     name = "fast"
-    rows = ROWS
-    lag = LAG
+    op_table = OP_INFO
+    max_in_flight = MAX_IN_FLIGHT
     warm_up = 2  # one that compiles and times, and one that is captured
 
     def __init__(self, precision: Precision = "bf16", *, check: bool = True, runtime: Any = None) -> None:
@@ -35,9 +36,9 @@ class Ops(Reference):
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
         if runtime is None:
-            from tensorlite.cuda.runtime import Cuda
+            from tensorlite.cuda.runtime.device import CudaRuntime
 
-            runtime = Cuda()
+            runtime = CudaRuntime()
         self.precision, self.runtime = precision, runtime
         self.dtype = runtime.bfloat16 if precision == "bf16" else np.dtype(np.float32)
         self.launch, self.address = runtime.launch, runtime.address
@@ -46,8 +47,8 @@ class Ops(Reference):
     linear_backward = linear.linear_backward
     embedding_forward = embedding.embedding_forward
     embedding_backward = embedding.embedding_backward
-    positions_forward = embedding.positions_forward
-    positions_backward = embedding.positions_backward
+    position_embedding_forward = embedding.position_embedding_forward
+    position_embedding_backward = embedding.position_embedding_backward
     layernorm_forward = layernorm.layernorm_forward
     layernorm_backward = layernorm.layernorm_backward
     gelu_forward = elementwise.gelu_forward
@@ -64,21 +65,21 @@ class Ops(Reference):
     cross_entropy_backward = cross_entropy.cross_entropy_backward
     mlp_forward = composites.mlp_forward
     mlp_backward = composites.mlp_backward
-    add_layernorm_forward = layernorm.add_layernorm_forward
-    add_layernorm_backward = layernorm.add_layernorm_backward
-    skip_layernorm_backward = layernorm.skip_layernorm_backward
-    head_loss_forward = composites.head_loss_forward
-    head_loss_backward = composites.head_loss_backward
+    dropout_add_layernorm_forward = layernorm.dropout_add_layernorm_forward
+    dropout_add_layernorm_backward = layernorm.dropout_add_layernorm_backward
+    prenorm_layernorm_backward = layernorm.prenorm_layernorm_backward
+    linear_cross_entropy_forward = composites.linear_cross_entropy_forward
+    linear_cross_entropy_backward = composites.linear_cross_entropy_backward
     add = elementwise.add
-    add_share = elementwise.add_share
-    sample_batch = embedding.sample_batch
-    gather = optim.gather
+    accumulate_loss = elementwise.accumulate_loss
+    get_batch = embedding.get_batch
+    pack_grads = optim.pack_grads
     global_norm = optim.global_norm
-    clip_ = optim.clip_
+    clip_grad_norm_ = optim.clip_grad_norm_
     adamw_ = optim.adamw_
-    schedule = staticmethod(optim.schedule)
-    key = staticmethod(random.key)  # type: ignore[assignment]  # of a Counter too
-    site = staticmethod(random.site)  # type: ignore[assignment]
+    cosine_lr = staticmethod(optim.cosine_lr)
+    step_key = staticmethod(device_key.step_key)  # type: ignore[assignment]  # of a DeviceStep too
+    fold_in = staticmethod(device_key.fold_in)  # type: ignore[assignment]
 
     # what the functions above share
 
@@ -125,7 +126,7 @@ class Ops(Reference):
         """What a kernel calls the dtype of x, or of the precision. Raises TypeError where no kernel takes it."""
         dtype = self.dtype if x is None else x.dtype
         if dtype not in (np.float32, self.runtime.bfloat16):
-            raise TypeError(f"the CUDA backend computes in float32 and bfloat16, not {dtype}; use Reference for other dtypes")
+            raise TypeError(f"the CUDA backend computes in float32 and bfloat16, not {dtype}; use ReferenceOps for other dtypes")
         return "float" if dtype == np.float32 else "bf16"
 
     def flat(self, *buffers: Array) -> None:
@@ -134,18 +135,18 @@ class Ops(Reference):
             if self.real(buffer) != "float":
                 raise TypeError(f"the CUDA backend computes in float32 on parameters and their gradients, not in {buffer.dtype}")
 
-    def working(self, params: Array) -> Array:  # type: ignore[override]  # static in Reference: the same to a caller
+    def compute_params(self, params: Array) -> Array:  # type: ignore[override]  # static in ReferenceOps: the same to a caller
         """The parameters as the model is to read them: in bf16, a copy of the whole flat buffer, one pass a step."""
         return self.operand(params)
 
     def drop(self, shape: tuple[int, ...], p: float, key: Any) -> np.ndarray:
         """The struct of a dropout, for a kernel."""
-        return random.pack_drop(shape, p, key, self.address)
+        return device_key.pack_drop(shape, p, key, self.address)
 
-    def to_floats(self, scalars: Sequence[Array]) -> list[float]:  # type: ignore[override]  # static in Reference
+    def to_floats(self, scalars: Sequence[Array]) -> list[float]:  # type: ignore[override]  # static in ReferenceOps
         """The numbers in some arrays of shape (), in one copy."""
         return [float(x) for x in to_numpy(self.runtime.xp.stack(list(scalars)))] if scalars else []
 
     def compile(self, function: Callable) -> Callable:
         """The same step as one graph of kernels, captured at its second call and launched again at every later one."""
-        return Captured(self, function)
+        return CapturedStep(self, function)

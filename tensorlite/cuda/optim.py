@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tensorlite import optim
+from tensorlite.arrays import Array, array_namespace
 from tensorlite.cuda.elementwise import BLOCK, COPIES, blocks, contiguous
 from tensorlite.cuda.elementwise import FILE as ELEMENTWISE
-from tensorlite.cuda.random import Counter
-from tensorlite.xp import Array, namespace
+from tensorlite.cuda.runtime.device_key import DeviceStep
+from tensorlite.reference import optim
 
 FILE = "optim.cu"
 COPY_TABLE = np.dtype([("from", "u8", COPIES), ("to", "u8", COPIES), ("size", "i8", COPIES)])  # elementwise.cu: Copies
@@ -20,22 +20,22 @@ UPDATE = np.dtype(
 
 
 class Schedule(NamedTuple):
-    """The arguments of optim.schedule, for the device to work out when the step is known to it alone."""
+    """The arguments of optim.cosine_lr, for the device to work out when the step is known to it alone."""
 
-    step: Counter
+    step: DeviceStep
     lr: float
     min_lr: float
     warmup: int
     total: int
 
 
-def schedule(step: int | Counter, lr: float, min_lr: float, warmup: int, total: int) -> Any:
-    """As optim.schedule; of a Counter, a Schedule."""
-    make = Schedule if isinstance(step, Counter) else optim.schedule
+def cosine_lr(step: int | DeviceStep, lr: float, min_lr: float, warmup: int, total: int) -> Any:
+    """As optim.cosine_lr; of a DeviceStep, a Schedule."""
+    make = Schedule if isinstance(step, DeviceStep) else optim.cosine_lr
     return make(step, lr, min_lr, warmup, total)  # type: ignore[arg-type]
 
 
-def gather(ops: Any, leaves: Sequence[Array], slots: Sequence[Array], add: bool = False) -> None:
+def pack_grads(ops: Any, leaves: Sequence[Array], slots: Sequence[Array], add: bool = False) -> None:
     """Copy (or, with add, sum) each gradient into its slot: up to 128 of them a launch."""
     ops.flat(*leaves, *slots)
     pairs = [(contiguous(ops, leaf), slot) for leaf, slot in zip(leaves, slots, strict=True)]
@@ -46,12 +46,12 @@ def gather(ops: Any, leaves: Sequence[Array], slots: Sequence[Array], add: bool 
             table["from"][j], table["to"][j], table["size"][j] = ops.address(leaf), ops.address(slot), leaf.size
         grid = (blocks(max(leaf.size for leaf, _ in part), 16 * BLOCK), len(part))
         touched = [array for pair in part for array in pair]
-        ops.launch(ELEMENTWISE, "gather", grid, BLOCK, table, add, touches=touched, REAL="float", COPIES=COPIES)
+        ops.launch(ELEMENTWISE, "pack_grads", grid, BLOCK, table, add, touches=touched, REAL="float", COPIES=COPIES)
 
 
 def global_norm(ops: Any, grads: Array) -> Array:
     """sqrt(sum of squares), a float32."""
-    namespace(grads)
+    array_namespace(grads)
     ops.flat(grads)
     n = grads.size
     share, norm = ops.float32(blocks(n)), ops.float32()
@@ -60,7 +60,7 @@ def global_norm(ops: Any, grads: Array) -> Array:
     return norm
 
 
-def clip_(ops: Any, grads: Array, max_norm: float) -> Array:
+def clip_grad_norm_(ops: Any, grads: Array, max_norm: float) -> Array:
     """Scale the gradient, in place, to a norm of at most max_norm (0: any); return the norm before."""
     norm = global_norm(ops, grads)
     if max_norm > 0:
@@ -82,11 +82,11 @@ def adamw_(
     weight_decay: float = 0.0,
     n_decay: int | None = None,
 ) -> None:
-    """One AdamW update, in place; the arguments are the reference's, or a Counter and a Schedule."""
-    namespace(params, grads, m, v)
+    """One AdamW update, in place; the arguments are the reference's, or a DeviceStep and a Schedule."""
+    array_namespace(params, grads, m, v)
     ops.flat(params, grads, m, v)
     n = params.size
-    if isinstance(t, Counter):
+    if isinstance(t, DeviceStep):
         _, peak, min_lr, warmup, total = lr  # a Schedule
         numbers = (ops.address(t.array), t.plus, peak, min_lr, warmup, total)
     else:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tensorlite.xp import Array
+from tensorlite.arrays import Array
 
 FILE, COLUMNS, BLOCK = "reduce.cu", 32, 1024
 WIDE = 4096  # columns from which a thread takes four at a time

@@ -1,4 +1,4 @@
-// Causal attention, any head size, in float32 arithmetic. It replaces tensorlite/attention.py, where the derivation is.
+// Causal attention, any head size, in float32 arithmetic. It replaces tensorlite/reference/attention.py, where the derivation is.
 //
 // The scores are never stored: a warp holds one query (in one of the backward kernels one key) and meets the others in tiles of 32,
 // one a lane, with a running maximum (Milakov and Gimelshein 2018, arXiv:1805.02867). Backward computes the probabilities again from

@@ -1,5 +1,5 @@
 // Causal attention on the tensor cores, bf16, head sizes that are multiples of 16. The same functions as attention.cu, which says
-// what differs from tensorlite/attention.py, for q, k and v packed in one array.
+// what differs from tensorlite/reference/attention.py, for q, k and v packed in one array.
 //
 // A block has 64 queries (or keys) of one head and meets the keys (or queries) in tiles; each of its 4 warps has 16 rows.
 // Exponentials are of base 2: scores are scaled by log2(e) as well. Backward is two kernels, one a block of queries and one a block

@@ -1,4 +1,4 @@
-// Softmax cross-entropy. It replaces tensorlite/cross_entropy.py, where the derivation is.
+// Softmax cross-entropy. It replaces tensorlite/reference/cross_entropy.py, where the derivation is.
 //
 // One warp has a row, which it reads twice. Rows may lie `stride` elements apart, V of them in use: the head pads its vocabulary for the tensor cores.
 // The logits are LOGIT, float32 out of the head; the gradient is REAL.

@@ -1,5 +1,5 @@
 // Ops that touch each element once: activations, dropout, the residual connection, sums, changes of precision.
-// They replace tensorlite/activations.py and dropout.py, where the derivations are.
+// They replace tensorlite/reference/activations.py and dropout.py, where the derivations are.
 #include "random.cuh"
 
 constexpr float SQRT_2_OVER_PI = 0.7978845608028654f, CUBIC = 0.044715f;
@@ -106,7 +106,7 @@ struct Copies {
     long long size[COPIES];
 };
 
-extern "C" __global__ void gather(Copies copies, bool sum) {
+extern "C" __global__ void pack_grads(Copies copies, bool sum) {
     const float* from = copies.from[blockIdx.y];
     float* to = copies.to[blockIdx.y];
     for_slices(copies.size[blockIdx.y], [&](Slice slice) {
@@ -120,6 +120,6 @@ extern "C" __global__ void gather(Copies copies, bool sum) {
 }
 
 // out = total + share loss, or share loss where there is no total yet: the loss of several micro-batches.
-extern "C" __global__ void add_share(const float* total, const float* loss, float share, float* out) {
+extern "C" __global__ void accumulate_loss(const float* total, const float* loss, float share, float* out) {
     *out = (total ? *total : 0.0f) + share * *loss;
 }

@@ -1,11 +1,11 @@
-// Embeddings, and the batch that they begin with. It replaces tensorlite/embedding.py and Reference.sample_batch.
+// Embeddings, and the batch that they begin with. It replaces tensorlite/reference/embedding.py and Reference.get_batch.
 //
 // The gradient of a lookup is onehot^T dy, a matrix product as in the reference: the same bits every time, where atomics would sum
 // in the order of arrival. ID is the integer type of the text.
 #include "random.cuh"
 
 // Row r: a window of the text that begins at a place drawn for the global row row0 + r, and the same one character later.
-extern "C" __global__ void sample_batch(const ID* data, long long n, Key key, long long row0, ID* idx, ID* targets, long long T) {
+extern "C" __global__ void get_batch(const ID* data, long long n, Key key, long long row0, ID* idx, ID* targets, long long T) {
     __shared__ long long start;
     if (threadIdx.x == 0) {
         uint2 k = mixed(key), x = threefry2x32(k.x, k.y, (unsigned)(row0 + blockIdx.x), 0);

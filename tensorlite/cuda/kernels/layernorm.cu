@@ -1,5 +1,5 @@
 // Layer normalisation, with the residual connection before it and the sum of gradients after it in the same pass over memory.
-// It replaces tensorlite/layernorm.py, residual in tensorlite/dropout.py and add_layernorm in composites.py; derivations are there.
+// It replaces tensorlite/reference/layernorm.py, residual in tensorlite/reference/dropout.py and dropout_add_layernorm in composites.py; derivations are there.
 //
 // One warp holds one row of C channels in registers, so each array is read once and written once. Mean and variance are of the sum
 // as stored, rounded, so that backward, which reads the stored one, normalises the same numbers.

@@ -1,4 +1,4 @@
-// AdamW, clipping, the learning-rate schedule and the count of steps. They replace tensorlite/optim.py.
+// AdamW, clipping, the learning-rate schedule and the count of steps. They replace tensorlite/reference/optim.py.
 //
 // What differs: in a captured step the number of the step is in device memory, so the schedule and the two corrections of Adam's
 // start are computed here, in double, by one thread of each block, as the reference does in Python.
@@ -37,8 +37,8 @@ struct Update {
     double beta1, beta2, eps, weight_decay;
 };
 
-// tensorlite.optim.schedule
-__device__ inline double schedule(const Update& u) {
+// tensorlite.optim.cosine_lr
+__device__ inline double cosine_lr(const Update& u) {
     if (*u.step < u.warmup) return u.lr * (*u.step + 1) / (u.warmup + 1);
     double done = fmin(1.0, (double)(*u.step - u.warmup) / max(1LL, u.total - u.warmup));
     return u.min_lr + (u.lr - u.min_lr) * 0.5 * (1.0 + cospi(done));
@@ -50,7 +50,7 @@ __device__ inline double schedule(const Update& u) {
 extern "C" __global__ void adamw(float* params, const float* grads, float* m, float* v, Update u, long long n_decay, long long n) {
     __shared__ float rate, epsilon, decay;
     if (threadIdx.x == 0) {
-        double t = (double)(u.step ? *u.step + u.t : u.t), lr = u.step ? schedule(u) : u.lr;
+        double t = (double)(u.step ? *u.step + u.t : u.t), lr = u.step ? cosine_lr(u) : u.lr;
         double c1 = 1.0 - pow(u.beta1, t), root_c2 = sqrt(1.0 - pow(u.beta2, t));
         rate = (float)(lr * root_c2 / c1);
         epsilon = (float)(u.eps * root_c2);

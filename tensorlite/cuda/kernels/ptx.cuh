@@ -1,7 +1,7 @@
 // The instructions that C++ has no word for: bf16 rounding, tensor cores, and copies that do not wait.
 //
 // Every line of inline assembly of this library is here. In the tests, where g++ compiles the kernels for the CPU, the same
-// functions are those of tests/shim/cuda_on_cpu.h. All need compute capability 8.0.
+// functions are those of tests/support/shim/cuda_on_cpu.h. All need compute capability 8.0.
 #pragma once
 
 #ifdef __CUDACC__

@@ -23,7 +23,7 @@ __device__ inline uint2 threefry2x32(unsigned k0, unsigned k1, unsigned x0, unsi
     return make_uint2(x0, x1);
 }
 
-// The key of a place in the network. tensorlite/cuda/random.py packs it.
+// The key of a place in the network. tensorlite/cuda/runtime/device_key.py packs it.
 struct Key {
     const long long* step;  // null: k0 and k1 are the key. Else they are the seed, and the key is to be mixed
     unsigned k0, k1;
@@ -32,8 +32,8 @@ struct Key {
 
 __device__ inline uint2 mixed(const Key& key) {
     if (key.step == nullptr) return make_uint2(key.k0, key.k1);
-    uint2 k = threefry2x32(key.k0, key.k1, (unsigned)*key.step, (unsigned)(*key.step >> 32));  // make_key
-    return threefry2x32(k.x, k.y, key.layer, key.site);                                        // site_key
+    uint2 k = threefry2x32(key.k0, key.k1, (unsigned)*key.step, (unsigned)(*key.step >> 32));  // step_key
+    return threefry2x32(k.x, k.y, key.layer, key.site);                                        // fold_in
 }
 
 struct Drop {

@@ -1,0 +1,1 @@
+"""What a run will cost and where its time goes, and a gradient check of whole models."""

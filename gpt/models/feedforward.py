@@ -1,0 +1,66 @@
+"""Stage 4, feedforward: as stage 3, and after attention a layer in which each position thinks for itself.
+
+Shapes: idx, targets (B, T); x, a, f (B, T, C); logits (B, T, V).
+"""
+
+from typing import Any
+
+from gpt.config import ModelConfig
+from gpt.params import Param
+
+
+def init(config: ModelConfig) -> list[Param]:
+    """The parameters and how they start."""
+    C, V, T, std = config.n_embd, config.vocab_size, config.block_size, config.init_std
+    return [
+        Param("wte", (V, C), std),
+        Param("wpe", (T, C), std),
+        Param("qkv_w", (C, 3 * C), std),
+        Param("fc_w", (C, C), std),
+        Param("fc_b", (C,) if config.bias else None),
+        Param("head_w", (C, V), std),
+        Param("head_b", (V,) if config.bias else None),
+    ]
+
+
+def trunk_forward(ops: Any, params: dict, idx: Any, config: ModelConfig, key: Any, kv_cache: Any) -> tuple[Any, tuple]:
+    """Everything below the head."""
+    tok, emb = ops.embedding_forward(idx, params["wte"])
+    x, pos = ops.position_embedding_forward(tok, params["wpe"], kv_cache.length if kv_cache else 0)
+    h, qkv = ops.linear_forward(x, params["qkv_w"])
+    a, attn = ops.attention_forward(
+        h, config.n_head, config.dropout, ops.fold_in(key, 0, "attention"), kv_cache.layers[0] if kv_cache else None
+    )
+    h, fc = ops.linear_forward(a, params["fc_w"], params["fc_b"])
+    f, act = ops.activation_forward(h, config.activation)
+    return f, (emb, pos, qkv, attn, fc, config.activation, act)
+
+
+def forward(
+    ops: Any, params: dict, idx: Any, targets: Any, config: ModelConfig, key: Any = None, keep: bool = True
+) -> tuple[Any, tuple]:
+    """The loss of predicting targets from idx, in nats a token."""
+    f, trunk = trunk_forward(ops, params, idx, config, key, kv_cache=None)
+    loss, head = ops.linear_cross_entropy_forward(f, params["head_w"], params["head_b"], targets)
+    return loss, (trunk, head) if keep else ()
+
+
+def backward(ops: Any, dloss: Any, cache: tuple) -> dict:
+    """The gradient of every parameter."""
+    (emb, pos, qkv, attn, fc, activation, act), head = cache
+    d: dict = {}
+    df, d["head_w"], d["head_b"] = ops.linear_cross_entropy_backward(dloss, head)
+    dh = ops.activation_backward(df, activation, act)
+    da, d["fc_w"], d["fc_b"] = ops.linear_backward(dh, fc)
+    dh = ops.attention_backward(da, attn)
+    dx, d["qkv_w"], _ = ops.linear_backward(dh, qkv)
+    dx, d["wpe"] = ops.position_embedding_backward(dx, pos)
+    d["wte"] = ops.embedding_backward(dx, emb)
+    return d
+
+
+def logits(ops: Any, params: dict, idx: Any, config: ModelConfig, kv_cache: Any = None) -> Any:
+    """(B, T, V): scores of the next token."""
+    f, _ = trunk_forward(ops, params, idx, config, None, kv_cache)
+    y, _ = ops.linear_forward(f, params["head_w"], params["head_b"])
+    return y

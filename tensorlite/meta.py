@@ -1,0 +1,135 @@
+"""A backend whose arrays are only shapes: it runs a model without computing anything.
+
+It proves that a model is built from op calls alone (its arrays refuse arithmetic), and it counts what a step costs before the
+step is tried: the bytes that the caches hold, and the operations of forward and backward.
+"""
+
+import inspect
+from collections.abc import Mapping
+from math import prod
+from types import SimpleNamespace
+from typing import Any
+
+from tensorlite import op_info
+from tensorlite.reference.ops import ReferenceOps
+
+
+class MetaArray:
+    """An array with a shape and an item size and nothing in it. Views share the `base` that owns the bytes."""
+
+    def __init__(self, shape: tuple[int, ...], itemsize: int = 4, base: "MetaArray | None" = None) -> None:
+        self.shape = tuple(shape)
+        self.itemsize = itemsize
+        self.base = base or self
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.itemsize
+
+    @property
+    def T(self) -> "MetaArray":
+        return MetaArray(self.shape[::-1], self.itemsize, self.base)
+
+    def __repr__(self) -> str:
+        return f"MetaArray{self.shape}"
+
+
+class MetaOps(ReferenceOps):
+    """ReferenceOps with every primitive replaced by its row in the op table. `flops` adds up as ops are called.
+
+    rows: the table of the backend whose caches are to be counted; tensorlite/cpu/op_info.py has another than the reference's.
+    largest: elements of the largest array that an op has returned or saved for backward.
+    """
+
+    name = "shapes"
+
+    def __init__(self, rows: Mapping[str, op_info.OpInfo] = op_info.OP_INFO) -> None:
+        super().__init__(check=False)
+        self.op_table = rows
+        self.flops: dict[str, float] = {}
+        self.largest = 0
+
+    def count(self, name: str, flops: float) -> None:
+        self.flops[name] = self.flops.get(name, 0.0) + flops
+
+    @staticmethod
+    def add(a: MetaArray, b: MetaArray) -> MetaArray:
+        if a.shape != b.shape:
+            raise ValueError(f"add: {a.shape} and {b.shape} differ")
+        return MetaArray(a.shape, a.itemsize)
+
+
+def _forward(name: str) -> Any:
+    signature = _as_method(inspect.signature(getattr(ReferenceOps, f"{name}_forward")))
+
+    def forward(self: MetaOps, *args: Any, **kwargs: Any) -> tuple[MetaArray, Any]:
+        op = self.op_table[name]
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        a = SimpleNamespace(**bound.arguments)
+        itemsize = getattr(a, op.inputs[0]).itemsize
+        y = MetaArray(op.output(a), itemsize)
+        self.count(f"{name}_forward", op.flops(a))
+        kept = [y if x == "y" else getattr(a, x) for x in op.saved_refs]
+        saved = [MetaArray(shape, itemsize if dtype == "float" else 1) for shape, dtype in op.saved_new(a)]
+        self.largest = max(self.largest, y.size, *(array.size for array in saved))
+        if name == "attention" and a.kv_cache is not None:
+            a.kv_cache.length += a.qkv.shape[1]
+        return y, (SimpleNamespace(a=a, y=y), kept, saved)
+
+    forward.__signature__ = signature  # type: ignore[attr-defined]
+    return forward
+
+
+def _as_method(signature: inspect.Signature) -> inspect.Signature:
+    """The signature with a first parameter `self`, which a static method of ReferenceOps has not."""
+    names = [p for p in signature.parameters.values() if p.name != "self"]
+    return signature.replace(parameters=[inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD), *names])
+
+
+def _backward(name: str) -> Any:
+    def backward(self: MetaOps, dy: Any, cache: Any) -> Any:
+        op = self.op_table[name]
+        a, y = cache[0].a, cache[0].y
+        if y.shape and dy.shape != y.shape:
+            raise ValueError(f"{name}_backward: dy {dy.shape} does not fit y {y.shape}")
+        self.count(f"{name}_backward", op.backward_flops(a))
+        inputs = [getattr(a, x) for x in op.inputs]
+        grads = tuple(None if x is None else MetaArray(x.shape, x.itemsize) for x in inputs)
+        return grads if len(grads) > 1 else grads[0]
+
+    backward.__signature__ = _as_method(inspect.signature(getattr(ReferenceOps, f"{name}_backward")))  # type: ignore[attr-defined]
+    return backward
+
+
+for _name in op_info.OP_INFO:
+    setattr(MetaOps, f"{_name}_forward", _forward(_name))
+    setattr(MetaOps, f"{_name}_backward", _backward(_name))
+
+
+def cache_bytes(cache: Any, params: Any = ()) -> int:
+    """Bytes of the distinct arrays that a cache refers to, those in `params` left out. Works for real arrays too."""
+    owned = {id(_owner(a)) for a in _arrays(params)}
+    found = {id(_owner(a)): _owner(a).nbytes for a in _arrays(cache)}
+    return sum(n for key, n in found.items() if key not in owned)
+
+
+def _owner(a: Any) -> Any:
+    """The array that `a` is a view of. A base may also be what lends an array its memory, and no array itself."""
+    while hasattr(getattr(a, "base", None), "nbytes") and a.base is not a:
+        a = a.base
+    return a
+
+
+def _arrays(tree: Any) -> list[Any]:
+    if hasattr(tree, "nbytes"):
+        return [tree] if tree.shape else []
+    if isinstance(tree, SimpleNamespace):  # what MetaOps notes to know its gradients' shapes
+        return []
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    return [a for item in tree for a in _arrays(item)] if isinstance(tree, list | tuple) else []

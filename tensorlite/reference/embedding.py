@@ -1,0 +1,88 @@
+"""Embeddings: a row of a table for each token, and a row for each position."""
+
+from tensorlite.arrays import Array, array_namespace
+
+
+def check_indices(ids: Array, n: int, what: str) -> None:
+    """Raise TypeError unless `ids` are integers, IndexError unless all are in [0, n).
+
+    NumPy would read a negative index from the end and CuPy would wrap a large one, both silently.
+    """
+    if ids.dtype.kind not in "iu":
+        raise TypeError(f"{what} must be integers, got {ids.dtype}")
+    if ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < n):
+        raise IndexError(f"{what} must be in [0, {n}), got {int(ids.min())} to {int(ids.max())}")
+
+
+def embedding_forward(ids: Array, table: Array, *, check: bool = True) -> tuple[Array, tuple]:
+    """y = table[ids]
+
+    ids: (...) integers in [0, V). table: (V, C).
+    check: look at the range of ids first; on a GPU that waits for the device, so a trainer that knows its text skips it.
+    Returns y: (..., C), and a cache of references to ids and table (no bytes of its own).
+    Raises TypeError for ids that are not integers, IndexError for ids out of range.
+    Tests: test_ops.py[embedding].
+    """
+    array_namespace(ids, table)
+    if check:
+        check_indices(ids, table.shape[0], "embedding: ids")
+    return table[ids], (ids, table)  # (..., C)
+
+
+def embedding_backward(dy: Array, cache: tuple) -> Array:
+    """dtable = onehot^T dy
+
+    dy: (..., C). Returns dtable: (V, C); rows that no id named are exactly zero.
+
+    Derivation. Write the lookup as a matrix product, y = onehot table, with onehot_nv = 1 where ids_n = v, else 0. Then
+      1. onehot: (N, V) is the x of a linear layer whose weight is the table,
+      2. so dtable is that layer's dw: dtable_v = sum of dy_n over the n with ids_n = v. A token used twice gets both rows.
+    The tempting `dtable[ids] += dy` keeps only one of them; a scatter-add with atomics is right but sums in an order that
+    changes from run to run on a GPU. The product is right, repeatable and costs 2 N V C FLOPs, like the head's own forward.
+    """
+    ids, table = cache
+    xp = array_namespace(dy, table)
+    V, C = table.shape
+    onehot = (ids.reshape(-1, 1) == xp.arange(V)).astype(dy.dtype)  # 1. (N, V)
+    return onehot.T @ dy.reshape(-1, C)  # 2. (V, N) @ (N, C) -> (V, C)
+
+
+def check_position_embedding(x: Array, wpe: Array, start: int) -> None:
+    """Raise ValueError unless the positions start..start+T-1 of x: (..., T, C) are rows of wpe: (block_size, C)."""
+    T = x.shape[-2]
+    if start + T > wpe.shape[0]:
+        raise ValueError(f"positions: {start + T} positions do not fit a context of {wpe.shape[0]}")
+    if x.shape[-1] != wpe.shape[1]:
+        raise ValueError(f"positions: x has {x.shape[-1]} channels, wpe {wpe.shape[1]}")
+
+
+def position_embedding_forward(x: Array, wpe: Array, start: int = 0) -> tuple[Array, tuple]:
+    """y_t = x_t + wpe_{start + t}
+
+    x: (..., T, C). wpe: (block_size, C). start: position of the first row of x (generation continues a text).
+    Returns y: (..., T, C), and a cache of a reference to wpe and the integer start.
+    Raises ValueError when start + T positions do not fit the table.
+    Tests: test_ops.py[position_embedding].
+    """
+    array_namespace(x, wpe)
+    check_position_embedding(x, wpe, start)
+    T = x.shape[-2]
+    return x + wpe[start : start + T], (wpe, start)  # (..., T, C) + (T, C)
+
+
+def position_embedding_backward(dy: Array, cache: tuple) -> tuple[Array, Array]:
+    """dx = dy,  dwpe_{start + t} = sum of dy_t over the batch
+
+    dy: (..., T, C). Returns dx: (..., T, C), the same array as dy, and dwpe: (block_size, C).
+
+    Derivation:
+      1. x is added with weight 1, so dx = dy.
+      2. Row start + t of wpe is added to position t of every sequence, so it collects dy_t of all of them.
+      3. Rows outside start..start+T-1 took no part: zero.
+    """
+    wpe, start = cache
+    xp = array_namespace(dy, wpe)
+    T, C = dy.shape[-2:]
+    dwpe = xp.zeros(wpe.shape, dy.dtype)  # 3. (block_size, C)
+    dwpe[start : start + T] = dy.reshape(-1, T, C).sum(axis=0)  # 2. (B, T, C) -> (T, C)
+    return dy, dwpe  # 1.

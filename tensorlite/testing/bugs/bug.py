@@ -1,0 +1,74 @@
+"""What a mistake is, where they are collected, and inputs on which each shows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tensorlite.arrays import Array
+from tensorlite.random import Key
+from tensorlite.reference.ops import ReferenceOps
+
+
+@dataclass(frozen=True)
+class Bug:
+    """One mistake: the code, and what there is to say about it."""
+
+    op: str  # a name of the op table
+    name: str  # the mistake in a few words
+    wrong: tuple[str, ...]  # the gradients that are wrong (of attention dq, dk, dv, the thirds of dqkv), or "y", the value
+    how_it_happens: str  # how a person comes to make it
+    explanation: str  # what is wrong, and why
+    caught_by: str  # "gradcheck", or the test of a property
+    forward: Callable[..., tuple[Array, Any]]
+    backward: Callable[[Array, Any], Any]
+
+
+BUGS: list[Bug] = []
+OPS = ReferenceOps()
+
+
+def bug(
+    op: str,
+    name: str,
+    wrong: str,
+    *,
+    how_it_happens: str,
+    explanation: str,
+    forward: Callable | None = None,
+    caught_by: str = "gradcheck",
+) -> Callable[[Callable], Callable]:
+    """Append the backward below to BUGS; without a forward it belongs to the op's own."""
+
+    def append(backward: Callable) -> Callable:
+        true = getattr(OPS, f"{op}_forward")
+        BUGS.append(Bug(op, name, tuple(wrong.split()), how_it_happens, explanation, caught_by, forward or true, backward))
+        return backward
+
+    return append
+
+
+def example(op: str, square: bool = True) -> dict[str, Any]:
+    """Return float64 inputs of the op on which each of its mistakes shows.
+
+    square: give all axes one length, so that every wrong shape fits and only the numbers can tell; otherwise all differ.
+    """
+    random = np.random.default_rng(1)
+    normal = random.standard_normal
+    B, T, C, V, H = (3, 3, 3, 3, 3) if square else (2, 3, 4, 5, 6)
+    dropout = {"p": 0.25, "key": Key(1, 2)}
+    inputs: dict[str, dict[str, Any]] = {
+        "linear": {"x": normal((B, T, C)), "w": normal((C, V)), "b": normal(V)},
+        "embedding": {"ids": random.integers(0, V, (B, T)), "table": normal((V, C))},
+        "position_embedding": {"x": normal((B, T, C)), "wpe": normal((T + 2, C)), "start": 1},
+        "layernorm": {"x": normal((B, T, C)), "w": normal(C), "b": normal(C)},
+        "gelu": {"x": normal((B, T, C))},
+        "relu": {"x": normal((B, T, C))},
+        "softmax": {"x": normal((B, T, C))},
+        "attention": {"qkv": normal((B, T, 3 * H * C)), "n_head": H, **dropout},
+        "dropout": {"x": normal((B, T, C)), **dropout},
+        "residual": {"x": normal((B, T, C)), "y": normal((B, T, C)), **dropout},
+        "cross_entropy": {"logits": normal((B, T, V)), "targets": random.integers(0, V, (B, T))},
+    }
+    return inputs[op]

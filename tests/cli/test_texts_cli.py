@@ -1,0 +1,189 @@
+"""Texts on the two command lines: standard input, several files, a validation text, stop texts, hints. In one process."""
+
+import dataclasses
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import tyro
+
+from gpt import sample, train
+from gpt.errors import DataError
+from gpt.training import checkpoint
+from tensorlite import pick_device
+
+TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n" * 30
+SMALL = ["--device", "cpu", "--threads", "1", "--preset", "bigram", "--batch-size", "4", "--max-iters", "2", "--eval-batches", "2"]
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capsys):
+    """Run a program's main as a user would; returns the status, what it printed, and its errors."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text(TEXT)
+
+    def run(program, *arguments, stdin=None):
+        monkeypatch.setattr(sys, "argv", [f"{program.__name__}.py", *map(str, arguments)])
+        if stdin is not None:
+            (tmp_path / "stdin").write_bytes(stdin)
+            monkeypatch.setattr(sys, "stdin", open(tmp_path / "stdin"))  # noqa: SIM115  (closed with the test's process)
+        try:
+            status = program.main()
+        except SystemExit as end:
+            status = end.code
+        if stdin is not None:
+            sys.stdin.close()
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "text.txt").write_text(TEXT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train.py", *SMALL, "--data", str(folder / "text.txt"), "--out", str(folder / "run")])
+        assert train.main() == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def trained(cli, run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "run")
+    return cli
+
+
+def corpus_of(*flags):
+    """What a run with these flags would learn."""
+    return train.make_setup(tyro.cli(train.Args, args=[*SMALL, *flags]), pick_device("cpu")).corpus
+
+
+def test_one_text_in_many_ways(trained, monkeypatch):
+    Path("a").write_text(TEXT[:1000])
+    Path("b").write_text(TEXT[1000:])
+    one = corpus_of("--data", "text.txt")
+    ways = (["a", "b"], ["a", "--data", "b"], ["-"], ["a", "-"])
+    for flags in ways:
+        with open("b" if "a" in flags else "text.txt") as file:
+            monkeypatch.setattr(sys, "stdin", file)
+            other = corpus_of("--data", *flags)
+        assert (other.sha256, other.tokenizer.vocabulary) == (one.sha256, one.tokenizer.vocabulary)
+        assert other.train.tolist() == one.train.tolist()
+        assert other.val.tolist() == one.val.tolist()
+    arguments = ("--resume", "--out", "run", "--max-iters", "3", "--data", "a", "-")
+    status, out, err = trained(train, *arguments, stdin=TEXT[1000:].encode())
+    assert (status, err) == (0, "")
+    assert f"text     {len(TEXT):,} characters (2,187 train; 243 val, all evaluated), 30 symbols\n" in out
+
+
+def test_notes_are_printed(cli):
+    Path("odd").write_bytes(b"\xef\xbb\xbf" + TEXT.replace("\n", "\r\n").encode())
+    status, out, _ = cli(train, *SMALL, "--data", "odd", "--out", "run")
+    assert status == 0
+    notes = [line for line in out.splitlines() if line.startswith("note ")]
+    assert notes == [
+        "note     odd begins with a byte-order mark, which was skipped",
+        "note     odd ends lines with 150 CR LF and 0 lone CR, which became line feeds",
+    ]
+    assert checkpoint.load(Path("run")).data_sha256 == corpus_of("--data", "text.txt").sha256
+
+
+def test_a_validation_text(cli):
+    Path("val").write_text(TEXT[:200] + "é")
+    status, out, _ = cli(train, *SMALL, "--data", "text.txt", "--val-data", "val", "--val-chars", "100", "--out", "run")
+    assert status == 0
+    assert f"({len(TEXT):,} train; 201 val, 96 evaluated in evenly spread windows), 31 symbols\n" in out
+    assert checkpoint.load(Path("run")).train.val_chars == 100
+    again = ["--resume", "--out", "run", "--max-iters", "3", "--data", "text.txt"]
+    with pytest.raises(DataError, match="another text"):
+        corpus_of(*again)
+    for flag in ("--val-data", "--val_data"):
+        assert corpus_of(*again, flag, "val").val.size == 201
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--data", "data needs a file, or - for standard input"),
+        ("--data text.txt --val-data", "val_data needs a file, or - for standard input"),
+        ("--data - --val-data -", "standard input can be read only once"),
+        ("--data text.txt none.txt", "none.txt: no such file"),
+        ("--data text.txt --val-data .", ". is a directory; name a text file"),
+        ("--data text.txt --val-chars -1", "val_chars must be a whole number of at least 0, not -1"),
+    ],
+)
+def test_mistakes(cli, flags, words):
+    status, _, err = cli(train, *SMALL, *flags.split(), "--out", "run", stdin=b"")
+    assert status == 2
+    assert words in err
+    assert len(err.splitlines()) == 1
+    assert not Path("run").exists()
+
+
+WRITE = ("--checkpoint", "run", "--device", "cpu", "--max-new-tokens", "60")
+
+
+def test_prompts(trained):
+    _, out, _ = trained(sample, *WRITE, "--prompt", "All:\n")
+    assert out.startswith("All:\n")
+    assert len(out) == 66
+    Path("prompt").write_bytes(b"\xef\xbb\xbfAll:\r\n")
+    for flags in (["--prompt", "-"], ["--prompt-file", "prompt"], ["--prompt-file", "-"]):
+        status, same, err = trained(sample, *WRITE, *flags, stdin=Path("prompt").read_bytes())
+        assert (status, same) == (0, out)
+        assert [line.split(" ", 1)[0] for line in err.splitlines()] == ["note", "note"]
+    assert trained(sample, *WRITE, "--prompt", "-", stdin=b"")[:2] == trained(sample, *WRITE)[:2]
+    saved = checkpoint.load(Path("run"))
+    checkpoint.save(Path("old"), dataclasses.replace(saved, vocabulary=saved.vocabulary.replace("k", "\r")))  # of an old run
+    status, _, err = trained(sample, "--checkpoint", "old", "--device", "cpu", "--prompt-file", "prompt")
+    assert (status, err) == (0, "note     prompt begins with a byte-order mark, which was skipped\n")
+    status, _, err = trained(sample, *WRITE, "--prompt", "-", stdin=b"All\0")
+    assert (status, "standard input has 1 NUL characters" in err) == (2, True)
+
+
+def test_hints(trained):
+    for flags, hint in (
+        (["--prompt", "-x"], "--prompt=-x"),
+        (["--stop", "--x"], "--stop=--x"),
+        (["--prompt", "--seed", "3"], None),
+    ):
+        status, _, err = trained(sample, *WRITE, *flags)
+        hints = [line for line in err.splitlines() if line.startswith("hint: ")]
+        assert status == 2
+        taken = "characters that the vocabulary lacks" in err  # the first version of tyro takes it as the text it is
+        assert hints == ([f"hint: a text that begins with a dash is written {hint}"] if hint and not taken else [])
+    assert trained(sample, *WRITE, "--prompt=-x")[2].startswith("error: the prompt has 2 characters that the vocabulary lacks: '-'")
+    (status, _, err) = trained(sample, *WRITE, "--prompt", "text.txt")
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert err.endswith("; a file is called so: --prompt-file text.txt continues its text\n")
+    Path("All").write_text("x")
+    status, _, err = trained(sample, *WRITE, "--prompt", "All")
+    assert (status, err) == (0, "note     a file is called so: --prompt-file All continues its text\n")
+    assert "--prompt-file FILE takes a text with line breaks" in trained(sample, *WRITE, "--prompt", r"All:\n")[2]
+
+
+def test_stop_texts(trained):
+    _, whole, _ = trained(sample, *WRITE, "--prompt", "All")
+    new = whole[3:-1]
+    stop, other = new[20:23], new[10]
+    status, out, _ = trained(sample, *WRITE, "--prompt", "All", "--stop", stop)
+    assert (status, out) == (0, "All" + new[: new.index(stop)] + "\n")
+    assert trained(sample, *WRITE, "--prompt", "All", "--stop", stop, "--stop", other)[1] == "All" + new[: new.index(other)] + "\n"
+    assert trained(sample, *WRITE, "--prompt", "All", "--stop", "Speak, speak.\n\nAll")[1] == whole
+    for bad, words in (("é", "stop 'é' has 1 characters that the vocabulary lacks: 'é' x1"), ("", "stop must be some text")):
+        status, out, err = trained(sample, *WRITE, "--stop", bad)
+        assert (status, out) == (2, "")
+        assert words in err
+
+
+def test_a_folder_without_its_best(trained):
+    Path("run/best.safetensors").unlink()
+    status, _, err = trained(sample, *WRITE)
+    assert status == 2
+    (named,) = re.findall(r"--checkpoint (\S+)", err)
+    assert trained(sample, "--checkpoint", named, "--device", "cpu")[0] == 0
+    Path(named).unlink()
+    assert "error: no checkpoint at run/best.safetensors" in trained(sample, *WRITE)[2].replace("\\", "/")

@@ -1,0 +1,93 @@
+"""The validation loss: the whole split where that is quick, else windows spread evenly over it, the same ones each time."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from gpt.config import PRESETS, TrainConfig
+from gpt.errors import ConfigError
+from gpt.models import MODELS
+from gpt.training.data_parallel import Workers
+from gpt.training.evaluate import evaluated_chars, split_loss
+from gpt.training.run_setup import new_run
+from gpt.training.trainer import Trainer
+from small import PANGRAMS, config_of, start
+from tensorlite import ReferenceOps
+
+CONFIG = config_of("gpt")
+T = CONFIG.block_size
+STATE = start(CONFIG, std=0.3)
+
+
+class Seen(ReferenceOps):
+    """Notes what the model is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.windows = []
+
+    def cross_entropy_forward(self, logits, targets, *rest):
+        self.windows += targets.tolist()
+        return super().cross_entropy_forward(logits, targets, *rest)
+
+
+def loss(data, chars, rows=3, ops=None):
+    params = STATE.table.tree(STATE.params)
+    return split_loss(Workers.of(ops or ReferenceOps()), MODELS["gpt"], params, data, CONFIG, rows, chars)
+
+
+@pytest.mark.parametrize("n", [100, 103, 997])
+@pytest.mark.parametrize("chars", [1, 5, 7, 50, 98])
+def test_a_bounded_loss_is_over_evenly_spread_windows(n, chars):
+    data = np.random.default_rng(n).integers(0, CONFIG.vocab_size, n)
+    k = max(1, chars // T)
+    starts = [i * (n - 1) // k for i in range(k)]
+    assert starts[-1] + T <= n - 1
+    assert {b - a for a, b in itertools.pairwise(starts)} <= {(n - 1) // k, (n - 1) // k + 1}
+    ops = Seen()
+    bounded = loss(data, chars, ops=ops)
+    assert ops.windows == [data[a + 1 : a + 1 + T].tolist() for a in starts]
+    one_by_one = [loss(data[a : a + T + 1], 0) for a in starts]
+    assert math.isclose(bounded, sum(one_by_one) / k, rel_tol=1e-12)
+    assert bounded == loss(data, chars)
+    assert math.isclose(bounded, loss(data, chars, rows=1), rel_tol=1e-12)
+    assert evaluated_chars(n, T, chars) == k * T
+
+
+def test_a_split_that_is_short_enough_is_evaluated_whole():
+    data = np.random.default_rng(0).integers(0, CONFIG.vocab_size, 98)
+    whole = loss(data, 0)
+    for chars in (97, 98, 2**18):
+        assert loss(data, chars) == whole
+        assert evaluated_chars(98, T, chars) == 97
+    assert loss(data, 96) != whole
+
+
+def test_the_lectures_corpus_is_evaluated_whole_and_a_large_one_is_not():
+    for preset in PRESETS.values():
+        T, chars = preset.model.block_size, preset.train.val_chars
+        assert evaluated_chars(111_540, T, chars) == 111_539
+        assert evaluated_chars(10_700_000, T, chars) == 2**18
+
+
+def test_a_run_evaluates_what_it_says(tmp_path):
+    (tmp_path / "text").write_text(PANGRAMS)
+    losses = []
+    for chars in (80, 0):
+        plan = new_run(PRESETS["bigram"], {}, {"val_chars": chars}, tmp_path / "run", tmp_path / "text", 1)
+        run = Trainer.of(plan, Workers.of(ReferenceOps()), np)
+        losses.append(run.val_loss())
+        assert losses[-1] == split_loss(Workers.of(ReferenceOps()), run.model, run.params(), plan.corpus.val, plan.model, 32, chars)
+    assert losses[0] != losses[1]
+
+
+def test_checkpoints_from_before_it_was_bounded_have_the_default():
+    fields = dataclasses.asdict(TrainConfig())
+    del fields["val_chars"]
+    assert TrainConfig(**fields).val_chars == 2**18
+    for bad in (-1, 1.5, True):
+        with pytest.raises(ConfigError, match="val_chars must be a whole number of at least 0"):
+            TrainConfig(val_chars=bad)

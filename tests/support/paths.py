@@ -1,0 +1,8 @@
+"""Where things are."""
+
+from pathlib import Path
+
+SUPPORT = Path(__file__).parent
+TESTS = SUPPORT.parent
+ROOT = TESTS.parent
+GOLDEN = SUPPORT / "golden"
