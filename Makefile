@@ -39,5 +39,5 @@ fuzz:  ## search 20 seconds each for inputs that break what reads files: guided 
 stages:  ## train the lecture's six small stages, three seeds each, and compare with the lecture's losses
 	$(PYTHON) benchmarks/stages.py
 
-bench:  ## race the CPU backends against PyTorch on this machine: 12 minutes (benchmarks/cpu.py --quick: a few seconds)
+bench:  ## time the CPU backends beside PyTorch on this machine: 12 minutes (benchmarks/cpu.py --quick: a few seconds)
 	$(PYTHON) benchmarks/cpu.py

@@ -1,4 +1,4 @@
-"""Write text with a trained model: python sample.py --help. The program is gpt/sample.py."""
+"""Runs gpt/sample.py: python sample.py --help writes text with a trained model."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Train a model of the lecture: python train.py --help. The program is gpt/train.py."""
+"""Runs gpt/train.py: python train.py --help trains a model of the lecture."""
 
 import sys
 

@@ -3,7 +3,7 @@
     python benchmarks/cpu.py [--quick] [--presets laptop shakespeare] [--threads 2] [--no-scaling]
 
 For each preset (shakespeare at batch 8): a training step, evaluation and generation of the reference, the fast backend and PyTorch
-(eager, and torch.compile), with medians and the 10th to 90th percentile; the matrix products of a step alone, the floor of them
+(eager, and torch.compile), with medians and the 10th to 90th percentile; the matmuls of a step alone, the floor of them
 all; and peak memory. Then how time and memory of the fast backend grow. PyTorch is optional: pip install torch.
 """
 
@@ -32,7 +32,7 @@ from gpt.models import MODELS
 from gpt.models.gpt import init
 from gpt.params import ParamTable
 from gpt.training.backends import select_backend
-from gpt.training.data_parallel import Workers, split
+from gpt.training.data_parallel import Workers, split_evenly
 from gpt.training.distributed import SingleProcess
 from gpt.training.evaluate import split_loss
 from gpt.training.step import TrainState
@@ -46,7 +46,7 @@ MPI = importlib.util.find_spec("mpi4py") is not None
 
 @dataclass
 class Args:
-    """Race the CPU backends against PyTorch."""
+    """Time the CPU backends beside PyTorch."""
 
     quick: bool = False
     """Under a minute: laptop only, few rounds, no torch.compile, no scaling."""
@@ -57,12 +57,12 @@ class Args:
     rank_of: bool = False
     """Used by the script itself: be a rank of the preset, and make steps as asked."""
     memory_of: str | None = None
-    """Used by the script itself: print the peak memory of one contender, preset given, and end."""
+    """Used by the script itself: print the peak memory of one implementation, preset given, and end."""
 
 
 @dataclass
-class Race:
-    """One configuration, and what each contender makes of it."""
+class Workload:
+    """One configuration, and what each implementation makes of it."""
 
     name: str
     config: ModelConfig
@@ -70,7 +70,7 @@ class Race:
     threads: int
 
     @classmethod
-    def of(cls, name: str, threads: int) -> "Race":
+    def of(cls, name: str, threads: int) -> "Workload":
         preset = PRESETS[name]
         train = override(preset.train, {"batch_size": 8}) if name == "shakespeare" else preset.train
         return cls(name, override(preset.model, {"init_std": 0.02}), train, threads)
@@ -89,7 +89,7 @@ class Race:
         shards = min(self.threads, self.train.batch_size) if chosen.sharded else 1
         return Workers(chosen.make, shards, self.threads, ranks)
 
-    def ours(self, backend: str, ranks: SingleProcess | None = None) -> "Contender":
+    def ours(self, backend: str, ranks: SingleProcess | None = None) -> "Implementation":
         workers, model = self.workers(backend, ranks), MODELS["gpt"]
         table = ParamTable(init(self.config))
         state = TrainState.start(table, table.init_params(0), np)
@@ -107,11 +107,11 @@ class Race:
             return generate(workers.ops, model, table.tree(state.params), prompt, n, self.config, cached=cached)
 
         blas = self.threads if workers.shards == 1 else 1
-        return Contender(
+        return Implementation(
             backend, step, evaluation, {"cached": written, "uncached": lambda p, n: written(p, n, False)}, blas, self.threads
         )
 
-    def torch(self, compiled: bool) -> "Contender":
+    def torch(self, compiled: bool) -> "Implementation":
         import torch
         import torch_baseline as baseline
 
@@ -129,13 +129,13 @@ class Race:
             return lambda prompt, n: loop(model, torch.from_numpy(prompt)[None], n, self.config)
 
         loops = {"uncached": written(baseline.generate), "cached": written(baseline.generate_cached)}
-        return Contender("torch.compile" if compiled else "PyTorch eager", step, evaluation, {} if compiled else loops, 1, 1)
+        return Implementation("torch.compile" if compiled else "PyTorch eager", step, evaluation, {} if compiled else loops, 1, 1)
 
-    def contender(self, name: str) -> "Contender":
+    def implementation(self, name: str) -> "Implementation":
         return self.ours(name) if name in ("reference", "fast") else self.torch(name == "torch.compile")
 
-    def floor(self) -> Callable[[], None]:
-        """The matrix products of one step and nothing else: each thread makes those of its share of the rows."""
+    def matmuls_alone(self) -> Callable[[], None]:
+        """The matmuls of one step and nothing else: each thread makes those of its share of the rows."""
         c, H = self.config, self.config.n_head
         C, T, D, V = c.n_embd, c.block_size, c.n_embd // c.n_head, c.vocab_size
         random = np.random.default_rng(0)
@@ -153,19 +153,19 @@ class Race:
             jobs += [(2 * c.n_layer, q, kt, np.empty_like(s)), (2 * c.n_layer, s, q, np.empty_like(q))]
             return [*jobs, (2 * c.n_layer, st, q, np.empty_like(q))]
 
-        shards = [shard(len(rows)) for rows in split(range(self.train.batch_size), self.threads)]
+        shards = [shard(len(rows)) for rows in split_evenly(range(self.train.batch_size), self.threads)]
         pool = ThreadPoolExecutor(self.threads)
 
-        def products(jobs: list) -> None:
+        def multiply(jobs: list) -> None:
             for times, a, b, out in jobs:
                 for _ in range(times):
                     np.matmul(a, b, out=out)
 
-        return lambda: list(pool.map(products, shards)) and None
+        return lambda: list(pool.map(multiply, shards)) and None
 
 
 @dataclass
-class Contender:
+class Implementation:
     """Functions to time; each with the number of threads that NumPy's BLAS may use meanwhile."""
 
     name: str
@@ -197,7 +197,7 @@ def turn(work: Callable[[], Any], blas_threads: int) -> Turn:
     return calls
 
 
-def interleaved(turns: dict[str, Turn], rounds: int, each: int) -> dict[str, list[float]]:
+def interleaved_timing(turns: dict[str, Turn], rounds: int, each: int) -> dict[str, list[float]]:
     """Times of all: rounds of each calls, taking turns."""
     times: dict[str, list[float]] = {name: [] for name in turns}
     for _ in range(rounds):
@@ -209,11 +209,11 @@ def interleaved(turns: dict[str, Turn], rounds: int, each: int) -> dict[str, lis
 class Ranks:
     """The fast backend on processes of an mpiexec, one thread and one shard each: this script with --rank-of, asked for steps."""
 
-    def __init__(self, which: "Race") -> None:
+    def __init__(self, workload: "Workload") -> None:
         beside = Path(sys.executable).parent / "mpiexec"
         mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
-        arguments = ["--rank-of", "--presets", which.name, "--threads", str(which.threads)]
-        command = [mpiexec, "-n", str(which.threads), sys.executable, __file__, *arguments]
+        arguments = ["--rank-of", "--presets", workload.name, "--threads", str(workload.threads)]
+        command = [mpiexec, "-n", str(workload.threads), sys.executable, __file__, *arguments]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __call__(self, n: int) -> list[float]:
@@ -226,12 +226,12 @@ class Ranks:
         self.process.wait()
 
 
-def serve_steps(which: "Race") -> None:
+def serve_steps(workload: "Workload") -> None:
     """What a rank does: wait (asleep, for the others are being timed), make as many steps as asked, tell their times."""
     from gpt.training.distributed import init_distributed
 
     ranks = init_distributed()
-    step = which.ours("fast", ranks).step
+    step = workload.ours("fast", ranks).step
     while True:
         n = int(sys.stdin.readline() or 0) if ranks.rank == 0 else 0
         if ranks.rank == 0:
@@ -260,59 +260,57 @@ def table(title: str, times: dict[str, list[float]], unit: str, per_call: float,
         print(f"{name:18}{median * 1e3:9.1f}{spread:>18}{per_call / median:14,.0f}{times_faster}")
 
 
-def race(which: Race, rounds: int, compiled: bool) -> None:
+def compare(workload: Workload, rounds: int, compiled: bool) -> None:
     """One preset: training, evaluation, generation, memory."""
     names = ["reference", "fast"] + ["PyTorch eager"] * TORCH + ["torch.compile"] * (TORCH and compiled)
-    contenders = [which.contender(name) for name in names]
-    c, train = which.config, which.train
-    print(
-        f"\n=== {which.name}: {c.n_layer} layers, {c.n_embd} channels, context {c.block_size}, batch {train.batch_size}, ", end=""
-    )
-    print(f"dropout {c.dropout}, {which.threads} threads ===")
-    each = 20 if which.name == "laptop" else 3
+    implementations = [workload.implementation(name) for name in names]
+    c, train = workload.config, workload.train
+    shape = f"{c.n_layer} layers, {c.n_embd} channels, context {c.block_size}, batch {train.batch_size}"
+    print(f"\n=== {workload.name}: {shape}, dropout {c.dropout}, {workload.threads} threads ===")
+    each = 20 if workload.name == "laptop" else 3
     against = ("PyTorch eager", "torch.compile")
 
-    turns: dict[str, Turn] = {who.name: turn(who.step, who.blas_threads) for who in contenders}
-    ranks = Ranks(which) if MPI and which.threads > 1 else None
+    turns: dict[str, Turn] = {impl.name: turn(impl.step, impl.blas_threads) for impl in implementations}
+    ranks = Ranks(workload) if MPI and workload.threads > 1 else None
     if ranks:
-        turns[f"fast, {which.threads} ranks"] = ranks
-    turns["products alone"] = turn(which.floor(), 1)
-    table("training step", interleaved(turns, rounds, each), "tokens/s", which.tokens, (*against, "products alone"))
+        turns[f"fast, {workload.threads} ranks"] = ranks
+    turns["matmuls alone"] = turn(workload.matmuls_alone(), 1)
+    table("training step", interleaved_timing(turns, rounds, each), "tokens/s", workload.tokens, (*against, "matmuls alone"))
     if ranks:
         ranks.end()
 
-    turns = {who.name: turn(who.evaluation, who.blas_threads) for who in contenders}
-    table("evaluation", interleaved(turns, max(2, rounds // 3), 1), "tokens/s", EVAL_BATCHES * which.tokens, against)
+    turns = {impl.name: turn(impl.evaluation, impl.blas_threads) for impl in implementations}
+    table("evaluation", interleaved_timing(turns, max(2, rounds // 3), 1), "tokens/s", EVAL_BATCHES * workload.tokens, against)
 
     T = c.block_size
     for title, prompt, n in (("generation, within the context", 1, T - 1), ("generation, beyond the context", T, 30)):
         turns = {}
-        for who in contenders:
-            for kind, writer in who.writers.items():
+        for impl in implementations:
+            for kind, writer in impl.writers.items():
                 if prompt == 1 or kind == "uncached":  # beyond the context there is nothing to keep
-                    start = which.data[:prompt]
-                    name = f"{who.name.split()[0]} {kind}"
-                    turns[name] = turn(lambda w=writer, s=start, n=n: list(w(s, n)), who.writing_threads)
-        times = interleaved(turns, max(2, rounds // 2), 1)
+                    start = workload.data[:prompt]
+                    name = f"{impl.name.split()[0]} {kind}"
+                    turns[name] = turn(lambda w=writer, s=start, n=n: list(w(s, n)), impl.writing_threads)
+        times = interleaved_timing(turns, max(2, rounds // 2), 1)
         table(f"{title}: {n} tokens from a prompt of {prompt}", times, "tokens/s", n, ("PyTorch uncached", "PyTorch cached"))
 
     print("\npeak memory of a process that trains 3 steps, above what it takes to import its libraries")
     for name in names:
-        command = [sys.executable, __file__, "--memory-of", name, "--presets", which.name, "--threads", str(which.threads)]
+        command = [sys.executable, __file__, "--memory-of", name, "--presets", workload.name, "--threads", str(workload.threads)]
         print(f"{name:18}{subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip():>9} MiB")
 
 
-def memory_of(which: Race, name: str) -> float:
-    """MiB at the highest point of three steps, less those before the contender was made."""
+def memory_of(workload: Workload, name: str) -> float:
+    """MiB at the highest point of three steps, less those before the implementation was made."""
     if name not in ("reference", "fast"):
         import torch
         import torch_baseline  # noqa: F401  (counted as imported)
 
         torch.ones(1)
     before = peak_rss()
-    who = which.contender(name)
+    impl = workload.implementation(name)
     for _ in range(3):
-        timed(who.step, who.blas_threads)
+        timed(impl.step, impl.blas_threads)
     return peak_rss() - before
 
 
@@ -341,15 +339,15 @@ def scaling(threads: int) -> None:
             fields = {"context": "block_size", "width": "n_embd", "layers": "n_layer"}
             config = override(base, {fields[what]: value}) if what in fields else base
             train = override(start, {"batch_size": value}) if what == "batch" else start
-            which = Race("", config, train, value if what == "threads" else threads)
-            who = which.ours("fast")
-            timed(who.step, 1)
-            ms.append(min(timed(who.step, 1) for _ in range(5)) * 1e3)
-            shards = min(which.threads, train.batch_size)
+            workload = Workload("", config, train, value if what == "threads" else threads)
+            impl = workload.ours("fast")
+            timed(impl.step, 1)
+            ms.append(min(timed(impl.step, 1) for _ in range(5)) * 1e3)
+            shards = min(workload.threads, train.batch_size)
             cost = estimate_cost(config, override(train, {"shards": shards}), CPUOps.op_table)
             flops.append(cost.flops)
             counted.append(cost.peak_bytes)
-            mib.append(peak_of(which))
+            mib.append(peak_of(workload))
         numbers = [slope(values, column) for column in (ms, flops, mib, counted)]
         if what == "threads":
             numbers[1] = -1.0  # the same work on more hands
@@ -359,11 +357,11 @@ def scaling(threads: int) -> None:
         )
 
 
-def peak_of(which: Race) -> float:
+def peak_of(workload: Workload) -> float:
     """Peak memory of a process of its own that makes three steps of a configuration."""
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); import cpu; from gpt.config import ModelConfig, TrainConfig;"
-        f"print(cpu.memory_of(cpu.Race('', {which.config!r}, {which.train!r}, {which.threads}), 'fast'))"
+        f"print(cpu.memory_of(cpu.Workload('', {workload.config!r}, {workload.train!r}, {workload.threads}), 'fast'))"
     )
     command = [sys.executable, "-c", program, __file__.rpartition("/")[0] or "."]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
@@ -377,12 +375,12 @@ def slope(x: tuple[int, ...], y: list[float]) -> float:
 def main() -> None:
     """Measure and print."""
     args = tyro.cli(Args)
-    races = [Race.of(name, args.threads) for name in (("laptop",) if args.quick else args.presets)]
+    workloads = [Workload.of(name, args.threads) for name in (("laptop",) if args.quick else args.presets)]
     if args.rank_of:
-        serve_steps(races[0])
+        serve_steps(workloads[0])
         return
     if args.memory_of:
-        print(f"{memory_of(races[0], args.memory_of):.0f}")
+        print(f"{memory_of(workloads[0], args.memory_of):.0f}")
         return
     kernels = [library.get("architecture") for library in threadpool_info() if library["user_api"] == "blas"]
     print(f"Python {sys.version.split()[0]}, NumPy {np.__version__} with {kernels[0] if kernels else 'unknown'} kernels", end="")
@@ -391,8 +389,8 @@ def main() -> None:
 
         print(f", PyTorch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}", end="")
     print(f"; {args.threads} threads" + ("" if TORCH else "; PyTorch is not installed: pip install torch"))
-    for which in races:
-        race(which, rounds=2 if args.quick else 8, compiled=not args.quick)
+    for workload in workloads:
+        compare(workload, rounds=2 if args.quick else 8, compiled=not args.quick)
     if args.scaling and not args.quick:
         scaling(args.threads)
 

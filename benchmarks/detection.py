@@ -67,7 +67,7 @@ def zero_sum(share: float) -> Callable:
     return lambda g, at: g + share * (np.roll(g, 1) - g)  # noqa: ARG005
 
 
-BUGS: dict[str, Callable] = {
+MISTAKES: dict[str, Callable] = {
     "none (false alarms)": factor(1.0),
     "whole gradient x 1.01": factor(1.01),
     "whole gradient x 1.001": factor(1.001),
@@ -207,7 +207,7 @@ def main() -> int:
         except ImportError as error:
             print(f"{name} is left out: {error}")
     rows = []
-    for label, mistake in BUGS.items():
+    for label, mistake in MISTAKES.items():
         caught = dict.fromkeys(checkers, 0)
         for trial in range(trials):
             random = np.random.default_rng(trial)

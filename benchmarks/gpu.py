@@ -4,10 +4,10 @@
 
 It needs a GPU of compute capability 8.0 or later; PyTorch is optional (pip install torch). Its sections, in order:
 
-    machine     versions, and two ceilings measured here: a large product in each precision, a large copy
-    tests       pytest tests/cuda/test_gpu.py
+    machine     versions, and two ceilings measured here: a large GEMM in each precision, a large copy
+    tests       pytest tests/cuda/gpu
     gradients   of one batch of the full model, each precision against the reference in float64
-    products    the model's matrix products: cuBLASLt's algorithms, and epilogues on and off
+    gemms       the model's GEMMs: cuBLASLt's algorithms, and epilogues fused and unfused
     kernels     what each kernel of a step takes, beside its bytes and FLOPs at the ceilings
     sdpa        PyTorch's attention kernels at the same shape
     steps       a training step: the reference, each precision op by op and as one graph, and PyTorch; taking turns
@@ -35,12 +35,12 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a checkout that is not installed
 
 from gpu_sections.attention import sdpa, short_attention, show_sdpa
-from gpu_sections.contenders import serve
+from gpu_sections.gemms import gemms, short_gemms, show_gemms
 from gpu_sections.generation import generation, show_generation
 from gpu_sections.gradients import gradients, show_gradients
+from gpu_sections.implementations import serve
 from gpu_sections.kernels import kernels, short_kernels, show_kernels
 from gpu_sections.machine import machine, show_machine
-from gpu_sections.products import products, short_products, show_products
 from gpu_sections.report import Report, Section, said, say, shown
 from gpu_sections.steps import show_steps, steps
 from gpu_sections.tests import show_tests, tests
@@ -48,8 +48,8 @@ from gpu_sections.training import run, show_run
 
 from tensorlite import DeviceError
 
-ENOUGH = 15.0  # seconds under which no section is begun
-GRACE = 5.0  # seconds that a section has to end by itself
+MIN_SECONDS = 15.0  # seconds under which no section is begun
+SHUTDOWN_SECONDS = 5.0  # seconds that a section has to end by itself
 WINDOWS = sys.platform == "win32"  # no process groups, no SIGKILL
 
 
@@ -70,7 +70,7 @@ class Args:
     commit: str = ""
     """What gpu.json says was measured. Default: git's word."""
     max_autotune: bool = False
-    """Also race torch.compile(mode="max-autotune-no-cudagraphs"), which takes minutes to compile."""
+    """Also time torch.compile(mode="max-autotune-no-cudagraphs"), which takes minutes to compile."""
     check: bool = False
     """Used by the script itself: say whether the backend can be used here."""
     section: str | None = None
@@ -78,7 +78,7 @@ class Args:
     limit: float = math.inf
     """Used by the script itself: seconds that the section has."""
     serve: str | None = None
-    """Used by the script itself: be this contender, and work as asked."""
+    """Used by the script itself: be this implementation, and work as asked."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ SECTIONS = {
     "machine": Part(machine, 60, show_machine),
     "tests": Part(tests, 170, show_tests),
     "gradients": Part(gradients, 60, show_gradients),
-    "products": Part(products, 60, show_products),
+    "gemms": Part(gemms, 60, show_gemms),
     "kernels": Part(kernels, 45, show_kernels),
     "sdpa": Part(sdpa, 40, show_sdpa),
     "steps": Part(steps, 270, show_steps),
@@ -110,7 +110,7 @@ def conduct(args: Args) -> int:
     for name in wanted:
         left = args.minutes * 60 - (time.monotonic() - start)
         limit = min(SECTIONS[name].seconds, left)
-        if left < ENOUGH:
+        if left < MIN_SECONDS:
             report.put(name, {"failures": {"all of it": f"left out: {max(left, 0):.0f} s were left"}})
             continue
         say(f"{name}: at most {limit:.0f} s")
@@ -133,7 +133,7 @@ def run_section(name: str, args: Args, limit: float) -> str:
     own += ["--data", str(args.data)] if args.data else []
     process = subprocess.Popen([sys.executable, __file__, *own], **({} if WINDOWS else {"process_group": 0}))
     try:
-        status = process.wait(limit + GRACE)
+        status = process.wait(limit + SHUTDOWN_SECONDS)
     except subprocess.TimeoutExpired:
         return f"ended after {limit:.0f} s, its limit"
     finally:
@@ -176,7 +176,7 @@ def summary(found: dict[str, Any]) -> str:
     """The short table, of whatever was found."""
     lines = ["=" * 100]
     for name, part in SECTIONS.items():
-        show = {"kernels": short_kernels, "products": short_products, "sdpa": lambda _: short_attention(found)}.get(name, part.show)
+        show = {"kernels": short_kernels, "gemms": short_gemms, "sdpa": lambda _: short_attention(found)}.get(name, part.show)
         if found.get(name):
             lines.append(f"{name} ({found[name].get('seconds', 0):.0f} s): {shown(show, found[name])}")
     return "\n".join(lines)

@@ -2,7 +2,7 @@
 
     python benchmarks/kernels_on_cpu.py [--preset laptop] [--precision bf16] [--steps 2000]
 
-The kernel files run through the shim of the tests, the products in NumPy with the same roundings; everything else is train.py's.
+The kernel files run through the shim of the tests, the GEMMs in NumPy with the same roundings; everything else is train.py's.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""What the benchmarks race against: the lecture's GPT in PyTorch (tests/support/torch_model.py),
+"""What the benchmarks compare with: the lecture's GPT in PyTorch (tests/support/torch_model.py),
 trained and sampled as people do it.
 
 `training_step` is the loop of a CPU, `steps_on_cuda` that of a GPU, plain and at its best.

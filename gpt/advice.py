@@ -18,7 +18,7 @@ def resume_command(out: Path, flags: Sequence[str], ranks: int = 1) -> str:
 
 def _program() -> list[str]:
     """The words that started this program, as they were typed: python, its options, and the script or -m and the module."""
-    words, spec = sys.orig_argv, sys.modules["__main__"].__spec__
+    words, spec = sys.orig_argv, getattr(sys.modules["__main__"], "__spec__", None)
     started = spec.name if spec is not None and spec.name in words else sys.argv[0]
     return words[: words.index(started) + 1] if started in words else ["python", sys.argv[0]]
 

@@ -1,4 +1,4 @@
-"""The configuration of a model and of a training run: frozen, checked on construction, with the lecture's stages as presets."""
+"""The configuration of a model and of a run: frozen, checked, with the lecture's stages as presets."""
 
 import dataclasses
 import math

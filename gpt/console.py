@@ -1,4 +1,7 @@
-"""What a command prints, and what it ends with. No console, whatever its state or encoding, ends a run or hides how it ended."""
+"""Standard output, standard error and exit status of the commands.
+
+No console, whatever its state or encoding, ends a run or hides how it ended.
+"""
 
 import contextlib
 import errno

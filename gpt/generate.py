@@ -16,7 +16,7 @@ from tensorlite.random import fold_in, random_uint64, step_key
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose from the model's distribution."""
+    """How to sample from the model's distribution."""
 
     temperature: float = 1.0  # below 1 sharpens, above 1 flattens; 0 always takes the likeliest
     top_k: int | None = None  # only the k likeliest tokens
@@ -31,13 +31,13 @@ class Sampling:
             raise ConfigError(f"top_p must be in (0, 1], not {self.top_p}")
 
 
-def sample_token(scores: np.ndarray, sampling: Sampling, u: float) -> int:
-    """Pick a token from scores: (V,), with u, a uniform number in [0, 1). Computed in float64 on the host."""
-    scores = scores.astype(np.float64)
-    order: np.ndarray = np.argsort(-scores, kind="stable")  # likeliest first
+def sample_token(logits: np.ndarray, sampling: Sampling, u: float) -> int:
+    """Sample a token from logits (V,) with u, uniform in [0, 1). Computed in float64 on the host."""
+    logits = logits.astype(np.float64)
+    order: np.ndarray = np.argsort(-logits, kind="stable")  # likeliest first
     if sampling.temperature == 0:
         return int(order[0])
-    ranked = scores[order][: sampling.top_k]
+    ranked = logits[order][: sampling.top_k]
     with np.errstate(over="ignore"):  # a tiny temperature sends all but the likeliest to -inf
         probs = np.exp((ranked - ranked[0]) / sampling.temperature)
     probs /= probs.sum()
@@ -63,21 +63,21 @@ def generate(
 ) -> Iterator[int]:
     """Yield n tokens that continue the prompt: (T,) integers on the model's device, T >= 1.
 
-    While prompt and new tokens fit the context, the keys and values of the past are kept and each token costs one position;
+    While prompt and new tokens fit the context, the keys and values are cached and each token costs one position;
     beyond it every position would shift, so the last block_size tokens are read anew for each token.
-    The token at each place is a function of (seed, sample, place): the same with and without `cached`.
+    The token at each position is a function of (seed, sample, position): the same with and without `cached`.
     """
     xp = array_namespace(prompt)
     sampling = sampling or Sampling()
     text = prompt[-config.block_size :]
     kv_cache = KVCache(config.n_layer, config.block_size) if cached and len(text) < config.block_size else None
     new = text
-    for place in range(n):
+    for position in range(n):
         if kv_cache is None or kv_cache.length + len(new) > config.block_size:
             kv_cache, new = None, text[-config.block_size :]
-        scores = model.logits(ops, params, new[None], config, kv_cache)[0, -1]  # (V,)
-        bits = random_uint64(np, fold_in(step_key(seed, place, sample), 0, "sample"), 1)  # type: ignore[arg-type]
-        token = sample_token(to_numpy(scores), sampling, float(int(bits[0]) >> 11) * 2.0**-53)
+        logits = model.logits(ops, params, new[None], config, kv_cache)[0, -1]  # (V,)
+        bits = random_uint64(np, fold_in(step_key(seed, position, sample), 0, "sample"), 1)  # type: ignore[arg-type]
+        token = sample_token(to_numpy(logits), sampling, float(int(bits[0]) >> 11) * 2.0**-53)
         yield token
         new = xp.asarray([token], text.dtype)
         text = xp.concatenate([text[-config.block_size + 1 :] if config.block_size > 1 else text[:0], new])
@@ -85,15 +85,15 @@ def generate(
 
 def until(stops: Sequence[str], characters: Iterable[str]) -> Iterator[str]:
     """Pass characters on, and end before the first of the stop texts. What may be the beginning of one waits until it is known."""
-    held = ""
+    pending = ""  # may be the beginning of a stop text
     for character in characters:
-        held += character
-        ends = [stop for stop in stops if held.endswith(stop)]
+        pending += character
+        ends = [stop for stop in stops if pending.endswith(stop)]
         if ends:
-            yield held.removesuffix(max(ends, key=len))
+            yield pending.removesuffix(max(ends, key=len))
             return
-        beginnings = (i for i in range(len(held)) if any(stop.startswith(held[i:]) for stop in stops))
-        known = next(beginnings, len(held))
-        yield held[:known]
-        held = held[known:]
-    yield held
+        beginnings = (i for i in range(len(pending)) if any(stop.startswith(pending[i:]) for stop in stops))
+        safe = next(beginnings, len(pending))
+        yield pending[:safe]
+        pending = pending[safe:]
+    yield pending

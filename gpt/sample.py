@@ -1,4 +1,4 @@
-"""Write text with a trained model: python sample.py --help"""
+"""The program of sample.py: continues a prompt with a checkpoint (python -m gpt.sample)."""
 
 import itertools
 import os
@@ -75,9 +75,9 @@ def main() -> int:
 
 
 def parse() -> Args:
-    """Read the command line. A text that looks like a flag is said to be missing; how to write it is said too."""
+    """Read the command line. Where a text was taken for a flag, and so is missing, a hint says how to write it."""
     try:
-        return tyro.cli(Args)
+        return tyro.cli(Args, prog=Path(sys.argv[0]).name)
     except SystemExit as end:
         for flag, value in itertools.pairwise(sys.argv if end.code else []):
             if flag in ("--prompt", "--stop") and value.startswith("-") and value.lstrip("-").replace("-", "_") not in vars(Args):
@@ -96,7 +96,7 @@ def run(args: Args) -> int:
     if "" in args.stop:
         raise ConfigError("stop must be some text, not ''")
     device = pick_device(args.device)
-    saved = checkpoint.load(chosen(args.checkpoint))
+    saved = checkpoint.load(find_checkpoint(args.checkpoint))
     tokenizer = CharTokenizer(saved.vocabulary)
     for text in args.stop:
         tokenizer.encode(text, f"stop {text!r}")
@@ -147,8 +147,8 @@ def read_prompt(args: Args, tokenizer: CharTokenizer) -> tuple[str, np.ndarray]:
     return prompt, tokens
 
 
-def chosen(path: Path | None) -> Path:
-    """The checkpoint that a user means."""
+def find_checkpoint(path: Path | None) -> Path:
+    """Return the checkpoint that the user named, else that of the newest run."""
     if path and path.is_dir() and last_checkpoint(path).exists() and not best_checkpoint(path).exists():
         raise CheckpointError(
             f"{path} has no {best_checkpoint(path).name}; take its last one: --checkpoint {last_checkpoint(path)}"

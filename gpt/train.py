@@ -1,4 +1,4 @@
-"""Train a model of the lecture: python -m gpt.train --help"""
+"""The program of train.py: settles a run, trains it and shows a sample (python -m gpt.train)."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from gpt import console
 from gpt.analysis.announce import blas_threads, default_threads, describe, estimated_time
-from gpt.analysis.dry_run import step_plan
+from gpt.analysis.dry_run import step_table
 from gpt.analysis.gpus import figures_for
 from gpt.analysis.profile import profile
 from gpt.config import PRESETS, ModelConfig, TrainConfig, override
@@ -36,36 +36,36 @@ OUT_OF_MEMORY = "out of memory ({}); lower --batch-size and raise --gradient-acc
 
 
 def main() -> int:
-    """Run the command line; return the exit status. Whatever a user can get wrong ends in one line, not in a traceback.
+    """Run the command line; return the exit status. Any mistake of a user ends in one line, not in a traceback.
 
-    Under mpiexec every rank runs this: the first one prints, and an error of any of them ends all.
+    Under mpiexec every rank runs this: rank 0 prints, and an error on any rank ends all of them.
     """
     console.set_up()
     os.environ.pop("MPLBACKEND", None)  # a notebook's own, which matplotlib may not find here; no window is opened anyway
     ranks = SingleProcess()
     try:
         ranks = init_distributed()
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if ranks.rank else sys.stdout):
-            return console.finish(run(parse(ranks, nowhere), ranks))
+        with open(os.devnull, "w") as devnull, contextlib.redirect_stdout(devnull if ranks.rank else sys.stdout):
+            return console.finish(run(parse(ranks, devnull), ranks))
     except BaseException as error:
         if isinstance(error, SystemExit):
             raise
-        return failed(*console.explain(error, OUT_OF_MEMORY), ranks)
+        return fail(*console.explain(error, OUT_OF_MEMORY), ranks)
 
 
-def parse(ranks: SingleProcess, nowhere: TextIO) -> Args:
-    """Read the command line. What is wrong with it is said once, by the first rank, unless that one has another."""
+def parse(ranks: SingleProcess, devnull: TextIO) -> Args:
+    """Read the command line. Rank 0 alone reports what is wrong with it, unless another rank was given other flags."""
     try:
-        with contextlib.redirect_stderr(nowhere if ranks.rank else sys.stderr):
-            return tyro.cli(Args)
+        with contextlib.redirect_stderr(devnull if ranks.rank else sys.stderr):
+            return tyro.cli(Args, prog=Path(sys.argv[0]).name)
     except SystemExit as end:
         if ranks.size > 1 and end.code:  # the others would wait for this rank
-            failed(f"error: rank {ranks.rank} cannot read its command line: {shlex.join(sys.argv)}", 2, ranks)
+            fail(f"error: rank {ranks.rank} cannot read its command line: {shlex.join(sys.argv)}", 2, ranks)
         raise
 
 
-def failed(message: str, status: int, ranks: SingleProcess) -> int:
-    """Say why and end, with all ranks. What is wrong with a command line, every rank finds: the first has time to say it."""
+def fail(message: str, status: int, ranks: SingleProcess) -> int:
+    """Print the message and end all ranks. The other ranks wait, so that rank 0 can report a mistake that all of them find."""
     if ranks.rank:
         time.sleep(2)
     print(message, file=sys.stderr, flush=True)
@@ -76,7 +76,7 @@ def failed(message: str, status: int, ranks: SingleProcess) -> int:
 
 
 def run(args: Args, ranks: SingleProcess) -> int:
-    """Settle the plan, say what it will take, train, and show a sample."""
+    """Resolve the setup, print what the run will take, train, and show a sample."""
     agree(ranks, {"--dry-run": args.dry_run, "--profile": args.profile})
     device = pick_device(args.device, ranks.local_rank)  # before anything is on any GPU
     if args.dry_run:
@@ -88,45 +88,47 @@ def run(args: Args, ranks: SingleProcess) -> int:
         )
     ranks = on_device(ranks, device.xp)
     backend = select_backend(args.backend, device, args.precision)
-    plan = main_process_first(ranks, lambda: make_setup(args, device))
-    threads = default_threads(plan.model, device, ranks.local_size) if args.threads is None else args.threads
+    setup = main_process_first(ranks, lambda: make_setup(args, device))
+    threads = default_threads(setup.model, device, ranks.local_size) if args.threads is None else args.threads
     if threads < 1:
         raise ConfigError(f"threads must be at least 1, not {threads}")
     if threads > 1 and device.name != "cpu":
         raise ConfigError(f"threads {threads}: a GPU takes its work from one; several GPUs are several ranks (mpiexec)")
     if args.shards is None and not args.resume:
-        shards = min(plan.train.batch_size, ranks.size * (threads if backend.sharded else 1))
-        plan = dataclasses.replace(plan, train=override(plan.train, {"shards": shards}))
-    agree(ranks, plan.facts() | {"device": device.name, "backend": f"{backend.name} ({backend.description})"})
-    workers = Workers(backend.make, plan.train.shards, threads, ranks)
-    describe(plan, device, backend, workers, threads)
+        shards = min(setup.train.batch_size, ranks.size * (threads if backend.sharded else 1))
+        setup = dataclasses.replace(setup, train=override(setup.train, {"shards": shards}))
+    agree(ranks, setup.facts() | {"device": device.name, "backend": f"{backend.name} ({backend.description})"})
+    workers = Workers(backend.make, setup.train.shards, threads, ranks)
+    describe(setup, device, backend, workers, threads)
     with contextlib.ExitStack() as stack:
         stack.enter_context(threadpool_limits(blas_threads(workers, threads)))
         if args.profile:
-            print(profile(Trainer.of(plan, workers, device.xp)))
+            print(profile(Trainer.of(setup, workers, device.xp)))
             return 0
         if ranks.rank == 0:
-            stack.enter_context(run_dir.locked(plan.out))
-            aside = None if plan.resumed else run_dir.archive_previous(plan.out)
-            if aside:
-                console.note(f"an earlier run was moved to {aside}")
-        trainer = Trainer.of(plan, workers, device.xp)
+            stack.enter_context(run_dir.locked(setup.out))
+            archive = None if setup.resumed else run_dir.archive_previous(setup.out)
+            if archive:
+                console.note(f"an earlier run was moved to {archive}")
+        trainer = Trainer.of(setup, workers, device.xp)
         print(f"time     {estimated_time(trainer)}", flush=True)
         ended_by = trainer.run()
         if ended_by is not None:
-            print(f"stopped at step {trainer.state.step}; saved in {plan.out}; go on with: {args.resume_command(plan.out, ranks)}")
+            print(
+                f"stopped at step {trainer.state.step}; saved in {setup.out}; go on with: {args.resume_command(setup.out, ranks)}"
+            )
             return 128 + ended_by
-        if trainer.writes:
+        if trainer.is_writer:
             show_sample(trainer)
             print(trainer.summary())
     return 0
 
 
 def dry_run(args: Args, device: Device) -> int:
-    """Print the plan of a step on a GPU."""
+    """Print the table of a step on a GPU."""
     gpu = figures_for(args.gpu, device)
-    plan = make_setup(args, device)
-    print(step_plan(plan.model, plan.train, args.precision, len(plan.corpus.train), gpu))
+    setup = make_setup(args, device)
+    print(step_table(setup.model, setup.train, args.precision, len(setup.corpus.train), gpu))
     return 0
 
 

@@ -43,7 +43,7 @@ class Args:
     """Which implementation of the layers: the reference, the one that reads like the lecture, or a faster equal. auto: fast
     where it works."""
     precision: PrecisionName = "auto"
-    """Of the fast backend on a GPU: float32; tf32, float32 with rounded matrix products; or bf16. auto: bf16."""
+    """Of the fast backend on a GPU: float32; tf32, float32 with rounded matmuls; or bf16. auto: bf16."""
     out: File = None
     """Folder for metrics.jsonl, loss.png, best.safetensors and last.safetensors; an earlier run in it is moved aside.
     Default: runs/PRESET."""
@@ -69,7 +69,7 @@ class Args:
     profile: bool = False
     """Instead of training, print where the time of a step goes: each op's time, bytes and FLOP/s against this machine's limits."""
     threads: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
-    """Threads on the CPU, one for each shard or, with one shard, for matrix products. Default: all cores (of each rank its
+    """Threads on the CPU, one for each shard or, with one shard, for matmuls. Default: all cores (of each rank its
     share), but one for the small stages, whose matrices are small."""
 
     n_layer: Int = None

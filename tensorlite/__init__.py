@@ -7,8 +7,8 @@
 """
 
 from tensorlite.arrays import Array, Device, DeviceError, array_namespace, device_failure, pick_device, to_numpy
+from tensorlite.kv_cache import KVCache
 from tensorlite.random import Key
-from tensorlite.reference.attention import KVCache
 from tensorlite.reference.ops import ReferenceOps
 from tensorlite.testing.gradcheck import GradcheckError, GradReport, gradcheck
 from tensorlite.version import __version__

@@ -100,7 +100,7 @@ def _import_cupy(ordinal: int | None) -> ModuleType:
         if ordinal is not None:
             cupy.cuda.Device(ordinal % count).use()
         a = cupy.ones((2, 2), np.float32)
-        float((a @ a).sum())  # a product and a kernel: cuBLAS and the run-time compiler are libraries of their own
+        float((a @ a).sum())  # a matmul and a kernel: cuBLAS and the run-time compiler are libraries of their own
     except DeviceError:
         raise
     except Exception as error:

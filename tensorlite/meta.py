@@ -41,19 +41,19 @@ class MetaArray:
 class MetaOps(ReferenceOps):
     """ReferenceOps with every primitive replaced by its row in the op table. `flops` adds up as ops are called.
 
-    rows: the table of the backend whose caches are to be counted; tensorlite/cpu/op_info.py has another than the reference's.
+    op_table: the table of the backend whose caches are to be counted; tensorlite/cpu/op_info.py has another than the reference's.
     largest: elements of the largest array that an op has returned or saved for backward.
     """
 
-    name = "shapes"
+    name = "meta"
 
-    def __init__(self, rows: Mapping[str, op_info.OpInfo] = op_info.OP_INFO) -> None:
+    def __init__(self, op_table: Mapping[str, op_info.OpInfo] = op_info.OP_INFO) -> None:
         super().__init__(check=False)
-        self.op_table = rows
+        self.op_table = op_table
         self.flops: dict[str, float] = {}
         self.largest = 0
 
-    def count(self, name: str, flops: float) -> None:
+    def add_flops(self, name: str, flops: float) -> None:
         self.flops[name] = self.flops.get(name, 0.0) + flops
 
     @staticmethod
@@ -73,13 +73,13 @@ def _forward(name: str) -> Any:
         a = SimpleNamespace(**bound.arguments)
         itemsize = getattr(a, op.inputs[0]).itemsize
         y = MetaArray(op.output(a), itemsize)
-        self.count(f"{name}_forward", op.flops(a))
-        kept = [y if x == "y" else getattr(a, x) for x in op.saved_refs]
+        self.add_flops(f"{name}_forward", op.flops(a))
+        refs = [y if x == "y" else getattr(a, x) for x in op.saved_refs]
         saved = [MetaArray(shape, itemsize if dtype == "float" else 1) for shape, dtype in op.saved_new(a)]
         self.largest = max(self.largest, y.size, *(array.size for array in saved))
         if name == "attention" and a.kv_cache is not None:
             a.kv_cache.length += a.qkv.shape[1]
-        return y, (SimpleNamespace(a=a, y=y), kept, saved)
+        return y, (SimpleNamespace(a=a, y=y), refs, saved)
 
     forward.__signature__ = signature  # type: ignore[attr-defined]
     return forward
@@ -97,7 +97,7 @@ def _backward(name: str) -> Any:
         a, y = cache[0].a, cache[0].y
         if y.shape and dy.shape != y.shape:
             raise ValueError(f"{name}_backward: dy {dy.shape} does not fit y {y.shape}")
-        self.count(f"{name}_backward", op.backward_flops(a))
+        self.add_flops(f"{name}_backward", op.backward_flops(a))
         inputs = [getattr(a, x) for x in op.inputs]
         grads = tuple(None if x is None else MetaArray(x.shape, x.itemsize) for x in inputs)
         return grads if len(grads) > 1 else grads[0]

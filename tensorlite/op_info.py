@@ -1,4 +1,4 @@
-"""One table of the primitive ops: what goes in, what comes out, what is saved for backward, what it costs.
+"""One table of the primitive ops: their inputs, output, saved arrays and cost.
 
 The shape-only backend (`meta.py`), the memory and time estimates, and the contract tests are all read off this table; a test
 fails when an op of `ReferenceOps` has no row, or when a row's claims differ from what the op does.
@@ -53,7 +53,7 @@ def _probs_shape(a: Arguments) -> Shape:
 def _attention_flops(a: Arguments) -> float:
     C3 = a.qkv.shape[-1]
     probs = _probs_shape(a)
-    return 4 * prod(probs) * (C3 // 3 // a.n_head) + 6 * prod(probs)  # two products, then scale, mask and softmax
+    return 4 * prod(probs) * (C3 // 3 // a.n_head) + 6 * prod(probs)  # two matmuls, then scale, mask and softmax
 
 
 _TABLE = (

@@ -20,7 +20,7 @@ from tensorlite.arrays import Array
 ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 PARITY = 0x1BD11BDA  # the key schedule's constant
 ROUNDS = 13
-MASK32 = 0xFFFFFFFF
+MASK32 = 0xFFFFFFFF  # the low 32 bits
 LANES = 4  # 16-bit lanes in the 64 bits of one counter
 SMALL_BATCH = 16  # rows up to which Python's integers are faster than NumPy's arrays
 CHUNK = 1 << 14  # counters per pass on a CPU: the three working arrays (192 KiB) stay in the L2 cache
@@ -39,13 +39,13 @@ def threefry2x32(xp: Any, k0: int, k1: int, c0: Array, c1: Array, rounds: int = 
     schedule = (k0, k1, k0 ^ k1 ^ PARITY)
     x0 = c0 + xp.uint32(k0)
     x1 = c1 + xp.uint32(k1)
-    high = xp.empty_like(x1)
+    tmp = xp.empty_like(x1)
     for i in range(rounds):
-        left = ROTATIONS[i % 8]
+        rot = ROTATIONS[i % 8]
         x0 += x1
-        xp.right_shift(x1, 32 - left, out=high)  # x1 = rotate_left(x1, left) ^ x0, in place: memory passes are the cost
-        x1 <<= left
-        x1 |= high
+        xp.right_shift(x1, 32 - rot, out=tmp)  # x1 = rotate_left(x1, rot) ^ x0, in place: memory passes are the cost
+        x1 <<= rot
+        x1 |= tmp
         x1 ^= x0
         if i % 4 == 3:  # every four rounds the next two key words are injected
             j = i // 4 + 1
@@ -71,9 +71,9 @@ def _mix(k0: int, k1: int, x0: int, x1: int) -> tuple[int, int]:
     schedule = (k0, k1, k0 ^ k1 ^ PARITY)
     x0, x1 = (x0 + k0) & MASK32, (x1 + k1) & MASK32
     for i in range(ROUNDS):
-        left = ROTATIONS[i % 8]
+        rot = ROTATIONS[i % 8]
         x0 = (x0 + x1) & MASK32
-        x1 = ((x1 << left | x1 >> (32 - left)) & MASK32) ^ x0
+        x1 = ((x1 << rot | x1 >> (32 - rot)) & MASK32) ^ x0
         if i % 4 == 3:
             j = i // 4 + 1
             x0 = (x0 + schedule[j % 3]) & MASK32
@@ -82,7 +82,7 @@ def _mix(k0: int, k1: int, x0: int, x1: int) -> tuple[int, int]:
 
 
 def drop_threshold(p: float) -> int:
-    """Return how many of the 65536 values of a 16-bit lane mean "drop" (never all): the true probability is this over 65536."""
+    """Return the 16-bit threshold below which a lane is dropped (never all are); the effective probability is threshold / 65536."""
     if not 0.0 <= p < 1.0:
         raise ValueError(f"dropout probability must be in [0, 1), got {p}")
     return min(round(p * 65536), 65535)
@@ -95,9 +95,9 @@ def keep_mask(xp: Any, key: Key, shape: tuple[int, ...], p: float) -> Array:
     start at key.row0. A shard therefore sees exactly its rows of the full batch's mask.
     """
     rows, per_row = shape[0], math.prod(shape[1:])
-    first = key.row0 * per_row
-    lanes = _lanes(xp, key, first // LANES, -(-(first + rows * per_row) // LANES))
-    mask = lanes[first % LANES : first % LANES + rows * per_row] >= xp.uint16(drop_threshold(p))
+    offset = key.row0 * per_row
+    lanes = _lanes(xp, key, offset // LANES, -(-(offset + rows * per_row) // LANES))
+    mask = lanes[offset % LANES : offset % LANES + rows * per_row] >= xp.uint16(drop_threshold(p))
     return mask.reshape(shape)
 
 

@@ -81,7 +81,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where CuPy is, one worker runs all of test_gpu.py: the memory of a GPU is one, and so is the file of timed choices."""
+    """Where CuPy is, one worker runs all of tests/cuda/gpu: the GPU has one memory, and the autotuner one file."""
     if importlib.util.find_spec("cupy") is None:
         return None  # as --dist says
 
@@ -89,7 +89,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class OneForTheGpu(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "gpu" if "test_gpu.py" in nodeid else nodeid
+            return "gpu" if nodeid.startswith("tests/cuda/gpu/") else nodeid
 
     return OneForTheGpu(config, log)
 

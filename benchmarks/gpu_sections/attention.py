@@ -1,8 +1,8 @@
 """PyTorch's attention kernels at the model's shape, beside ours."""
 
 from gpu_sections.report import Section
-from gpu_sections.subject import CONFIG, TRAIN
 from gpu_sections.timing import us
+from gpu_sections.workload import CONFIG, TRAIN
 
 
 def sdpa(section: Section) -> None:

@@ -2,16 +2,16 @@
 
 import statistics
 
-from gpu_sections.contenders import WRITERS, of_pytorch
+from gpu_sections.implementations import WRITERS, of_pytorch
+from gpu_sections.interleaved_timing import time_interleaved
 from gpu_sections.machine import version
-from gpu_sections.race import race
 from gpu_sections.report import Section
-from gpu_sections.subject import CONFIG
+from gpu_sections.workload import CONFIG
 
 
 def generation(section: Section) -> None:
     names = [name for name in WRITERS if version("torch") or not of_pytorch(name)]
-    race(section, names, rounds=1 if section.args.quick else 2, each=CONFIG.block_size - 1)
+    time_interleaved(section, names, rounds=1 if section.args.quick else 2, each=CONFIG.block_size - 1)
 
 
 def show_generation(found: dict) -> str:

@@ -11,7 +11,7 @@ from gpt.models import MODELS
 from gpt.params import ParamTable
 from gpt.training.step import TrainState, loss_and_gradients
 from gpu_sections.report import Section
-from gpu_sections.subject import CONFIG, SEED, TRAIN, fast, text
+from gpu_sections.workload import CONFIG, SEED, TRAIN, fast, text
 from tensorlite import ReferenceOps, to_numpy
 from tensorlite.cuda.ops import PRECISIONS
 

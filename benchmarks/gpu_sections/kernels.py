@@ -6,9 +6,9 @@ from typing import Any
 
 from gpt.analysis import dry_run
 from gpt.config import ModelConfig, TrainConfig
+from gpu_sections.kernel_timer import KernelTimer, timed_steps
 from gpu_sections.report import Section
-from gpu_sections.stopwatch import Stopwatch, timed_steps
-from gpu_sections.subject import CONFIG, TRAIN, fast, text
+from gpu_sections.workload import CONFIG, TRAIN, fast, text
 from tensorlite.cuda.ops import PRECISIONS
 
 
@@ -16,10 +16,8 @@ def kernels(section: Section) -> None:
     runtime = fast("bf16").runtime
     xp, data = runtime.xp, text(runtime.xp)
     ceilings = section.report.found.get("machine", {}).get("ceilings", {})
-    peaks = (
-        dry_run.GPUS[dry_run.lookup_gpu(runtime.name)] if len(ceilings) < 4 else None
-    )  # the datasheet's, where it was not measured
-    if peaks:
+    if len(ceilings) < 4:  # the datasheet's where it was not measured
+        peaks = dry_run.GPUS[dry_run.lookup_gpu(runtime.name)]
         ceilings = {name: getattr(peaks, name) * 1e12 for name in PRECISIONS} | {"copy": peaks.bandwidth * 1e9} | ceilings
 
     def cover(seconds: float) -> None:
@@ -39,35 +37,35 @@ def kernels(section: Section) -> None:
     section.put(event=statistics.median(between(*pair) for pair in pairs))
     for precision in ("bf16",) if section.args.quick else ("bf16", "tf32"):
         with section.attempt(precision):
-            stopwatch = Stopwatch(runtime, mark, between)
-            seconds, host = timed_steps(stopwatch, precision, CONFIG, TRAIN, data, 3 if section.args.quick else 10, cover)
-            rows = counted(precision, CONFIG, TRAIN, len(data))
+            kernel_timer = KernelTimer(runtime, mark, between)
+            seconds, host = timed_steps(kernel_timer, precision, CONFIG, TRAIN, data, 3 if section.args.quick else 10, cover)
+            costs = step_costs(precision, CONFIG, TRAIN, len(data))
             slowest_first = sorted(seconds.items(), key=lambda item: -item[1])
-            listed = [entry(key, taken, rows.get(key), ceilings, precision) for key, taken in slowest_first]
+            listed = [entry(key, taken, costs.get(key), ceilings, precision) for key, taken in slowest_first]
             section.row(precision, kernels=listed, host=host)
 
 
-def counted(precision: str, config: ModelConfig, train: TrainConfig, characters: int) -> dict[tuple[str, str], Any]:
+def step_costs(precision: str, config: ModelConfig, train: TrainConfig, characters: int) -> dict[tuple[str, str], Any]:
     """Calls, FLOPs and bytes of the same step, by the same keys."""
     ops = fast(precision, dry_run.DryRunRuntime())
-    dry_run.count(ops, config, train, characters)
-    return ops.runtime.rows
+    dry_run.trace_step(ops, config, train, characters)
+    return ops.runtime.costs
 
 
-def roofline(kernel: str, row: Any, ceilings: Mapping[str, float], precision: str) -> float:
-    """The least seconds for a row of `counted` at the ceilings. Attention is on the tensor cores in bf16 alone."""
-    matrix = kernel.startswith(("product", "attention") if precision == "bf16" else "product")
-    return max(row.flops / ceilings[precision if matrix else "float32"], row.bytes / ceilings["copy"])
+def roofline(kernel: str, cost: Any, ceilings: Mapping[str, float], precision: str) -> float:
+    """The least seconds for a cost of `step_costs` at the ceilings. Attention is on the tensor cores in bf16 alone."""
+    matrix = kernel.startswith(("gemm", "attention") if precision == "bf16" else "gemm")
+    return max(cost.flops / ceilings[precision if matrix else "float32"], cost.bytes / ceilings["copy"])
 
 
-def entry(key: tuple[str, str], seconds: float, row: Any, ceilings: Mapping[str, float], precision: str) -> dict[str, Any]:
+def entry(key: tuple[str, str], seconds: float, cost: Any, ceilings: Mapping[str, float], precision: str) -> dict[str, Any]:
     """A kernel for gpu.json; of one that is not counted, its time alone."""
     op, kernel = key
     found = {"op": op, "kernel": kernel, "seconds": seconds}
-    if row is None:
+    if cost is None:
         return found
-    least = roofline(kernel, row, ceilings, precision)
-    return found | {"calls": row.calls, "flops": row.flops, "bytes": row.bytes, "roofline": least}
+    least = roofline(kernel, cost, ceilings, precision)
+    return found | {"calls": cost.calls, "flops": cost.flops, "bytes": cost.bytes, "roofline": least}
 
 
 def show_kernels(found: dict) -> str:
@@ -78,14 +76,14 @@ def show_kernels(found: dict) -> str:
         lines += [
             f"kernels of a step in {precision}: {total * 1e3:.2f} ms in all, {least * 1e3:.2f} ms at the ceilings; the host takes "
             f"{row['host'] * 1e3:.1f} ms to launch them; each call has {found['event'] * 1e6:.1f} us of an event in it",
-            f"{'op':26}{'kernel':44}{'calls':>6}{'us':>9}{'share':>8}{'MiB':>8}{'GFLOP':>8}{'of roofline':>13}",
+            f"{'op':32}{'kernel':44}{'calls':>6}{'us':>9}{'share':>8}{'MiB':>8}{'GFLOP':>8}{'of roofline':>13}",
         ]
         for k in row["kernels"]:
             if k["seconds"] < total / 200 or "calls" not in k:
                 continue
             numbers = f"{k['bytes'] / 2**20:8.0f}{k['flops'] / 1e9:8.1f}{100 * k['roofline'] / k['seconds']:11.0f} %"
             share = f"{100 * k['seconds'] / total:6.1f} %"
-            lines.append(f"{k['op']:26}{k['kernel']:44}{k['calls']:6}{k['seconds'] * 1e6:9.1f}{share}{numbers}")
+            lines.append(f"{k['op']:32}{k['kernel']:44}{k['calls']:6}{k['seconds'] * 1e6:9.1f}{share}{numbers}")
     return "\n".join(lines)
 
 

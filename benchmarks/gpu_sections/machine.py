@@ -1,4 +1,4 @@
-"""Versions, and two ceilings measured here: a large product in each precision, a large copy."""
+"""Versions, and two ceilings measured here: a large GEMM in each precision, a large copy."""
 
 import contextlib
 import functools
@@ -8,8 +8,8 @@ import platform
 import subprocess
 
 from gpu_sections.report import Section
-from gpu_sections.subject import ROOT, fast, numbers
 from gpu_sections.timing import Timer
+from gpu_sections.workload import ROOT, fast, numbers
 
 VERSIONS = ("driver", "cublaslt", "nvrtc", "cupy", "numpy", "torch", "triton", "python", "commit")
 
@@ -40,7 +40,7 @@ def machine(section: Section) -> None:
         ceilings["copy"] = 2 * big.nbytes / timer.seconds([lambda: xp.copyto(other, big)], calls=10, captured=False)
         section.put(ceilings=ceilings)
     for precision, n in (("bf16", 8192), ("tf32", 4096), ("float32", 4096)):
-        with section.attempt(f"product in {precision}"):
+        with section.attempt(f"GEMM in {precision}"):
             own = fast(precision, runtime)
             a, b, out = numbers(own, n, n), numbers(own, n, n), own.empty((n, n))
             ceilings[precision] = 2 * n**3 / timer.seconds([functools.partial(own.gemm, a, b, out)], calls=8, captured=False)
@@ -84,5 +84,5 @@ def show_machine(found: dict) -> str:
     versions = ", ".join(f"{name} {found.get(name) or '-'}" for name in VERSIONS)
     return (
         f"{found['gpu']} ({size}), {versions}\n"
-        f"ceilings here: products {rates}; copies {ceilings.get('copy', math.nan) / 1e12:.2f} TB/s, read and written"
+        f"ceilings here: GEMMs {rates}; copies {ceilings.get('copy', math.nan) / 1e12:.2f} TB/s, read and written"
     )

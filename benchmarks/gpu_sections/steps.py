@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from gpu_sections.contenders import FAIR, GRAPH, OURS, PLAIN, TORCH, of_pytorch
+from gpu_sections.implementations import FAIR, GRAPH, OURS, PLAIN, TORCH, of_pytorch
+from gpu_sections.interleaved_timing import time_interleaved
 from gpu_sections.machine import version
-from gpu_sections.race import race
 from gpu_sections.report import Section
-from gpu_sections.subject import CONFIG, TRAIN
+from gpu_sections.workload import CONFIG, TRAIN
 
 
 def steps(section: Section) -> None:
@@ -24,7 +24,7 @@ def steps(section: Section) -> None:
     second = [] if memory > 40 << 30 else ["reference", PLAIN.format("float32"), PLAIN.format("tf32"), GRAPH.format("float32")]
     for group in ([name for name in names if name not in second], second):
         if group:
-            race(section, group, rounds=2 if section.args.quick else 5)
+            time_interleaved(section, group, rounds=2 if section.args.quick else 5)
 
 
 def fair(rows: Mapping[str, dict]) -> tuple[str, float]:

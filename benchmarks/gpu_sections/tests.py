@@ -1,16 +1,16 @@
-"""pytest tests/cuda/test_gpu.py, and what it counts."""
+"""pytest tests/cuda/gpu, and what it counts."""
 
 import re
 import subprocess
 import sys
 
 from gpu_sections.report import Section
-from gpu_sections.subject import ROOT
+from gpu_sections.workload import ROOT
 
 
 def tests(section: Section) -> None:
     log = section.args.out / "tests.log"
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-v", "--durations=10", "tests/cuda/test_gpu.py"]
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-v", "--durations=10", "tests/cuda/gpu"]
     with log.open("w") as file:
         process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
         try:

@@ -43,9 +43,11 @@ class Timer:
             times.append(xp.cuda.get_elapsed_time(start, end) / 1e3)
         return statistics.median(times) / (cycles * len(works))
 
-    def fastest(self, ways: Mapping[str, Sequence[Callable[[], Any]]]) -> tuple[str, float]:
-        """The name of the fastest way and its seconds; one that raises RuntimeError is left out."""
-        return fastest({name: (lambda w=works: w) for name, works in ways.items()}, lambda way: self.seconds(way(), rounds=1))
+    def fastest(self, candidates: Mapping[str, Sequence[Callable[[], Any]]]) -> tuple[str, float]:
+        """The name of the fastest candidate and its seconds; one that raises RuntimeError is left out."""
+        return fastest(
+            {name: (lambda w=works: w) for name, works in candidates.items()}, lambda candidate: self.seconds(candidate(), rounds=1)
+        )
 
     def sets(self, nbytes: int) -> int:
         """How many sets of arrays of so many bytes are beyond the cache."""

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from gpt.training import checkpoint, run_dir
-from gpu_sections.contenders import GRAPH
+from gpu_sections.implementations import GRAPH
 from gpu_sections.machine import memory_used
 from gpu_sections.report import Section, say
-from gpu_sections.subject import CONFIG, ROOT, TRAIN
+from gpu_sections.workload import CONFIG, ROOT, TRAIN
 
 TARGET = 1.48  # validation loss that the lecture reports
 

@@ -1,28 +1,29 @@
-"""What a run says before it starts: what will run, on how many threads, and the memory and time it will take."""
+"""What a run prints before it starts: device, model, text, and the memory and time it will take."""
 
 from threadpoolctl import threadpool_info
 
-from gpt.analysis.cost import available_bytes, estimate_cost, human_bytes, human_seconds, time_call
-from gpt.analysis.limits import memory_in_use, processors
+from gpt.analysis.cost import available_bytes, estimate_cost, time_call
+from gpt.analysis.format import human_bytes, human_seconds
 from gpt.config import ModelConfig
 from gpt.errors import ConfigError
+from gpt.limits import memory_in_use, processors
 from gpt.training.backends import Backend
 from gpt.training.data_parallel import Workers
-from gpt.training.evaluate import evaluated_chars, rows_at_once
+from gpt.training.evaluate import evaluated_chars, rows_per_pass
 from gpt.training.run_setup import RunSetup
 from gpt.training.trainer import Trainer
 from tensorlite import Device
 
 
 def blas_threads(workers: Workers, threads: int) -> int:
-    """With several shards each product stays on its shard's thread, however many there are: the bits depend on it."""
+    """With several shards each matmul stays on the thread of its shard, because its result, bit for bit, depends on its threads."""
     return threads if workers.shards == 1 else 1
 
 
 def default_threads(model: ModelConfig, device: Device, local_size: int = 1) -> int:
-    """All processors, or this rank's share of them; but one for a small stage, whose matrices are done before another has woken up.
+    """All processors, or this rank's share of them, but one thread for a small stage, whose matmuls end before another wakes up.
 
-    And one for a GPU, which has one queue of work.
+    A GPU is fed by one thread.
     """
     if device.name != "cpu":
         return 1
@@ -30,20 +31,20 @@ def default_threads(model: ModelConfig, device: Device, local_size: int = 1) -> 
 
 
 def blas_kernels() -> str:
-    """Which matrix-product kernels NumPy uses, as ", openblas SkylakeX": their speed is the run's; "" where nothing is known."""
+    """Which BLAS kernels NumPy uses, as ", openblas SkylakeX", since a run is as fast as they are; "" where it is unknown."""
     for library in threadpool_info():
         if library["user_api"] == "blas":
             return f", {library['internal_api']} {library.get('architecture', '')}".rstrip()
     return ""
 
 
-def describe(plan: RunSetup, device: Device, backend: Backend, workers: Workers, threads: int) -> None:
-    """Say what will run and what it needs. Raises ConfigError when the device's memory cannot hold it."""
-    model, corpus = plan.model, plan.corpus
-    shard_rows, eval_rows = -(-plan.train.batch_size // workers.shards), rows_at_once(workers, plan.train.batch_size, model)
+def describe(setup: RunSetup, device: Device, backend: Backend, workers: Workers, threads: int) -> None:
+    """Print what will run and what it needs. Raises ConfigError when the device's memory cannot hold it."""
+    model, corpus = setup.model, setup.corpus
+    shard_rows, eval_rows = -(-setup.train.batch_size // workers.shards), rows_per_pass(workers, setup.train.batch_size, model)
     cost = estimate_cost(
         model,
-        plan.train,
+        setup.train,
         workers.ops.op_table,
         len(workers.local_shards),
         backend.itemsize,
@@ -60,7 +61,7 @@ def describe(plan: RunSetup, device: Device, backend: Backend, workers: Workers,
     print(f"model    {model.model}{shape}, context {model.block_size}: {cost.n_params:,} parameters")
     characters = len(corpus.train) + len(corpus.val)
     dropped = f", {corpus.dropped:,} dropped" if corpus.dropped else ""
-    evaluated = evaluated_chars(len(corpus.val), model.block_size, plan.train.val_chars)
+    evaluated = evaluated_chars(len(corpus.val), model.block_size, setup.train.val_chars)
     of_val = "all evaluated" if evaluated == len(corpus.val) - 1 else f"{evaluated:,} evaluated in evenly spread windows"
     split = f"{len(corpus.train):,} train; {len(corpus.val):,} val, {of_val}"
     print(f"text     {characters:,} characters ({split}), {model.vocab_size} symbols{dropped}")
@@ -79,25 +80,25 @@ def describe(plan: RunSetup, device: Device, backend: Backend, workers: Workers,
             needs = f"{cost.n_params:,} parameters and their optimizer need about {human_bytes(least)}"
             raise ConfigError(f"n_embd {model.n_embd}: {needs}, {has}; lower --n-embd or --n-layer")
         raise ConfigError(
-            f"batch_size {plan.train.batch_size} needs about {human_bytes(peak)}, {has}; lower --batch-size and raise "
+            f"batch_size {setup.train.batch_size} needs about {human_bytes(peak)}, {has}; lower --batch-size and raise "
             "--gradient-accumulation-steps"
         )
 
 
 def estimated_time(trainer: Trainer) -> str:
-    """From a timed step. An evaluation is forward alone, a third of the work per character."""
+    """Estimate the time from a timed step. An evaluation is forward alone, a third of the work per character."""
     cfg = trainer.train_config
 
     def step_and_wait() -> None:
-        trainer.make_step()
-        trainer.read()
+        trainer.train_step()
+        trainer.sync()
 
-    with trainer.undone():
+    with trainer.rolled_back():
         step = time_call(step_and_wait, trainer.workers.mean, warm_up=trainer.workers.ops.warm_up)
     left = max(0, cfg.max_iters - trainer.state.step)
     validated = evaluated_chars(len(trainer.val_data), trainer.model_config.block_size, cfg.val_chars)
     evaluated = validated + cfg.eval_batches * cfg.batch_size * trainer.model_config.block_size
     evaluation = step / 3 * evaluated / trainer.tokens_per_step
-    evaluations = -(-left // cfg.eval_interval) + (not trainer.records)
+    evaluations = -(-left // cfg.eval_interval) + (not trainer.history)
     total = left * step + evaluations * evaluation
     return f"about {human_seconds(total)}: {left} steps of {step:.3g} s, timed here, and evaluations of {evaluation:.2g} s"

@@ -1,4 +1,4 @@
-"""What a run will need, said before it starts: bytes counted from the op table, seconds from a timed step."""
+"""Memory and time of a run, before it starts: bytes counted from the op table, seconds of one step."""
 
 import statistics
 import time
@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gpt.analysis.limits import available_memory
 from gpt.config import ModelConfig, TrainConfig
+from gpt.limits import available_memory
 from gpt.models import MODELS
 from gpt.params import Param, ParamTable
 from tensorlite.meta import MetaArray, MetaOps, cache_bytes
 from tensorlite.op_info import OP_INFO, OpInfo
 
-FLOAT = 4  # bytes of a float32
+FLOAT_BYTES = 4  # of a float32
 LIBRARY_BYTES = 48 * 2**20  # measured: matplotlib once it has drawn, and the buffers of the BLAS
-PATIENCE = 30.0  # seconds: a first call below it, which maps its memory in, is not taken for the rule
+SLOW_CALL_S = 30.0  # a slower call is timed once; a faster first one is repeated, because it also maps its memory in
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Cost:
 
     n_params: int
     state_bytes: int  # parameters, gradients, Adam's two moments, and their copies
-    cache_bytes: int  # what forward keeps for backward, one micro-batch
+    cache_bytes: int  # what forward saves for backward, for one micro-batch
     scratch_bytes: int  # the largest op's temporaries, in a step and in an evaluation
     flops: float  # of one update
     library_bytes: int = 0
@@ -35,9 +35,9 @@ class Cost:
 
 
 class MetaParamTable(ParamTable):
-    """A parameter table whose views are shapes, of numbers of so many bytes."""
+    """A parameter table whose views are MetaArrays, with `itemsize` bytes per value."""
 
-    def __init__(self, params: list[Param], itemsize: int = FLOAT) -> None:
+    def __init__(self, params: list[Param], itemsize: int = FLOAT_BYTES) -> None:
         super().__init__(params)
         self.itemsize = itemsize
 
@@ -48,29 +48,29 @@ class MetaParamTable(ParamTable):
 def estimate_cost(
     config: ModelConfig,
     train: TrainConfig,
-    rows: Mapping[str, OpInfo] = OP_INFO,
-    own_shards: int | None = None,
-    itemsize: int = FLOAT,
+    op_table: Mapping[str, OpInfo] = OP_INFO,
+    local_shards: int | None = None,
+    itemsize: int = FLOAT_BYTES,
     on_cpu: bool = False,
     eval_rows: int = 0,
 ) -> Cost:
     """Run one step on shapes alone.
 
-    rows: the backend's op table.
-    own_shards: how many of the shards are this process's (all).
-    itemsize: bytes of an activation.
+    op_table: that of the backend.
+    local_shards: how many of the shards this process computes (all).
+    itemsize: bytes per activation.
     on_cpu: whether a checkpoint is copied and written, and the curve drawn, in the same memory.
     eval_rows: rows that an evaluation holds beside those of a step, in a backend that keeps memory for each shape.
     """
-    ops = MetaOps(rows)
-    own_shards = train.shards if own_shards is None else own_shards
-    batch_rows = -(-train.batch_size * own_shards // train.shards)
-    table, cached = run_on_shapes(ops, config, batch_rows, itemsize)
+    ops = MetaOps(op_table)
+    local_shards = train.shards if local_shards is None else local_shards
+    batch_rows = -(-train.batch_size * local_shards // train.shards)
+    table, cached = run_on_meta(ops, config, batch_rows, itemsize)
     largest = max(ops.largest, table.size)  # attention's scores, say, where the backend stores them
     copies = 6 if on_cpu else 4  # of the timed state; or, larger, three that are being written and the file that they make
     return Cost(
         n_params=table.n_params,
-        state_bytes=(4 + copies + own_shards - 1) * FLOAT * table.size,  # four buffers, and a gradient per further shard
+        state_bytes=(4 + copies + local_shards - 1) * FLOAT_BYTES * table.size,  # four buffers, and a gradient per further shard
         cache_bytes=cached,
         # the backward of attention or GELU holds up to eight arrays of its size at once
         scratch_bytes=8 * itemsize * (largest + ops.largest * eval_rows // batch_rows),
@@ -79,52 +79,35 @@ def estimate_cost(
     )
 
 
-def run_on_shapes(ops: Any, config: ModelConfig, rows: int, itemsize: int = FLOAT) -> tuple[ParamTable, int]:
-    """Forward and backward of so many rows on a MetaOps. Returns the parameters' table and the bytes that forward keeps."""
+def run_on_meta(ops: Any, config: ModelConfig, batch_rows: int, itemsize: int = FLOAT_BYTES) -> tuple[ParamTable, int]:
+    """Run forward and backward of `batch_rows` rows on a MetaOps. Returns the parameter table and the bytes of forward's cache."""
     model = MODELS[config.model]
     table = MetaParamTable(model.init(config), itemsize)
-    params, idx = table.tree(None), MetaArray((rows, config.block_size), 8)
+    params, idx = table.tree(None), MetaArray((batch_rows, config.block_size), 8)
     _, cache = model.forward(ops, params, idx, idx, config, key=ops.step_key(0, 0))
     model.backward(ops, 1.0, cache)
     return table, cache_bytes(cache, params)
 
 
 def available_bytes(xp: Any, threads: int = 0) -> int | None:
-    """Memory that a run may take on the device, where the system tells: what is free on a GPU, all that is allowed on a CPU.
+    """Memory that a run may take on the device: what is free on a GPU, all that is allowed on a CPU, None where it is unknown.
 
-    threads: how many the run is still to start.
+    threads: how many threads the run has yet to start.
     """
     return int(xp.cuda.runtime.memGetInfo()[0]) if xp.__name__ == "cupy" else available_memory(threads=threads)
 
 
-def time_call(work: Callable[[], Any], agreed: Callable[[float], float] = float, enough: float = 1.0, warm_up: int = 1) -> float:
-    """Time a call: once if it takes very long, else as often as fits into `enough`; the median.
+def time_call(
+    work: Callable[[], Any], across_ranks: Callable[[float], float] = float, budget_s: float = 1.0, warm_up: int = 1
+) -> float:
+    """Return the median seconds of a call, made once if it takes very long, else as often as fits into `budget_s`.
 
-    agreed: what all ranks make of a time, so that all make the same number of calls. warm_up: first calls that are left out.
+    across_ranks: reduces a time over the ranks, so that all ranks make the same number of calls.
+    warm_up: how many first calls are left out.
     """
     times: list[float] = []
-    while len(times) < 100 and sum(times[warm_up:]) < enough and (len(times) != 1 or times[0] < PATIENCE):
+    while len(times) < 100 and sum(times[warm_up:]) < budget_s and (len(times) != 1 or times[0] < SLOW_CALL_S):
         start = time.perf_counter()
         work()
-        times.append(agreed(time.perf_counter() - start))
+        times.append(across_ranks(time.perf_counter() - start))
     return statistics.median(times[warm_up:] or times)
-
-
-def human_bytes(n: float) -> str:
-    """123456789 -> '118 MiB'."""
-    for unit in ("B", "KiB", "MiB"):
-        if n < 1024:
-            return f"{n:.0f} {unit}"
-        n /= 1024
-    return f"{n:.1f} GiB"
-
-
-def human_seconds(seconds: float) -> str:
-    """5025 -> '84 min', 6000 -> '1 h 40 min'."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 72 else f"{hours / 24:.1f} days"

@@ -1,8 +1,9 @@
-"""What a step on a GPU is made of, said without one: each op's kernels, what they compute and move, and its roofline.
+"""train.py --dry-run: the kernels of a step on a GPU, their FLOPs, bytes and roofline, without a GPU.
 
-The real backend runs on a runtime that only counts (tensorlite/cuda/runtime/dry_run.py). Each kernel is charged its FLOPs at the
-GPU's peak or its arrays, each once, at the memory's bandwidth, datasheet figures both: the larger is its roofline (Williams,
-Waterman, Patterson 2009). A run is slower, since no kernel reaches either, but for what the cache still holds of the kernel before.
+The real backend runs on a runtime that only adds up costs (tensorlite/cuda/runtime/dry_run.py). Each kernel is charged its FLOPs at
+the GPU's peak or its arrays, each once, at the memory's bandwidth, datasheet figures both: the larger is its roofline (Williams,
+Waterman, Patterson 2009). A real run is slower because no kernel reaches these peaks, except where data is still in L2 from the
+previous kernel.
 """
 
 from collections.abc import Callable
@@ -10,9 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gpt.analysis.cost import human_bytes
+from gpt.analysis.format import human_bytes
 from gpt.analysis.gpus import GPUS, lookup_gpu
-from gpt.analysis.profile import instrument
+from gpt.analysis.instrument import Observer, instrument
 from gpt.config import ModelConfig, TrainConfig
 from gpt.errors import ConfigError
 from gpt.models import MODELS
@@ -27,7 +28,7 @@ from tensorlite.cuda.runtime.graph import RING_SIZE
 from tensorlite.cuda.runtime.memory_pool import GraphMemoryPool
 
 
-def step_plan(config: ModelConfig, train: TrainConfig, precision: Precision | Literal["auto"], characters: int, gpu: str) -> str:
+def step_table(config: ModelConfig, train: TrainConfig, precision: Precision | Literal["auto"], characters: int, gpu: str) -> str:
     """The table that `train.py --dry-run` prints. precision: auto is bf16 where the GPU has it.
 
     Raises ConfigError for a GPU, or a precision of it, without figures.
@@ -46,24 +47,24 @@ def step_plan(config: ModelConfig, train: TrainConfig, precision: Precision | Li
     lines = [
         f"a step on one {name} in {precision}: {peak:g} TFLOP/s, {peaks.bandwidth:g} GB/s (datasheet); "
         f"attention: {why if on_cores else f'without tensor cores, {why}'}",
-        f"{'op':24}{'kernel':52}{'calls':>6}{'GFLOP':>9}{'bytes':>11}{'roofline, us':>14}  bound by",
+        f"{'op':32}{'kernel':52}{'calls':>6}{'GFLOP':>9}{'bytes':>11}{'roofline, us':>14}  bound by",
     ]
     if peaks.bf16 is None:
         lines.insert(
             0, f"note     the kernels need compute capability 8.0, the {name} has less: train.py takes the reference on it"
         )
     total = 0.0
-    for (op, kernel), row in runtime.rows.items():
-        matrix = kernel.startswith("product") or (on_cores and kernel.startswith("attention"))
-        arithmetic = row.flops / (peak if matrix else peaks.float32) / 1e6
-        moving = row.bytes / peaks.bandwidth / 1e3
-        roofline, bound = max((arithmetic, "arithmetic"), (moving, "bytes"))
+    for (op, kernel), cost in runtime.costs.items():
+        on_matrix_units = kernel.startswith("gemm") or (on_cores and kernel.startswith("attention"))
+        compute_us = cost.flops / (peak if on_matrix_units else peaks.float32) / 1e6
+        memory_us = cost.bytes / peaks.bandwidth / 1e3
+        roofline, bound = max((compute_us, "arithmetic"), (memory_us, "bytes"))
         total += roofline
-        counted = f"{row.calls:6}{row.flops / 1e9:9.1f}{human_bytes(row.bytes):>11}{roofline:14.1f}"
-        lines.append(f"{op:24}{kernel:52}{counted}  {bound}")
-    rows = runtime.rows.values()
-    launches, flops, moved = sum(r.calls for r in rows), sum(r.flops for r in rows), sum(r.bytes for r in rows)
-    lines.append(f"{'in all':76}{launches:6}{flops / 1e9:9.1f}{human_bytes(moved):>11}{total:14.1f}")
+        columns = f"{cost.calls:6}{cost.flops / 1e9:9.1f}{human_bytes(cost.bytes):>11}{roofline:14.1f}"
+        lines.append(f"{op:32}{kernel:52}{columns}  {bound}")
+    costs = runtime.costs.values()
+    launches, flops, moved = sum(c.calls for c in costs), sum(c.flops for c in costs), sum(c.bytes for c in costs)
+    lines.append(f"{'in all':84}{launches:6}{flops / 1e9:9.1f}{human_bytes(moved):>11}{total:14.1f}")
     lines.append(
         f"memory   {human_bytes(memory)} for the graph, {human_bytes(16 * ParamTable(MODELS[config.model].init(config)).size)} "
         "for parameters, gradients and moments"
@@ -71,8 +72,8 @@ def step_plan(config: ModelConfig, train: TrainConfig, precision: Precision | Li
     return "\n".join(lines)
 
 
-def op_observer(runtime: Any) -> Callable:
-    """For gpt.profile.watch: tells the runtime which op is running, the outermost of several."""
+def op_observer(runtime: Any) -> Observer:
+    """Return an observer that tells the runtime which op is running: of nested ops the outermost."""
 
     def observe(name: str, _: tuple, call: Callable[[], Any]) -> Any:
         before, runtime.op = runtime.op, runtime.op or name
@@ -85,18 +86,18 @@ def op_observer(runtime: Any) -> Callable:
 
 
 def trace_step(ops: CUDAOps, config: ModelConfig, train: TrainConfig, characters: int) -> int:
-    """Fill the runtime's rows with a step; return the bytes that its graph would reserve."""
+    """Run one step on the runtime, which adds up the costs of its kernels. Returns the bytes that its graph would reserve."""
     runtime, model = ops.runtime, MODELS[config.model]
     table = ParamTable(model.init(config))
     params, grads, m, v = (np.empty(table.size, np.float32) for _ in range(4))
-    counter = DeviceStep(np.empty((), np.int64))
-    state = TrainState(table, params, grads, m, v, counter)  # type: ignore[arg-type]
+    device_step = DeviceStep(np.empty((), np.int64))
+    state = TrainState(table, params, grads, m, v, device_step)  # type: ignore[arg-type]
     data = np.empty(characters, np.uint16)
 
-    arena = GraphMemoryPool(runtime.block)
-    with runtime.allocating(arena):
+    pool = GraphMemoryPool(runtime.block)
+    with runtime.allocating(pool):
         loss, norm = train_step(instrument(ops, op_observer(runtime)), model, state, data, config, train, 0)
-        ring = np.empty((RING_SIZE, 2), np.float32)
-        ops.launch("optim.cu", "end_step", 1, 1, counter.array, loss, norm, ring, RING_SIZE)  # as CapturedStep does
+        loss_ring = np.empty((RING_SIZE, 2), np.float32)
+        ops.launch("optim.cu", "end_step", 1, 1, device_step.array, loss, norm, loss_ring, RING_SIZE)  # as CapturedStep does
     del loss, norm
-    return arena.nbytes
+    return pool.nbytes

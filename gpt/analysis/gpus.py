@@ -1,4 +1,4 @@
-"""Datasheet figures of GPUs, for the plan of a step: train.py --dry-run.
+"""Datasheet figures of GPUs, for the table that --dry-run prints.
 
 They are NVIDIA's: of data-centre cards from their datasheets, of GeForce and RTX cards from the appendices of the architecture
 whitepapers (GA102, Ada, RTX Blackwell) and the product pages. The figures of the H20 and B300 are from providers' tables; of the
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from gpt.errors import ConfigError
 from tensorlite import Device
 
-DEFAULT = "H200"  # where no other is asked for, or here
+DEFAULT_GPU = "H200"  # where none is named and none is in this machine
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """Dense TFLOP/s with sums in float32, and GB/s; of the SXM card, and the larger memory, where there are several.
+    """Dense TFLOP/s with float32 accumulation, and GB/s; of the SXM card, and the larger memory, where there are several.
 
     None: its tensor cores do not know the format. Such cards are of compute capability below 8.0, where the kernels do not run.
     """
@@ -28,7 +28,7 @@ class Gpu:
 
 
 def geforce(float32: float, bandwidth: float) -> Gpu:
-    """Of these cards the whitepapers list, with sums in float32, twice the float32 rate for bf16 and the float32 rate for tf32."""
+    """A card whose whitepaper lists, with float32 accumulation, twice its float32 rate for bf16 and its float32 rate for tf32."""
     return Gpu(2 * float32, float32, float32, bandwidth)
 
 
@@ -67,27 +67,26 @@ GPUS = {
     "RTX 5080": geforce(56.3, 960),
     "RTX 5090": geforce(104.8, 1792),
 }
-OTHER = r"(?![a-z0-9]| *(ti|super|laptop|mobile|max-q|d)\b)"  # what makes a card another one than the name before it
+VARIANT = r"(?![a-z0-9]| *(ti|super|laptop|mobile|max-q|d)\b)"  # a suffix that makes it another card than the name before it
 
 
 def lookup_gpu(gpu: str) -> str:
     """The entry of GPUS that a name means, "NVIDIA H200" too. Raises ConfigError for one that is not known."""
-    found = [known for known in GPUS if re.search(rf"(?<![a-z0-9]){known.lower().replace(' ', ' *')}{OTHER}", gpu.lower())]
+    found = [known for known in GPUS if re.search(rf"(?<![a-z0-9]){known.lower().replace(' ', ' *')}{VARIANT}", gpu.lower())]
     if not found:
         raise ConfigError(f"gpu {gpu!r} is not known; one of {', '.join(GPUS)}")
     return max(found, key=len)
 
 
 def figures_for(asked: str | None, device: Device) -> str:
-    """The entry of GPUS to plan with: as asked, else of the GPU here, else DEFAULT. Says so where the GPU here has no entry."""
+    """The entry of GPUS to use: as asked, else that of this machine's GPU, else DEFAULT_GPU. Notes a GPU here that has no entry."""
     if asked is not None:
         return lookup_gpu(asked)
     if device.name != "cuda":
-        return DEFAULT
+        return DEFAULT_GPU
     try:
         return lookup_gpu(device.description)
     except ConfigError:
-        print(
-            f"note     no datasheet figures are known here of {device.description}: these are an {DEFAULT}'s; --gpu names another"
-        )
-        return DEFAULT
+        unknown = f"no datasheet figures are known here of {device.description}"
+        print(f"note     {unknown}: these are an {DEFAULT_GPU}'s; --gpu names another")
+        return DEFAULT_GPU

@@ -1,4 +1,7 @@
-"""The models on the way, one file each: `init`, `forward`, `backward`, `logits`. What they repeat is the point."""
+"""One file per model: init, forward, backward, logits; MODELS (__init__.py) has the lecture's order.
+
+What they repeat of each other is the point: the difference between two files is the lesson.
+"""
 
 from types import ModuleType
 

@@ -34,37 +34,39 @@ def init(config: ModelConfig) -> list[Param]:
 
 def block_forward(ops: Any, x: Any, p: dict, config: ModelConfig, layer: int, key: Any, kv_cache: Any) -> tuple[Any, tuple]:
     """x = x + attention(x);  x = x + mlp(x)"""
-    H, drop = config.n_head, config.dropout
-    a, attn = ops.self_attention_forward(
-        x, p["qkv_w"], None, p["attn_proj_w"], p["attn_proj_b"], H, drop, ops.fold_in(key, layer, "attention"), kv_cache
+    H, dropout = config.n_head, config.dropout
+    a, attn_cache = ops.self_attention_forward(
+        x, p["qkv_w"], None, p["attn_proj_w"], p["attn_proj_b"], H, dropout, ops.fold_in(key, layer, "attention"), kv_cache
     )
-    x, residual1 = ops.residual_forward(x, a, drop, ops.fold_in(key, layer, "attention_residual"))
-    m, mlp = ops.mlp_forward(x, p["fc_w"], p["fc_b"], p["mlp_proj_w"], p["mlp_proj_b"], config.activation)
-    x, residual2 = ops.residual_forward(x, m, drop, ops.fold_in(key, layer, "mlp_residual"))
-    return x, (attn, residual1, mlp, residual2)
+    x, attn_residual_cache = ops.residual_forward(x, a, dropout, ops.fold_in(key, layer, "attention_residual"))
+    m, mlp_cache = ops.mlp_forward(x, p["fc_w"], p["fc_b"], p["mlp_proj_w"], p["mlp_proj_b"], config.activation)
+    x, mlp_residual_cache = ops.residual_forward(x, m, dropout, ops.fold_in(key, layer, "mlp_residual"))
+    return x, (attn_cache, attn_residual_cache, mlp_cache, mlp_residual_cache)
 
 
 def block_backward(ops: Any, dx: Any, cache: tuple) -> tuple[Any, dict]:
     """The same lines upwards. x was used twice by each half, so its gradients add."""
-    attn, residual1, mlp, residual2 = cache
-    d: dict = {}
-    dx, dm = ops.residual_backward(dx, residual2)
-    dx_mlp, d["fc_w"], d["fc_b"], d["mlp_proj_w"], d["mlp_proj_b"] = ops.mlp_backward(dm, mlp)
-    dx, da = ops.residual_backward(ops.add(dx, dx_mlp), residual1)
-    dx_attn, d["qkv_w"], _, d["attn_proj_w"], d["attn_proj_b"] = ops.self_attention_backward(da, attn)
-    return ops.add(dx, dx_attn), d
+    attn_cache, attn_residual_cache, mlp_cache, mlp_residual_cache = cache
+    grads: dict = {}
+    dx, dm = ops.residual_backward(dx, mlp_residual_cache)
+    dx_mlp, grads["fc_w"], grads["fc_b"], grads["mlp_proj_w"], grads["mlp_proj_b"] = ops.mlp_backward(dm, mlp_cache)
+    dx, da = ops.residual_backward(ops.add(dx, dx_mlp), attn_residual_cache)
+    dx_attn, grads["qkv_w"], _, grads["attn_proj_w"], grads["attn_proj_b"] = ops.self_attention_backward(da, attn_cache)
+    return ops.add(dx, dx_attn), grads
 
 
-def trunk_forward(ops: Any, params: dict, idx: Any, config: ModelConfig, key: Any, keep: bool, kv_cache: Any) -> tuple[Any, tuple]:
-    """Everything below the head: embeddings and blocks. keep=False forgets each block's cache at once."""
-    tok, emb = ops.embedding_forward(idx, params["wte"])
-    x, pos = ops.position_embedding_forward(tok, params["wpe"], kv_cache.length if kv_cache else 0)
-    blocks = []
+def trunk_forward(
+    ops: Any, params: dict, idx: Any, config: ModelConfig, key: Any, with_cache: bool, kv_cache: Any
+) -> tuple[Any, tuple]:
+    """Everything below the head: embeddings and blocks. with_cache=False drops each block's cache at once."""
+    tok, emb_cache = ops.embedding_forward(idx, params["wte"])
+    x, pos_cache = ops.position_embedding_forward(tok, params["wpe"], kv_cache.length if kv_cache else 0)
+    block_caches = []
     for i, p in enumerate(params["blocks"]):
-        x, block = block_forward(ops, x, p, config, i, key, kv_cache.layers[i] if kv_cache else None)
-        blocks.append(block if keep else None)
-        del block
-    return x, (emb, pos, blocks)
+        x, block_cache = block_forward(ops, x, p, config, i, key, kv_cache.layers[i] if kv_cache else None)
+        block_caches.append(block_cache if with_cache else None)
+        del block_cache
+    return x, (emb_cache, pos_cache, block_caches)
 
 
 def head_weight(params: dict) -> Any:
@@ -73,27 +75,30 @@ def head_weight(params: dict) -> Any:
 
 
 def forward(
-    ops: Any, params: dict, idx: Any, targets: Any, config: ModelConfig, key: Any = None, keep: bool = True
+    ops: Any, params: dict, idx: Any, targets: Any, config: ModelConfig, key: Any = None, with_cache: bool = True
 ) -> tuple[Any, tuple]:
-    """The loss of predicting targets: (B, T) from idx: (B, T), in nats a token. key None: no dropout. keep False: no cache."""
-    x, trunk = trunk_forward(ops, params, idx, config, key, keep, kv_cache=None)
-    loss, head = ops.linear_cross_entropy_forward(x, head_weight(params), params["head_b"], targets)
-    return loss, (trunk, head, params["head_w"] is None) if keep else ()
+    """The loss of predicting targets: (B, T) from idx: (B, T), in nats per token.
+
+    key: None for no dropout. with_cache: False where no backward follows.
+    """
+    x, trunk_cache = trunk_forward(ops, params, idx, config, key, with_cache, kv_cache=None)
+    loss, head_cache = ops.linear_cross_entropy_forward(x, head_weight(params), params["head_b"], targets)
+    return loss, (trunk_cache, head_cache, params["head_w"] is None) if with_cache else ()
 
 
 def backward(ops: Any, dloss: Any, cache: tuple) -> dict:
     """The gradient of every parameter, as a tree of the same names; dloss scales all of them."""
-    (emb, pos, blocks), head, tied = cache
-    d: dict = {"blocks": [None] * len(blocks)}
-    dx, d["head_w"], d["head_b"] = ops.linear_cross_entropy_backward(dloss, head)
-    for i in reversed(range(len(blocks))):
-        dx, d["blocks"][i] = block_backward(ops, dx, blocks[i])
-    dx, d["wpe"] = ops.position_embedding_backward(dx, pos)
-    d["wte"] = ops.embedding_backward(dx, emb)
+    (emb_cache, pos_cache, block_caches), head_cache, tied = cache
+    grads: dict = {"blocks": [None] * len(block_caches)}
+    dx, grads["head_w"], grads["head_b"] = ops.linear_cross_entropy_backward(dloss, head_cache)
+    for i in reversed(range(len(block_caches))):
+        dx, grads["blocks"][i] = block_backward(ops, dx, block_caches[i])
+    dx, grads["wpe"] = ops.position_embedding_backward(dx, pos_cache)
+    grads["wte"] = ops.embedding_backward(dx, emb_cache)
     if tied:  # the table was used twice: to look tokens up, and transposed to score them
-        d["wte"] = ops.add(d["wte"], d["head_w"].T)
-        d["head_w"] = None
-    return d
+        grads["wte"] = ops.add(grads["wte"], grads["head_w"].T)
+        grads["head_w"] = None
+    return grads
 
 
 def logits(ops: Any, params: dict, idx: Any, config: ModelConfig, kv_cache: Any = None) -> Any:

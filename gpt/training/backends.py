@@ -1,4 +1,4 @@
-"""The implementations of the layers that a command line can choose from."""
+"""Which backend a run gets: the reference, or the fast one of its device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,17 +12,19 @@ PrecisionName = Literal["auto", "float32", "tf32", "bf16"]
 
 @dataclass(frozen=True)
 class Backend:
-    """One of them, how it is made, and what is said of it."""
+    """An implementation: its name, how it is made, and its description for the user."""
 
     name: str
     description: str
-    make: Callable[[], Any]  # one object for each thread
-    sharded: bool = False  # whether it wants a shard of the batch for each thread
-    itemsize: int = 4  # bytes of an activation
+    make: Callable[[], Any]  # called once per shard
+    sharded: bool = False  # whether it is fastest with one shard of the batch per thread
+    itemsize: int = 4  # bytes per activation
 
 
 def select_backend(want: str, device: Device, precision: PrecisionName = "auto") -> Backend:
-    """reference, fast, or auto: fast where it works. precision: of the fast one on a GPU; auto: bf16.
+    """Choose by name: reference, fast, or auto, which is fast where it works.
+
+    precision: of the fast backend on a GPU; auto is bf16.
 
     Raises ConfigError for a precision that the backend has not, DeviceError for a fast backend that this GPU cannot run.
     """
@@ -45,26 +47,26 @@ def _reference(why: str = "") -> Backend:
 def _cpu() -> Backend:
     return Backend(
         "fast",
-        f"fewer passes over memory in {', '.join(_own(cpu.CPUOps))} and adamw; else the reference",
+        f"fewer passes over memory in {_overridden(cpu.CPUOps)} and adamw; else the reference",
         lambda: cpu.CPUOps(check=False),
         sharded=True,
     )
 
 
 def _cuda(precision: Any) -> Backend:
-    """Its libraries are loaded here, so that a missing one is noticed before any work."""
+    """Load its libraries here, so that a missing one is reported before any work."""
     from tensorlite.cuda import CUDAOps
     from tensorlite.cuda.runtime.device import CudaRuntime
 
     runtime = CudaRuntime()
     return Backend(
         "fast",
-        f"kernels in {precision} for {', '.join(_own(CUDAOps))} and adamw, matmuls by cuBLASLt, a single shard's step as one graph",
+        f"kernels in {precision} for {_overridden(CUDAOps)} and adamw, matmuls by cuBLASLt, a single shard's step as one graph",
         lambda: CUDAOps(precision, check=False, runtime=runtime),
         itemsize=2 if precision == "bf16" else 4,
     )
 
 
-def _own(ops: type) -> list[str]:
-    """The ops that a backend does in its own way; all others are the reference's."""
-    return sorted(name.removesuffix("_forward") for name in vars(ops) if name.endswith("_forward"))
+def _overridden(ops: type) -> str:
+    """The ops that a backend implements itself. All others are those of the reference."""
+    return ", ".join(sorted(name.removesuffix("_forward") for name in vars(ops) if name.endswith("_forward")))

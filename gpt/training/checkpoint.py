@@ -1,4 +1,4 @@
-"""A run in one file: weights, optimizer moments, configuration, vocabulary, step. Written whole or not at all; no pickle.
+"""A checkpoint: the whole run in one file, written whole or not at all, and checked when read. No pickle.
 
 The file is in the safetensors format. Its metadata carries a hash over every tensor, because the format itself has no checksum.
 """
@@ -19,9 +19,9 @@ import safetensors
 import safetensors.numpy
 
 from gpt import files
-from gpt.analysis.cost import available_bytes
 from gpt.config import ModelConfig, TrainConfig
 from gpt.errors import CheckpointError, UserError
+from gpt.limits import available_memory
 from gpt.models import MODELS
 from gpt.params import ParamTable
 from gpt.training.step import TrainState
@@ -31,8 +31,8 @@ FORMAT = "tensorlite-checkpoint-1"
 BUFFERS = ("params", "m", "v")
 SMALL_HEADER = 2**20  # bytes: up to here a header may be larger than the tensors it describes
 LARGE_FILE = 2**26  # bytes: above it the machine is asked for its memory
-ADDED = {"val_chars": 0}  # fields that came after the first files of this format, and what those files meant
-MOST_FIELDS = 200  # a description has some forty
+ADDED_FIELDS = {"val_chars": 0}  # fields that are newer than the first files of this format: their values in such a file
+MAX_FIELDS = 200  # a description has about forty
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _require(condition: bool, field: str, rule: str) -> None:
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write atomically: a temporary file beside the target, flushed to the disk, then renamed over it.
 
-    Raises CheckpointError when the file cannot be written or a number is not finite; an earlier file is then still whole.
+    Raises CheckpointError when the file cannot be written or a value is not finite; an earlier file is then still whole.
     """
     table = checkpoint.table
     buffers = {name: to_numpy(getattr(checkpoint, name)) for name in BUFFERS}  # off the device, once
@@ -179,7 +179,7 @@ def _check_sizes(path: Path) -> None:
         size, header = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
     if header > SMALL_HEADER + 2 * (size - header):
         raise ValueError(f"its header claims {header} bytes, too many for a file of {size}")
-    if size > LARGE_FILE and size > (available_bytes(np) or size):
+    if size > LARGE_FILE and size > (available_memory() or size):
         raise MemoryError
 
 
@@ -187,16 +187,16 @@ def _read(file: Any) -> Checkpoint:
     """An open safetensors file's checkpoint. Raises ValueError or UserError where it is not what `save` writes."""
     metadata = file.metadata() or {}
     _check_format(metadata)
-    about = _about(metadata["about"])
+    about = _parse_about(metadata["about"])
     model = about["model"]
     names = file.keys()
     if model.n_layer > len(names):  # first: the loops below are as long as the configuration says
         raise ValueError(f"n_layer is {model.n_layer}, but there are {len(names)} tensors")
     params = [param for param in MODELS[model.model].init(model) if param.shape is not None]
     shapes = {f"{buffer}/{param.name}": list(param.shape or ()) for buffer in BUFFERS for param in params}
-    odd = sorted(shapes.keys() ^ set(names))
-    if odd:
-        raise ValueError(f"tensor {odd[0]} is {'missing' if odd[0] in shapes else 'none of this model'}")
+    unexpected = sorted(shapes.keys() ^ set(names))
+    if unexpected:
+        raise ValueError(f"tensor {unexpected[0]} is {'missing' if unexpected[0] in shapes else 'none of this model'}")
     headers = {name: file.get_slice(name) for name in names}
     for name, header in headers.items():
         if header.get_shape() != shapes[name]:
@@ -227,9 +227,9 @@ def _check_format(metadata: dict[str, str]) -> None:
         raise ValueError(f"its metadata has the keys {', '.join(sorted(metadata))}")
 
 
-def _about(text: str) -> dict[str, Any]:
-    """All of a checkpoint but its numbers, from JSON; the configurations are checked."""
-    if sum(text.count(mark) for mark in "[{,") > MOST_FIELDS:  # which bounds the memory and the depth of what JSON makes of it
+def _parse_about(text: str) -> dict[str, Any]:
+    """All fields of a checkpoint but its tensors, from JSON. The configurations are checked."""
+    if sum(text.count(mark) for mark in "[{,") > MAX_FIELDS:  # this bounds the memory and the depth of the parsed JSON
         raise ValueError("its description has too many fields")
     about = _fields_of(Checkpoint, json.loads(text))
     about["model"] = ModelConfig(**_fields_of(ModelConfig, about["model"]))
@@ -242,7 +242,7 @@ def _fields_of(kind: type, given: Any) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise ValueError(f"the fields of its {kind.__name__} are no JSON object")
     names = {field.name for field in dataclasses.fields(kind)} - set(BUFFERS)
-    given = {name: value for name, value in ADDED.items() if name in names} | given
+    given = {name: value for name, value in ADDED_FIELDS.items() if name in names} | given
     unknown, missing = sorted(given.keys() - names), sorted(names - given.keys())
     if unknown:
         raise ValueError(f"it has the field {unknown[0]!r}, which this version does not know; install a newer tensorlite")

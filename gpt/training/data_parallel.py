@@ -1,7 +1,7 @@
-"""One training step on many workers: split the batch into shards, sum their gradients, share the update.
+"""Data parallelism: one step on many workers, each with a shard of the batch and its own backend.
 
 The loss is a mean over rows, so its gradient is a sum over rows, and sums may be split anywhere. Each shard runs the unchanged
-model on its rows, with a backend of its own and its rows' global numbers for batches and dropout masks, and scales by
+model on its rows, with a backend of its own and the global indices of its rows for batches and dropout masks, and scales by
 rows / total. What is left to do is to add. The shards may be on threads (NumPy lets others run while it computes), on the
 processes of an mpiexec, or on several GPUs: docs/parallel.md derives it and says where a user should leave for bigger tools.
 """
@@ -23,15 +23,18 @@ from gpt.training.step import TrainState, loss_and_gradients, train_step, update
 from tensorlite.arrays import Array, array_namespace
 
 
-class Stopped(Exception):  # noqa: N818  (no error: somebody asked for it)
+class Stopped(Exception):  # noqa: N818  (no error: a user asked for it)
     """Work on all ranks was left half done because one of them was asked to stop."""
 
 
 class Workers:
-    """This rank's share of the shards, each with a backend, and the threads that serve them.
+    """This rank's share of the shards, each with a backend, and the threads that compute them.
 
-    backend: makes one; called once a shard. shards: of the whole batch, over all ranks. threads: of this rank. The bits of a step
-    depend on the shards and ranks, and not on the threads.
+    Results depend on shards and ranks but, bit for bit, not on threads.
+
+    backend: makes a backend; it is called once per shard.
+    shards: how many shards the global batch has, over all ranks.
+    threads: worker threads of this rank.
     """
 
     def __init__(self, backend: Callable[[], Any], shards: int = 1, threads: int = 1, ranks: SingleProcess | None = None) -> None:
@@ -41,12 +44,12 @@ class Workers:
                 f"shards {shards} cannot be spread over {self.ranks.size} ranks; set --shards {self.ranks.size} or more"
             )
         self.shards = shards
-        self.local_shards = split(range(shards), self.ranks.size)[self.ranks.rank]
+        self.local_shards = split_evenly(range(shards), self.ranks.size)[self.ranks.rank]
         self.backends = [backend() for _ in self.local_shards]
         self.threads = min(threads, len(self.local_shards))
         self.ops = self.backends[0]
-        self.compiled = self.ops.compile(train_step)
-        self._buffers: list[Array] = []  # gradients of the second and later shards
+        self.compiled_step = self.ops.compile(train_step)
+        self._shard_grads: list[Array] = []  # of the second and later shards
         self._pool = ThreadPoolExecutor(max(1, self.threads - 1))  # starts a thread when there is work for it
 
     @classmethod
@@ -59,58 +62,61 @@ class Workers:
     ) -> tuple[Any, Any]:
         """step.train_step on all workers: the same update, to the rounding of sums. Returns the loss and the gradient's norm.
 
-        With one shard they may still be on their way: reading them waits for the device.
+        With one shard the device may still be computing them: reading them waits for it.
         """
         if self.shards == 1:
-            return self.compiled(self.ops, model, state, data, config, train, seed)
-        shares = self._shares(model, state, data, config, train, seed)
-        self._add(state.grads)
+            return self.compiled_step(self.ops, model, state, data, config, train, seed)
+        shard_losses = self._shard_losses(model, state, data, config, train, seed)
+        self._sum_shard_grads(state.grads)
         self.ranks.all_reduce_(state.grads)
-        loss = self.sum([sum(shares)])[0]
+        loss = self.sum([sum(shard_losses)])[0]
         norm = self.ops.clip_grad_norm_(state.grads, train.grad_clip)
-        self.map(lambda ops, part: update(ops, state, train, part), self._parts(state.grads))
+        self.map(lambda ops, part: update(ops, state, train, part), self._thread_slices(state.grads))
         state.step += 1
         return loss, float(norm)
 
-    def _shares(
+    def _shard_losses(
         self, model: ModuleType, state: TrainState, data: Array, config: ModelConfig, train: TrainConfig, seed: int
     ) -> list[float]:
-        """Each shard's share of the loss; its share of the gradient is left in a buffer, the first one's in state.grads."""
-        while len(self._buffers) < len(self.local_shards) - 1:
-            self._buffers.append(array_namespace(state.grads).zeros_like(state.grads))
-        buffers, rows = [state.grads, *self._buffers], split(range(train.batch_size), self.shards)
+        """Each shard's share of the loss. Its share of the gradient is left in a buffer, that of the first in state.grads."""
+        while len(self._shard_grads) < len(self.local_shards) - 1:
+            self._shard_grads.append(array_namespace(state.grads).zeros_like(state.grads))
+        grads, shard_rows = [state.grads, *self._shard_grads], split_evenly(range(train.batch_size), self.shards)
 
-        def share(ops: Any, i: int) -> float:
+        def shard_loss(ops: Any, i: int) -> float:
             with ops.step():
                 return float(
-                    loss_and_gradients(ops, model, state, data, config, train, seed, rows[self.local_shards[i]], buffers[i])
+                    loss_and_gradients(ops, model, state, data, config, train, seed, shard_rows[self.local_shards[i]], grads[i])
                 )
 
-        return self.map(share, range(len(self.local_shards)))
+        return self.map(shard_loss, range(len(self.local_shards)))
 
-    def _add(self, grads: Array) -> None:
-        """The shards' gradients, added in the order of the shards; each thread takes a part of the buffer."""
+    def _sum_shard_grads(self, grads: Array) -> None:
+        """Add the gradients of the shards, in the order of the shards. Each thread adds a slice of the buffers."""
 
         def add(_: Any, part: slice) -> None:
-            for buffer in self._buffers:
+            for buffer in self._shard_grads:
                 grads[part] += buffer[part]
 
-        self.map(add, self._parts(grads))
+        self.map(add, self._thread_slices(grads))
 
-    def _parts(self, flat: Array) -> list[slice]:
-        return [slice(part.start, part.stop) for part in split(range(len(flat)), self.threads)]
+    def _thread_slices(self, flat: Array) -> list[slice]:
+        return [slice(part.start, part.stop) for part in split_evenly(range(len(flat)), self.threads)]
 
     def map(self, work: Callable[[Any, Any], Any], items: Sequence[Any]) -> list[Any]:
-        """work(backend, item) of every item, in order. A backend serves one item at a time; an error waits for the others."""
+        """Return work(backend, item) of every item, in order.
+
+        Each backend processes one item at a time. If one fails, its exception is raised after all others have finished.
+        """
         results: list[Any] = [None] * len(items)
-        waiting: SimpleQueue[int] = SimpleQueue()  # numbers of backends whose items nobody has taken up
+        idle: SimpleQueue[int] = SimpleQueue()  # indices of the backends whose items no thread has started
         for i in range(len(self.backends)):
-            waiting.put(i)
+            idle.put(i)
 
         def serve() -> None:
             with contextlib.suppress(Empty):
                 while True:
-                    i = waiting.get_nowait()
+                    i = idle.get_nowait()
                     for j in range(i, len(items), len(self.backends)):
                         results[j] = work(self.backends[i], items[j])
 
@@ -120,38 +126,38 @@ class Workers:
         finally:
             wait(others)
         for other in others:
-            other.result()  # raises what it raised
+            other.result()  # raises the exception of that thread
         return results
 
-    def sum(self, numbers: Sequence[float]) -> list[float]:
-        """Each number's sum over the ranks, in float64."""
-        total = np.array(numbers, np.float64)
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """The sum of each value over the ranks, in float64."""
+        total = np.array(values, np.float64)
         self.ranks.all_reduce_(total)
         return total.tolist()
 
-    def mean(self, number: float) -> float:
-        """Its mean over the ranks: the same on all of them, whatever they decide by it."""
-        return self.sum([number])[0] / self.ranks.size
+    def mean(self, value: float) -> float:
+        """The mean of a value over the ranks, which is the same on all of them: they may decide by it."""
+        return self.sum([value])[0] / self.ranks.size
 
     def map_over_ranks(self, work: Callable[[Any, Any], float], items: Sequence[Any]) -> list[float]:
-        """As `each`, with the items spread over the ranks too. The numbers do not depend on the ranks or threads.
+        """As `map`, with the items divided among the ranks too. The results do not depend on the ranks or threads.
 
-        Raises Stopped, on all ranks, when one of them was asked to stop; what is left of its items is then skipped.
+        Raises Stopped, on all ranks, when one of them was asked to stop; the rest of its items is then skipped.
         """
-        own = split(range(len(items)), self.ranks.size)[self.ranks.rank]
-        numbers = [0.0] * len(items)
+        local = split_evenly(range(len(items)), self.ranks.size)[self.ranks.rank]
+        results = [0.0] * len(items)
 
         def unless_stopped(ops: Any, item: Any) -> float:
             return 0.0 if self.ranks.asked_to_stop() else work(ops, item)
 
-        numbers[own.start : own.stop] = self.map(unless_stopped, items[own.start : own.stop])
-        *numbers, stopped = self.sum([*numbers, self.ranks.asked_to_stop()])  # a number plus zeros
+        results[local.start : local.stop] = self.map(unless_stopped, items[local.start : local.stop])
+        *results, stopped = self.sum([*results, self.ranks.asked_to_stop()])  # each result is summed with zeros
         if stopped:
             raise Stopped
-        return numbers
+        return results
 
 
-def split(whole: range, n: int) -> list[range]:
-    """n neighbouring parts of nearly one size: uneven where n does not divide it."""
-    at = [whole.start + i * len(whole) // n for i in range(n + 1)]
-    return [range(a, b) for a, b in itertools.pairwise(at)]
+def split_evenly(whole: range, n: int) -> list[range]:
+    """Divide a range into n consecutive ones, whose lengths differ by at most 1."""
+    bounds = [whole.start + i * len(whole) // n for i in range(n + 1)]
+    return [range(a, b) for a, b in itertools.pairwise(bounds)]

@@ -1,6 +1,6 @@
-"""The processes of one run, on one machine or many: started together, each with a share of every batch.
+"""The all-reduce between processes (ranks), over MPI or NCCL, and which rank this process is.
 
-All that training needs of them is three things: which one am I, how many are we, and the sum of an array over all of us.
+Training needs three things of them: this process's rank, the number of ranks, and the sum of an array over all ranks.
 """
 
 import json
@@ -15,22 +15,27 @@ import numpy as np
 from gpt.errors import ConfigError, TrainingError
 
 INSTALL = 'pip install -e ".[mpi]"'
-SIZES = {  # where a launcher says how many processes it started
+WORLD_SIZE_VARIABLES = {  # where a launcher says how many processes it started
     "OMPI_COMM_WORLD_SIZE": "mpiexec",
     "PMI_SIZE": "mpiexec",
     "MV2_COMM_WORLD_SIZE": "mpiexec",
     "SLURM_STEP_NUM_TASKS": "srun",
 }
 PMIX = "PMIx"
-PATIENCE = 30.0  # seconds: so long a rank that was asked to stop waits for the others, which may be writing a checkpoint
-SPIN = 0.1  # seconds without a pause between two looks: ranks are hardly ever further apart
-FACTS_BYTES = 8192  # of a rank's facts, as JSON
+STOP_TIMEOUT_S = 30.0  # a rank that was asked to stop waits this long for the others, which may be writing a checkpoint
+BUSY_WAIT_S = 0.1  # poll without a pause for this long: ranks are hardly ever further apart
+FACTS_BYTES = 8192  # for the facts of one rank, as JSON
 
 Result = TypeVar("Result")
 
 
 class SingleProcess:
-    """A run of one process. The command line also asks which of how many ranks of this machine I am, and to end them all."""
+    """A run of one process, and the interface of all groups of processes.
+
+    rank, size: this process's index among all ranks, and their number.
+    local_rank, local_size: the same among the ranks of this machine.
+    asked_to_stop: whether a signal has asked this process to end the run.
+    """
 
     rank, size, local_size, local_rank = 0, 1, 1, 0
     asked_to_stop: Callable[[], bool] = staticmethod(lambda: False)
@@ -43,27 +48,27 @@ class SingleProcess:
 
 
 class MPIGroup(SingleProcess):
-    """The processes that an mpiexec started; NumPy arrays are summed by MPI."""
+    """The processes that mpiexec started. MPI sums NumPy arrays."""
 
     def __init__(self, mpi: Any) -> None:
         self.mpi, self.comm = mpi, mpi.COMM_WORLD
         self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
-        self.here = self.comm.Split_type(mpi.COMM_TYPE_SHARED)  # the ranks of this machine
-        self.local_size, self.local_rank = self.here.Get_size(), self.here.Get_rank()
+        self.local_comm = self.comm.Split_type(mpi.COMM_TYPE_SHARED)  # the ranks of this machine
+        self.local_size, self.local_rank = self.local_comm.Get_size(), self.local_comm.Get_rank()
 
     def all_reduce_(self, flat: Any) -> None:
-        """Raises TrainingError when this rank was asked to stop and the others have not come for PATIENCE seconds.
+        """Raises TrainingError when this rank was asked to stop and the others have not joined the sum for STOP_TIMEOUT_S seconds.
 
-        Python looks whether the sum is done, so that it acts on signals meanwhile: it could not within one long call of MPI's.
+        The sum is asynchronous and polled from Python, because no signal is handled within one long call of MPI.
         """
         request, start = self.comm.Iallreduce(self.mpi.IN_PLACE, flat), time.monotonic()
         while not request.Test():
             waited = time.monotonic() - start
-            if waited > PATIENCE and self.asked_to_stop():
+            if waited > STOP_TIMEOUT_S and self.asked_to_stop():
                 raise TrainingError(
                     f"ranks: rank {self.rank} was asked to stop and has waited {waited:.0f} s for the others; all end"
                 )
-            if waited > SPIN:
+            if waited > BUSY_WAIT_S:
                 time.sleep(0.001)
 
     def abort(self, status: int) -> None:
@@ -71,31 +76,31 @@ class MPIGroup(SingleProcess):
 
 
 class NCCLGroup(MPIGroup):
-    """One GPU a rank: CuPy arrays are summed by NCCL from one device's memory to another's, the rest by MPI."""
+    """One GPU per rank. NCCL sums CuPy arrays from device memory to device memory, and MPI sums NumPy arrays."""
 
     def __init__(self, mpi: Any, cupy: Any) -> None:
         super().__init__(mpi)
-        with warnings.catch_warnings(action="ignore"):  # CuPy's, of what the next lines say
+        with warnings.catch_warnings(action="ignore"):  # CuPy warns of what the next lines report
             from cupy.cuda import nccl  # an attribute of cupy.cuda only once it is imported
         if not nccl.available:
             major = cupy.cuda.runtime.runtimeGetVersion() // 1000
             raise ConfigError(f'ranks: several GPUs need NCCL, and CuPy finds none; on Linux: pip install "nvidia-nccl-cu{major}"')
         self.stream = cupy.cuda.get_current_stream
-        self.add, self.types = nccl.NCCL_SUM, {"float32": nccl.NCCL_FLOAT32, "float64": nccl.NCCL_FLOAT64}
-        unique = self.comm.bcast(nccl.get_unique_id() if self.rank == 0 else None)
-        self.nccl = nccl.NcclCommunicator(self.size, unique, self.rank)
+        self.sum_op, self.dtypes = nccl.NCCL_SUM, {"float32": nccl.NCCL_FLOAT32, "float64": nccl.NCCL_FLOAT64}
+        unique_id = self.comm.bcast(nccl.get_unique_id() if self.rank == 0 else None)
+        self.nccl = nccl.NcclCommunicator(self.size, unique_id, self.rank)
 
     def all_reduce_(self, flat: Any) -> None:
         if isinstance(flat, np.ndarray):
             super().all_reduce_(flat)
         else:
-            at = flat.data.ptr
-            self.nccl.allReduce(at, at, flat.size, self.types[str(flat.dtype)], self.add, self.stream().ptr)
+            ptr = flat.data.ptr
+            self.nccl.allReduce(ptr, ptr, flat.size, self.dtypes[str(flat.dtype)], self.sum_op, self.stream().ptr)
 
 
 def init_distributed() -> SingleProcess:
-    """The ranks this process was started with. Raises ConfigError when there are several and mpi4py cannot reach them."""
-    launcher, size = _started_by()
+    """Return the ranks this process was started with. Raises ConfigError when there are several and mpi4py cannot reach them."""
+    launcher, size = _launcher()
     if size == 1 and launcher != PMIX:
         return SingleProcess()
     try:
@@ -104,22 +109,22 @@ def init_distributed() -> SingleProcess:
         if size == 1:
             return SingleProcess()
         raise ConfigError(f"ranks: {launcher} started {size}, but mpi4py cannot be used ({error}); {INSTALL}") from error
-    seen = MPI.COMM_WORLD.Get_size()
-    if seen < size or (seen > size and launcher != PMIX):
+    mpi_size = MPI.COMM_WORLD.Get_size()
+    if mpi_size < size or (mpi_size > size and launcher != PMIX):
         way_out = f"use the mpiexec that came with {INSTALL}"
         if launcher != "mpiexec":
             way_out += ", or srun --mpi=TYPE with a TYPE that this MPI library speaks (srun --mpi=list)"
-        strangers = "the processes do not see each other, as launcher and mpi4py are of different MPI libraries"
-        raise ConfigError(f"ranks: {launcher} started {size}, mpi4py sees {seen}: {strangers}; {way_out}")
-    return MPIGroup(MPI) if seen > 1 else SingleProcess()
+        mismatch = "the processes do not see each other, as launcher and mpi4py are of different MPI libraries"
+        raise ConfigError(f"ranks: {launcher} started {size}, mpi4py sees {mpi_size}: {mismatch}; {way_out}")
+    return MPIGroup(MPI) if mpi_size > 1 else SingleProcess()
 
 
-def _started_by() -> tuple[str, int]:
-    """The program that started this process, and how many it started: 1 where nothing says so.
+def _launcher() -> tuple[str, int]:
+    """The program that started this process, and how many processes it started: 1 where nothing says so.
 
-    PMIx tells a process its rank and not the number of processes: so many there are at least.
+    PMIx tells a process its rank and not the number of processes, which is then at least rank + 1.
     """
-    for name, launcher in SIZES.items():
+    for name, launcher in WORLD_SIZE_VARIABLES.items():
         if os.environ.get(name, "").isdigit():
             return launcher, int(os.environ[name])
     rank = os.environ.get("PMIX_RANK", "")
@@ -127,65 +132,65 @@ def _started_by() -> tuple[str, int]:
 
 
 def agree(ranks: SingleProcess, facts: Mapping[str, object]) -> None:
-    """Compare what fixes a run on all ranks. Raises ConfigError, on all of them, naming which ranks differ in what.
+    """Compare what fixes a run on all ranks. Raises ConfigError on all of them, naming the ranks and facts that differ.
 
-    Each rank writes its facts into a row of its own of an array of zeros, whose sum holds all rows.
+    Each rank writes its facts into its own row of an array of zeros. The sum of these arrays holds all rows.
     """
     if ranks.size == 1:
         return
-    rows = np.zeros((ranks.size, FACTS_BYTES), np.uint8)
-    words = json.dumps({name: str(value) for name, value in facts.items()}).encode()
-    rows[ranks.rank, : len(words)] = np.frombuffer(words, np.uint8)
-    ranks.all_reduce_(rows)
-    first, *others = (json.loads(row.tobytes().rstrip(b"\0")) for row in rows)
+    table = np.zeros((ranks.size, FACTS_BYTES), np.uint8)
+    encoded = json.dumps({name: str(value) for name, value in facts.items()}).encode()
+    table[ranks.rank, : len(encoded)] = np.frombuffer(encoded, np.uint8)
+    ranks.all_reduce_(table)
+    expected, *others = (json.loads(line.tobytes().rstrip(b"\0")) for line in table)
     differences = [
-        f"rank {rank} has {name} {other.get(name)}, rank 0 {first.get(name)}"
+        f"rank {rank} has {name} {other.get(name)}, rank 0 {expected.get(name)}"
         for rank, other in enumerate(others, 1)
-        for name in dict.fromkeys([*first, *other])
-        if other.get(name) != first.get(name)
+        for name in dict.fromkeys([*expected, *other])
+        if other.get(name) != expected.get(name)
     ]
     if differences:
         raise ConfigError(f"ranks: {'; '.join(differences)}; start all of them alike")
 
 
 def main_process_first(ranks: SingleProcess, work: Callable[[], Result]) -> Result:
-    """Do it on the first rank, then on the others: what it fetches is there when they come. All go on from here together."""
-    everybody = np.zeros(1)  # its sum waits for them
+    """Do the work on rank 0, then on the other ranks, which find what it has fetched. All ranks continue together."""
+    barrier = np.zeros(1)  # to sum it is to wait for all ranks
     if ranks.rank == 0:
         result = work()
-    ranks.all_reduce_(everybody)
+    ranks.all_reduce_(barrier)
     if ranks.rank > 0:
         result = work()
-    ranks.all_reduce_(everybody)
+    ranks.all_reduce_(barrier)
     return result
 
 
 def on_device(ranks: SingleProcess, xp: Any) -> SingleProcess:
-    """The same ranks, able to sum arrays of this library: on GPUs over NCCL.
+    """Return the same ranks, able to sum arrays of this library: on GPUs with NCCL.
 
-    Raises ConfigError on all ranks unless each has a GPU of its own, the current one, or none has any.
+    Raises ConfigError on all ranks unless each has a GPU of its own, which is its current device, or none has any.
     """
     if not isinstance(ranks, MPIGroup):
         return ranks
-    machine = ranks.here.bcast(ranks.rank)  # named by its first rank
+    machine = ranks.local_comm.bcast(ranks.rank)  # identified by its first rank
     gpus = ranks.comm.allgather(None if xp is np else (machine, xp.cuda.Device().pci_bus_id))
     without = [rank for rank, gpu in enumerate(gpus) if gpu is None]
     if len(without) == ranks.size:
         return ranks
     if without:
         raise ConfigError(
-            f"ranks: no CUDA on {named(without)}, and the others have it; --device cuda says why, --device cpu does without"
+            f"ranks: no CUDA on {rank_list(without)}, and the others have it; --device cuda says why, --device cpu does without"
         )
     for gpu in gpus:
         sharing = [rank for rank, other in enumerate(gpus) if other == gpu]
         if len(sharing) > 1:
             raise ConfigError(
-                f"ranks: {named(sharing)} would share one GPU ({gpu[1]}); start one rank per GPU, and let all ranks of a machine "
-                "see all its GPUs, or each its own, in CUDA_VISIBLE_DEVICES"
+                f"ranks: {rank_list(sharing)} would share one GPU ({gpu[1]}); start one rank per GPU, and let all ranks of a "
+                "machine see all its GPUs, or each its own, in CUDA_VISIBLE_DEVICES"
             )
     return NCCLGroup(ranks.mpi, xp)
 
 
-def named(ranks: list[int]) -> str:
+def rank_list(ranks: list[int]) -> str:
     """[0, 2] -> "ranks 0, 2"."""
     return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"

@@ -1,4 +1,4 @@
-"""Losses to report: without dropout, without caches, over much more text than one batch, on all workers."""
+"""Training and validation losses: without dropout or caches, over much text, on all workers."""
 
 from types import ModuleType
 from typing import Any
@@ -9,33 +9,33 @@ from gpt.config import ModelConfig
 from gpt.training.data_parallel import Workers
 from tensorlite.arrays import Array, array_namespace
 
-EVAL_TOKENS = 1024  # at least so many in one forward pass: small batches waste time
+EVAL_TOKENS = 1024  # at least this many per forward pass: small batches waste time
 
 
-def rows_at_once(workers: Workers, rows: int, config: ModelConfig) -> int:
-    """As many as a shard of a training batch has, so that memory is enough, or more if these are few."""
-    return max(-(-rows // workers.shards), EVAL_TOKENS // config.block_size)
+def rows_per_pass(workers: Workers, batch_size: int, config: ModelConfig) -> int:
+    """Rows per forward pass: one shard's worth, which is known to fit in memory, but at least EVAL_TOKENS tokens."""
+    return max(-(-batch_size // workers.shards), EVAL_TOKENS // config.block_size)
 
 
 def train_loss(
-    workers: Workers, model: ModuleType, params: dict, data: Array, config: ModelConfig, batches: int, rows: int, seed: int
+    workers: Workers, model: ModuleType, params: dict, data: Array, config: ModelConfig, batches: int, batch_size: int, seed: int
 ) -> float:
-    """Mean loss over `batches` random batches of `rows` windows: the same ones at every call with the same seed."""
-    total = batches * rows
-    rows = rows_at_once(workers, rows, config)
+    """Mean loss over `batches` random batches of `batch_size` windows: the same ones at every call with the same seed."""
+    total = batches * batch_size
+    rows = rows_per_pass(workers, batch_size, config)
 
-    def summed(ops: Any, row0: int) -> float:
+    def summed_loss(ops: Any, row0: int) -> float:
         n = min(rows, total - row0)
         key = ops.fold_in(ops.step_key(seed, 0, row0), 0, "evaluation")
         idx, targets = ops.get_batch(data, key, n, config.block_size)
-        loss, _ = model.forward(ops, params, idx, targets, config, keep=False)
+        loss, _ = model.forward(ops, params, idx, targets, config, with_cache=False)
         return float(loss) * n
 
-    return sum(workers.map_over_ranks(summed, range(0, total, rows))) / total
+    return sum(workers.map_over_ranks(summed_loss, range(0, total, rows))) / total
 
 
 def split_loss(
-    workers: Workers, model: ModuleType, params: dict, data: Array, config: ModelConfig, rows: int, chars: int = 0
+    workers: Workers, model: ModuleType, params: dict, data: Array, config: ModelConfig, batch_size: int, chars: int = 0
 ) -> float:
     """Mean loss over a text in windows of the context, each read on its own.
 
@@ -44,21 +44,21 @@ def split_loss(
     """
     xp, T = array_namespace(data), config.block_size
     n = len(data) - 1  # characters to predict
-    count = evaluated_chars(len(data), T, chars)
-    windows = count // T
-    starts = np.arange(windows) * T if count == n else np.arange(windows) * n // windows
-    rows = rows_at_once(workers, rows, config)
-    spans = [(starts[first : first + rows], T) for first in range(0, windows, rows)]
-    if count > windows * T:
-        spans.append((np.array([windows * T]), count - windows * T))
+    n_evaluated = evaluated_chars(len(data), T, chars)
+    windows = n_evaluated // T
+    starts = np.arange(windows) * T if n_evaluated == n else np.arange(windows) * n // windows
+    rows = rows_per_pass(workers, batch_size, config)
+    spans = [(starts[i : i + rows], T) for i in range(0, windows, rows)]
+    if n_evaluated > windows * T:
+        spans.append((np.array([windows * T]), n_evaluated - windows * T))
 
-    def summed(ops: Any, span: tuple[np.ndarray, int]) -> float:
+    def summed_loss(ops: Any, span: tuple[np.ndarray, int]) -> float:
         starts, window = span
-        at = xp.asarray(starts)[:, None] + xp.arange(window)
-        loss, _ = model.forward(ops, params, data[at], data[at + 1], config, keep=False)
-        return float(loss) * at.size
+        positions = xp.asarray(starts)[:, None] + xp.arange(window)
+        loss, _ = model.forward(ops, params, data[positions], data[positions + 1], config, with_cache=False)
+        return float(loss) * positions.size
 
-    return sum(workers.map_over_ranks(summed, spans)) / count
+    return sum(workers.map_over_ranks(summed_loss, spans)) / n_evaluated
 
 
 def evaluated_chars(split: int, block_size: int, chars: int) -> int:

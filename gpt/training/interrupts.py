@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: noted, so that it can finish its step, save and end by itself."""
+"""Ctrl-C and other signals that ask a run to end: it finishes its step, saves and ends by itself."""
 
 import signal
 import threading
@@ -10,17 +10,17 @@ ASK_TO_END = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # Ctrl-C, kill, a term
 
 
 @contextmanager
-def noted() -> Iterator[list[int]]:
-    """Within the block, note these signals in the list that it is given instead of dying in the middle of a step.
+def catch_signals() -> Iterator[list[int]]:
+    """Within the block, append these signals to the list that it yields, instead of ending in the middle of a step.
 
-    A second one acts at once. SIGHUP stays ignored where it was ignored before, as `nohup` arranges it.
+    A second signal acts at once. SIGHUP stays ignored where it was ignored before, as `nohup` arranges it.
     """
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield caught
         return
-    numbers = [getattr(signal, name) for name in ASK_TO_END if hasattr(signal, name)]
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
+    signals = [getattr(signal, name) for name in ASK_TO_END if hasattr(signal, name)]
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in signals}
     if hasattr(signal, "SIGHUP") and before[signal.SIGHUP] == signal.SIG_IGN:
         del before[signal.SIGHUP]
 

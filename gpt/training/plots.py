@@ -1,4 +1,4 @@
-"""Pictures of a run."""
+"""The loss curve of a run as a picture, loss.png."""
 
 import os
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 from gpt import files
 
 
-def loss_curve(path: Path, records: list[dict], title: str) -> None:
+def loss_curve(path: Path, history: list[dict], title: str) -> None:
     """Draw the train and validation loss over the steps into a PNG file.
 
     The figure is drawn without pyplot, so that no other program's backend or settings change. Whatever matplotlib or the file
-    system raises is passed on: the caller decides what a picture is worth.
+    system raises is passed on: the caller decides whether a missing plot matters.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -18,10 +18,10 @@ def loss_curve(path: Path, records: list[dict], title: str) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    steps = [r["step"] for r in records]
+    steps = [record["step"] for record in history]
     for name, label in (("train_loss", "train"), ("val_loss", "validation")):
-        axes.plot(steps, [r[name] for r in records], marker=".", label=label)
-    best = min(records, key=lambda r: r["val_loss"])
+        axes.plot(steps, [record[name] for record in history], marker=".", label=label)
+    best = min(history, key=lambda record: record["val_loss"])
     axes.axhline(best["val_loss"], color="0.8", linewidth=1, zorder=0)
     axes.annotate(
         f"best {best['val_loss']:.4f}", (best["step"], best["val_loss"]), textcoords="offset points", xytext=(0, 8), ha="right"

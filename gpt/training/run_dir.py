@@ -1,4 +1,4 @@
-"""A run's folder: one run at a time writes in it, and an earlier run in it is moved aside, never overwritten."""
+"""A run's folder: locked while a run writes in it; an earlier run is moved aside, never overwritten."""
 
 import contextlib
 import errno
@@ -13,10 +13,10 @@ from gpt import files
 from gpt.console import note
 from gpt.errors import CheckpointError, TrainingError
 
-METRICS, PICTURE = "metrics.jsonl", "loss.png"
+METRICS, PLOT = "metrics.jsonl", "loss.png"
 BEST, LAST = "best.safetensors", "last.safetensors"
-LARGEST = 1e300  # of a number in a record: neither infinite nor NaN
-HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}  # what flock says of a lock that another process has
+MAX_VALUE = 1e300  # of a value in a record: neither infinite nor NaN
+LOCK_TAKEN = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}  # what flock reports when another process has the lock
 
 
 def best_checkpoint(folder: Path) -> Path:
@@ -45,10 +45,10 @@ def locked(folder: Path) -> Iterator[None]:
             import fcntl
 
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # a system without flock: no protection, as no file would be honest
+        except ImportError:  # this platform has no flock, so runs are not protected against each other
             pass
         except OSError as error:
-            if error.errno in HELD:
+            if error.errno in LOCK_TAKEN:
                 lock.seek(0)
                 raise TrainingError(f"{folder} is in use by process {lock.read().strip() or '?'}; choose another --out") from error
             note(f"{folder} cannot be locked ({error.strerror}): see that no other run writes into it")
@@ -59,7 +59,7 @@ def locked(folder: Path) -> Iterator[None]:
             lock.flush()
         except OSError as error:
             raise CheckpointError(f"{folder} cannot be written: {error.strerror}; free space or choose another --out") from error
-        for name in (BEST, LAST, METRICS, PICTURE):
+        for name in (BEST, LAST, METRICS, PLOT):
             for orphan in folder.glob(f"{name}.tmp-*"):  # left by a process that was killed while it wrote
                 with contextlib.suppress(OSError):
                     orphan.unlink()
@@ -68,7 +68,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def archive_previous(folder: Path) -> Path | None:
     """Move an earlier run's files into `folder/earlier-N`; return that folder, or None when there was no run."""
-    found = [folder / name for name in (BEST, LAST, METRICS, PICTURE) if (folder / name).exists()]
+    found = [folder / name for name in (BEST, LAST, METRICS, PLOT) if (folder / name).exists()]
     if not found:
         return None
     n = 1
@@ -107,22 +107,22 @@ def read_metrics(folder: Path, up_to: int) -> list[dict[str, Any]]:
         note(f"{path} cannot be read ({error.strerror}): the log begins anew")
         return []
     records: list[dict[str, Any]] = []
-    odd = 0
+    n_bad = 0
     for line in filter(str.strip, lines):
-        record = _record(line)
+        record = _parse_record(line)
         if record is None or (records and record["step"] <= records[-1]["step"]):
-            odd += 1
+            n_bad += 1
         else:
             records.append(record)
-    if odd:
-        kept = path.with_name(f"{METRICS}.damaged")
+    if n_bad:
+        copy = path.with_name(f"{METRICS}.damaged")
         with contextlib.suppress(OSError):
-            shutil.copyfile(path, kept)
-        note(f"{path}: {odd} of its lines are no records of a run and are left out; {kept.name} is the file as it was")
+            shutil.copyfile(path, copy)
+        note(f"{path}: {n_bad} of its lines are no records of a run and are left out; {copy.name} is the file as it was")
     return [record for record in records if record["step"] <= up_to]
 
 
-def _record(line: str) -> dict[str, Any] | None:
+def _parse_record(line: str) -> dict[str, Any] | None:
     """The record on one line, or None where there is none: an object with a step, two losses and a time."""
     try:
         record = json.loads(line)
@@ -130,8 +130,8 @@ def _record(line: str) -> dict[str, Any] | None:
         return None
     if not isinstance(record, dict) or type(record.get("step")) is not int:
         return None
-    numbers: list[Any] = [record.get(name) for name in ("step", "train_loss", "val_loss", "elapsed_s")]
-    return record if all(type(n) in (int, float) and abs(n) < LARGEST for n in numbers) else None
+    values: list[Any] = [record.get(name) for name in ("step", "train_loss", "val_loss", "elapsed_s")]
+    return record if all(type(n) in (int, float) and abs(n) < MAX_VALUE for n in values) else None
 
 
 def write_metrics(folder: Path, records: list[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""What flags, preset and checkpoint add up to, settled before any work: a new run, a resumed or a fine-tuning one."""
+"""What fixes a new, resumed or fine-tuning run, and which fields may change when it resumes."""
 
 import dataclasses
 import hashlib
@@ -88,7 +88,7 @@ def fine_tune(
 ) -> RunSetup:
     """A checkpoint's weights, model and vocabulary on another text. base: the training fields; the checkpoint's if None."""
     start = checkpoint.load(path)
-    model = _unchanged(start.model, model_fields, may_change=("dropout",))
+    model = _check_unchanged(start.model, model_fields, may_change=("dropout",))
     train = _override_train(base or start.train, train_fields)
     try:
         corpus = load_corpus(data, model.block_size, CharTokenizer(start.vocabulary), drop_unknown, val_data=val_data)
@@ -118,7 +118,7 @@ def resume(
     start = checkpoint.load(path)
     if seed not in (None, start.seed):
         raise ConfigError(f"seed is {start.seed} in the checkpoint and cannot become {seed}; start a new run for that")
-    model = _unchanged(start.model, model_fields)
+    model = _check_unchanged(start.model, model_fields)
     train = _override_train(start.train, train_fields)
     if train.max_iters < start.step:
         raise ConfigError(f"max_iters {train.max_iters} is behind the checkpoint, which is at step {start.step}")
@@ -127,7 +127,7 @@ def resume(
     return RunSetup(out, model, train, corpus, start.seed, start, resumed=True, drop_unknown=start.drop_unknown)
 
 
-def _unchanged(model: ModelConfig, fields: dict[str, Any], may_change: tuple[str, ...] = ()) -> ModelConfig:
+def _check_unchanged(model: ModelConfig, fields: dict[str, Any], may_change: tuple[str, ...] = ()) -> ModelConfig:
     for field, value in fields.items():
         if field not in may_change and value != getattr(model, field):
             raise ConfigError(

@@ -31,7 +31,7 @@ class TrainState:
         return TrainState(self.table, self.params.copy(), self.grads.copy(), self.m.copy(), self.v.copy(), self.step)
 
     def restore(self, saved: "TrainState") -> None:
-        """Take over the numbers of a copy, into the buffers that are here."""
+        """Copy the values of a saved state into the buffers of this one."""
         self.params[...], self.grads[...], self.m[...], self.v[...] = saved.params, saved.grads, saved.m, saved.v
         self.step = saved.step
 
@@ -44,31 +44,35 @@ def loss_and_gradients(
     config: ModelConfig,
     train: TrainConfig,
     seed: int,
-    rows: range | None = None,
-    into: Array | None = None,
+    batch_rows: range | None = None,
+    grads_out: Array | None = None,
 ) -> Array:
-    """The mean loss of this step's batch, its gradient left in state.grads. Micro-batches are rows of one global batch.
+    """Return the mean loss of this step's batch and leave its gradient in state.grads.
 
-    rows: only these rows of each micro-batch; the loss and the gradient are then their share of the mean: the shares of all rows
-    add up to the whole. into: a buffer for the gradient instead of state.grads.
+    The micro-batches of gradient accumulation are rows of one global batch.
+
+    batch_rows: only these rows of each micro-batch. The loss and the gradient are then their share of the mean, and the shares of
+    all rows add up to the whole.
+    grads_out: a buffer that receives the gradient instead of state.grads.
     """
-    B, micros = train.batch_size, train.gradient_accumulation_steps
-    rows = range(B) if rows is None else rows
-    params, slots = state.table.tree(ops.compute_params(state.params)), state.table.views(state.grads if into is None else into)
-    share = len(rows) / (B * micros)
+    B, accum_steps = train.batch_size, train.gradient_accumulation_steps
+    batch_rows = range(B) if batch_rows is None else batch_rows
+    params = state.table.tree(ops.compute_params(state.params))
+    slots = state.table.views(state.grads if grads_out is None else grads_out)
+    dloss = len(batch_rows) / (B * accum_steps)  # d total / d loss: the weight of one micro-batch's loss in the mean
     total = None
-    for micro in range(micros):
-        key = ops.step_key(seed, state.step, micro * B + rows.start)
-        idx, targets = ops.get_batch(data, ops.fold_in(key, 0, "batch"), len(rows), config.block_size)
+    for micro_step in range(accum_steps):
+        key = ops.step_key(seed, state.step, micro_step * B + batch_rows.start)
+        idx, targets = ops.get_batch(data, ops.fold_in(key, 0, "batch"), len(batch_rows), config.block_size)
         loss, cache = model.forward(ops, params, idx, targets, config, key if config.dropout else None)
-        grads = model.backward(ops, share, cache)
-        ops.pack_grads(state.table.leaves(grads), slots, add=micro > 0)
-        total = ops.accumulate_loss(total, loss, share)
+        grads = model.backward(ops, dloss, cache)
+        ops.pack_grads(state.table.leaves(grads), slots, add=micro_step > 0)
+        total = ops.accumulate_loss(total, loss, dloss)
     return total
 
 
 def update(ops: Any, state: TrainState, train: TrainConfig, part: slice = slice(None)) -> None:
-    """AdamW on a part of the flat buffers (all of them): every element is changed on its own, so parts may run side by side."""
+    """Apply AdamW to a slice of the flat buffers (all of them). It works on each element alone, so slices may run side by side."""
     ops.adamw_(
         state.params[part],
         state.grads[part],

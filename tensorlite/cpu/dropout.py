@@ -1,7 +1,7 @@
-"""Dropout and the residual connection in place: a mask is multiplied with, where the reference chooses element by element.
+"""Dropout and the residual connection, in place and by a multiplication with the mask.
 
-They replace tensorlite/reference/dropout.py. A choice between two values is a branch that a processor cannot predict: it
-costs ten times a multiplication [benchmarks/RESULTS.md].
+They replace tensorlite/reference/dropout.py, which chooses element by element: np.where with a random mask mispredicts its branch
+and takes ten times as long as a multiplication [benchmarks/RESULTS.md].
 """
 
 from typing import Any
@@ -14,20 +14,20 @@ from tensorlite.reference.dropout import check_residual, draw_mask
 
 
 def dropout_forward(ops: Any, x: Array, p: float = 0.0, key: Key | None = None) -> tuple[Array, tuple | None]:
-    """y = x mask / keep. The cache is the reference's: the mask and 1 / keep."""
+    """y = x mask inv_keep. The cache is the reference's: the mask and inv_keep."""
     array_namespace(x)
     cache = draw_mask(np, x.shape, p, key)
     return dropout_backward(ops, x, cache), cache
 
 
 def dropout_backward(ops: Any, dy: Array, cache: tuple | None) -> Array:
-    """dx = dy mask / keep: dropout is linear, so backward is the same map."""
+    """dx = dy mask inv_keep: dropout is linear, so backward is the same map."""
     if cache is None:
         return dy
-    mask, scale = cache
+    mask, inv_keep = cache
     array_namespace(dy, mask)
-    dx = np.multiply(dy, mask, out=ops.memory.new(dy.shape, dy))
-    dx *= scale
+    dx = np.multiply(dy, mask, out=ops.memory.empty(dy.shape, dy))
+    dx *= inv_keep
     return dx
 
 
@@ -35,9 +35,9 @@ def residual_forward(ops: Any, x: Array, y: Array, p: float = 0.0, key: Key | No
     """out = x + dropout(y)"""
     array_namespace(x, y)
     check_residual(x, y)
-    kept, cache = ops.dropout_forward(y, p, key)
-    own = cache is not None and kept.dtype == x.dtype  # without a mask, kept is the caller's y
-    return np.add(x, kept, out=kept if own else ops.memory.new(x.shape, x, kept)), cache
+    branch, cache = ops.dropout_forward(y, p, key)
+    own = cache is not None and branch.dtype == x.dtype  # without a mask, branch is the caller's y
+    return np.add(x, branch, out=branch if own else ops.memory.empty(x.shape, x, branch)), cache
 
 
 def residual_backward(ops: Any, dout: Array, cache: tuple | None) -> tuple[Array, Array]:

@@ -1,7 +1,7 @@
 """Layer normalisation in fewer passes over memory. It replaces tensorlite/reference/layernorm.py; the derivation is there.
 
-Two things are different. xhat is kept instead of x: the two are of one size, and backward needs only xhat. And every mean over
-the channels is a product with a vector, which the BLAS does in one read.
+Two things are different. xhat is saved instead of x: the two are of one size, and backward needs only xhat. And every mean over
+the channels is a matmul with a vector, which the BLAS does in one read.
 """
 
 from typing import Any
@@ -18,12 +18,12 @@ def layernorm_forward(ops: Any, x: Array, w: Array, b: Array | None = None, eps:
     check_layernorm(x, w, b)
     C = x.shape[-1]
     rows = x.reshape(-1, C)  # (N, C)
-    mean = rows @ ops.memory.full(C, 1.0 / C, x.dtype)  # (N, C) @ (C,) -> (N,)
-    xhat = np.subtract(rows, mean[:, None], out=ops.memory.new(rows.shape, x))  # centered, for now
+    mean = rows @ ops.memory.constant(C, 1.0 / C, x.dtype)  # (N, C) @ (C,) -> (N,)
+    xhat = np.subtract(rows, mean[:, None], out=ops.memory.empty(rows.shape, x))  # centered, for now
     var = np.einsum("nc,nc->n", xhat, xhat) * (1.0 / C)  # (N,)
     rstd = (1.0 / np.sqrt(var + eps))[:, None]  # (N, 1)
     xhat *= rstd
-    y = np.multiply(xhat, w, out=ops.memory.new(rows.shape, x, w, b))
+    y = np.multiply(xhat, w, out=ops.memory.empty(rows.shape, x, w, b))
     if b is not None:
         y += b
     return y.reshape(x.shape), (xhat, w, b is not None, rstd)
@@ -32,19 +32,19 @@ def layernorm_forward(ops: Any, x: Array, w: Array, b: Array | None = None, eps:
 def layernorm_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Array, Array, Array | None]:
     """dx = rstd (g - mean(g) - xhat mean(g xhat))  with  g = dy w.
 
-    mean(g) = dy w / C and mean(g xhat) = (dy xhat) w / C: both are products with w, and neither needs g.
+    mean(g) = dy w / C and mean(g xhat) = (dy xhat) w / C: both are matmuls with w, and neither needs g.
     """
     xhat, w, has_bias, rstd = cache
     array_namespace(dy, xhat)
     C = xhat.shape[-1]
     shape, dy = dy.shape, dy.reshape(-1, C)  # (N, C)
-    dy_xhat = np.multiply(dy, xhat, out=ops.memory.new(dy.shape, dy, xhat))
+    dy_xhat = np.multiply(dy, xhat, out=ops.memory.empty(dy.shape, dy, xhat))
     dw = ops.memory.column_sums(dy_xhat)  # (N, C) -> (C,)
     db = ops.memory.column_sums(dy) if has_bias else None
     w_mean = w * (1.0 / C)
     g_mean = (dy @ w_mean)[:, None]  # (N, C) @ (C,) -> (N, 1)
     g_xhat_mean = (dy_xhat @ w_mean)[:, None]
-    dx = np.multiply(dy, w, out=ops.memory.new(dy.shape, dy_xhat, w))  # g
+    dx = np.multiply(dy, w, out=ops.memory.empty(dy.shape, dy_xhat, w))  # g
     dx -= g_mean
     dx -= np.multiply(xhat, g_xhat_mean, out=dy_xhat)
     dx *= rstd

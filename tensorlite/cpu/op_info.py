@@ -1,4 +1,4 @@
-"""The op table of the CPU backend: the reference's, but for the ops that save something else for backward.
+"""What the ops of the CPU backend save for backward, where it differs from the reference.
 
 `MetaOps(OP_INFO)` counts its caches. FLOPs are the reference's, the work that was asked for, so that rates can be compared.
 """

@@ -1,4 +1,4 @@
-"""The composites that this backend does otherwise than op by op: GELU inside a product, the head in a padded vocabulary.
+"""Composites that this backend fuses: GELU in a GEMM, the loss over a padded vocabulary.
 
 They replace mlp and linear_cross_entropy of tensorlite/reference/composites.py.
 """
@@ -7,17 +7,18 @@ from typing import Any
 
 from tensorlite.arrays import Array, array_namespace
 from tensorlite.cuda.cross_entropy import gradient, mean_loss
-from tensorlite.cuda.linear import PADDED, columns, padded_backward
+from tensorlite.cuda.layout import pad_columns, padded_vocab_size
+from tensorlite.cuda.linear import padded_backward
 from tensorlite.reference import composites
 from tensorlite.reference.cross_entropy import check_cross_entropy
-from tensorlite.reference.embedding import check_indices
+from tensorlite.reference.indices import check_indices
 from tensorlite.reference.linear import check_linear
 
 
 def mlp_forward(
     ops: Any, x: Array, fc_w: Array, fc_b: Array | None, proj_w: Array, proj_b: Array | None, activation: str = "gelu"
 ) -> tuple[Array, tuple]:
-    """y = gelu(x fc_w + fc_b) proj_w + proj_b. The first product leaves both h, which backward needs, and gelu(h)."""
+    """y = gelu(x fc_w + fc_b) proj_w + proj_b. The first GEMM stores both h, which backward needs, and gelu(h)."""
     if activation != "gelu":
         return composites.mlp_forward(ops, x, fc_w, fc_b, proj_w, proj_b, activation)
     array_namespace(x, fc_w, fc_b, proj_w, proj_b)
@@ -25,13 +26,13 @@ def mlp_forward(
     C, F = fc_w.shape
     x, fc_w = ops.operand(x), ops.matrix(fc_w)
     h, a = ops.empty((x.size // C, F)), ops.empty((*x.shape[:-1], F))
-    ops.gemm(x.reshape(-1, C), fc_w, a.reshape(-1, F), bias=ops.vector(fc_b), gelu=h)
-    y, proj = ops.linear_forward(a, proj_w, proj_b)
-    return y, ((x, fc_w, fc_b is not None), "gelu", h, proj)
+    ops.gemm(x.reshape(-1, C), fc_w, a.reshape(-1, F), bias=ops.vector(fc_b), pre_gelu=h)
+    y, proj_cache = ops.linear_forward(a, proj_w, proj_b)
+    return y, ((x, fc_w, fc_b is not None), "gelu", h, proj_cache)
 
 
 def mlp_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Array, Array, Array | None, Array, Array | None]:
-    """The product that makes da = dy proj_w^T leaves dh = gelu_backward(da) at once."""
+    """The GEMM that computes da = dy proj_w^T stores dh = gelu_backward(da) instead."""
     if cache[1] != "gelu":
         return composites.mlp_backward(ops, dy, cache)
     (x, fc_w, has_fc_bias), _, h, (a, proj_w, has_bias) = cache
@@ -41,7 +42,7 @@ def mlp_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Array, Array, Array
     dh, dproj_w = ops.empty(h.shape), ops.float32(F, C)
     dproj_b = ops.float32(C) if has_bias else None
     ops.gemm(a.reshape(-1, F).T, dy, dproj_w, bias_grad=dproj_b)  # (F, N) @ (N, C)
-    ops.gemm(dy, proj_w.T, dh, dgelu=h)  # (N, C) @ (C, F)
+    ops.gemm(dy, proj_w.T, dh, dgelu_input=h)  # (N, C) @ (C, F)
     dx, dfc_w, dfc_b = padded_backward(ops, dh, x, fc_w, has_fc_bias)
     return dx, dfc_w, dfc_b, dproj_w, dproj_b
 
@@ -54,10 +55,10 @@ def linear_cross_entropy_forward(ops: Any, x: Array, w: Array, b: Array | None, 
     check_cross_entropy((*x.shape[:-1], V), targets)
     if ops.check:
         check_indices(targets, V, "cross_entropy: targets")
-    wide = -(-V // PADDED) * PADDED
-    x, w = ops.operand(x), columns(ops, ops.matrix(w), wide)
-    logits = ops.float32(x.size // C, wide)
-    bias = None if b is None else columns(ops, ops.cast(ops.vector(b), logits.dtype), wide)
+    padded_vocab = padded_vocab_size(V)
+    x, w = ops.operand(x), pad_columns(ops, ops.matrix(w), padded_vocab)
+    logits = ops.float32(x.size // C, padded_vocab)
+    bias = None if b is None else pad_columns(ops, ops.cast(ops.vector(b), logits.dtype), padded_vocab)
     ops.gemm(x.reshape(-1, C), w, logits, bias=bias)
     loss, lse = mean_loss(ops, logits, V, targets)
     return loss, (x, w, b is not None, V, logits, targets, lse)
@@ -68,4 +69,4 @@ def linear_cross_entropy_backward(ops: Any, dloss: Array | float, cache: tuple) 
     x, w, has_bias, V, logits, targets, lse = cache
     dlogits = gradient(ops, dloss, logits, V, targets, lse, ops.dtype)
     dx, dw, db = padded_backward(ops, dlogits, x, w, has_bias)
-    return dx, columns(ops, dw, V), None if db is None else db[:V]
+    return dx, pad_columns(ops, dw, V), None if db is None else db[:V]

@@ -1,19 +1,25 @@
-"""Softmax cross-entropy. kernels/cross_entropy.cu says what differs; the derivation is in tensorlite/reference/cross_entropy.py."""
+"""Softmax cross-entropy, by kernels/cross_entropy.cu.
+
+The kernel file says what differs; the derivation is in tensorlite/reference/cross_entropy.py.
+"""
 
 from typing import Any
 
 import numpy as np
 
 from tensorlite.arrays import Array, array_namespace
-from tensorlite.cuda.embedding import c_integer
+from tensorlite.cuda.launch import ceil_div
+from tensorlite.cuda.layout import c_integer
 from tensorlite.reference.cross_entropy import check_cross_entropy
-from tensorlite.reference.embedding import check_indices
+from tensorlite.reference.indices import check_indices
 
-FILE, WARPS, BLOCKS = "cross_entropy.cu", 8, 512
+FILE = "cross_entropy.cu"
+WARPS = 8  # of cross_entropy.cu: rows of a block at a time
+BLOCKS, BACKWARD_BLOCKS = 512, 2048  # at most
 
 
 def cross_entropy_forward(ops: Any, logits: Array, targets: Array) -> tuple[Array, tuple]:
-    """loss = mean of lse - logits at the target, a float32. The cache refers to both, and holds lse, one float32 a row."""
+    """loss = mean of lse - logits at the target, a float32. The cache refers to both, and holds lse, one float32 per row."""
     xp = array_namespace(logits, targets)
     check_cross_entropy(logits.shape, targets)
     if ops.check:
@@ -36,13 +42,12 @@ def cross_entropy_backward(ops: Any, dloss: Array | float, cache: tuple) -> Arra
 def mean_loss(ops: Any, logits: Array, V: int, targets: Array) -> tuple[Array, Array]:
     """The loss, and lse, of logits: (N, stride), V of each row in use."""
     N, stride = logits.shape
-    kind = c_integer(targets, "cross_entropy: targets")
-    grid = min(BLOCKS, -(-N // WARPS))
-    lse, share, loss = ops.float32(N), ops.float32(grid), ops.float32()
-    types = {"REAL": ops.real(), "LOGIT": ops.real(logits), "ID": kind}
-    args = (logits, stride, V, array_namespace(targets).ascontiguousarray(targets), lse, share, N)
+    grid = min(BLOCKS, ceil_div(N, WARPS))
+    lse, partial, loss = ops.float32(N), ops.float32(grid), ops.float32()
+    types = {"scalar_t": ops.c_scalar(), "logit_t": ops.c_scalar(logits), "index_t": c_integer(targets, "cross_entropy: targets")}
+    args = (logits, stride, V, array_namespace(targets).ascontiguousarray(targets), lse, partial, N)
     ops.launch(FILE, "cross_entropy_forward", grid, 32 * WARPS, *args, **types)
-    ops.launch(FILE, "mean_loss", 1, 256, share, grid, N, loss, **types)
+    ops.launch(FILE, "mean_loss", 1, 256, partial, grid, N, loss, **types)
     return loss, lse
 
 
@@ -50,10 +55,11 @@ def gradient(ops: Any, dloss: Array | float, logits: Array, V: int, targets: Arr
     """dlogits: (N, stride) of a dtype; the columns beyond V are zero."""
     N, stride = logits.shape
     dlogits = ops.runtime.empty(logits.shape, dtype)
-    number, at = (1.0, dloss) if isinstance(dloss, ops.runtime.xp.ndarray) else (float(dloss), None)
-    if at is not None:
-        ops.flat(at)
-    types = {"REAL": ops.real(dlogits), "LOGIT": ops.real(logits), "ID": c_integer(targets, "cross_entropy: targets")}
-    args = (number, at, logits, stride, V, array_namespace(targets).ascontiguousarray(targets), lse, dlogits, N)
-    ops.launch(FILE, "cross_entropy_backward", min(2048, -(-N // WARPS)), 32 * WARPS, *args, **types)
+    value, dloss_ptr = (1.0, dloss) if isinstance(dloss, ops.runtime.xp.ndarray) else (float(dloss), None)
+    if dloss_ptr is not None:
+        ops.flat(dloss_ptr)
+    types = {"scalar_t": ops.c_scalar(dlogits), "logit_t": ops.c_scalar(logits)}
+    types["index_t"] = c_integer(targets, "cross_entropy: targets")
+    args = (value, dloss_ptr, logits, stride, V, array_namespace(targets).ascontiguousarray(targets), lse, dlogits, N)
+    ops.launch(FILE, "cross_entropy_backward", min(BACKWARD_BLOCKS, ceil_div(N, WARPS)), 32 * WARPS, *args, **types)
     return dlogits

@@ -1,44 +1,33 @@
-"""Embeddings, positions and the batch. kernels/embedding.cu says what differs;
-the derivations are in tensorlite/reference/embedding.py."""
+"""Embeddings, positions and the batch, by kernels/embedding.cu.
+
+The kernel file says what differs; the derivations are in tensorlite/reference/embedding.py.
+"""
 
 from typing import Any
 
 from tensorlite.arrays import Array, array_namespace
-from tensorlite.cuda.elementwise import BLOCK, blocks
-from tensorlite.cuda.linear import PADDED, columns, padded_width
+from tensorlite.cuda.launch import BLOCK, blocks, ceil_div
+from tensorlite.cuda.layout import c_integer, pad_columns, padded_vocab_size, padded_width, place_columns
 from tensorlite.cuda.reduce import sum_rows
 from tensorlite.cuda.runtime.device_key import DeviceKey, pack_key
 from tensorlite.random import Key
-from tensorlite.reference.embedding import check_indices, check_position_embedding
+from tensorlite.reference.embedding import check_position_embedding
+from tensorlite.reference.indices import check_indices
 
 FILE = "embedding.cu"
-INTEGERS = {
-    "uint8": "unsigned char",
-    "uint16": "unsigned short",
-    "uint32": "unsigned",
-    "int16": "short",
-    "int32": "int",
-    "int64": "long long",
-}
-
-
-def c_integer(ids: Array, what: str) -> str:
-    """What a kernel calls the dtype of ids. Raises TypeError for what is no integer."""
-    if str(ids.dtype) not in INTEGERS:
-        raise TypeError(f"{what} must be integers, one of {', '.join(INTEGERS)}, got {ids.dtype}")
-    return INTEGERS[str(ids.dtype)]
 
 
 def embedding_forward(ops: Any, ids: Array, table: Array) -> tuple[Array, tuple]:
     """y = table[ids]. The cache refers to ids and the table."""
     xp = array_namespace(ids, table)
-    kind = c_integer(ids, "embedding: ids")
+    index_t = c_integer(ids, "embedding: ids")
     if ops.check:
         check_indices(ids, table.shape[0], "embedding: ids")
     ids, table, C = xp.ascontiguousarray(ids), ops.operand(table), table.shape[1]
     y = ops.empty((*ids.shape, C))
     if ids.size:
-        ops.launch(FILE, "lookup", ids.size, min(BLOCK, -(-C // 32) * 32), ids, table, y, C, REAL=ops.real(), ID=kind)
+        block = min(BLOCK, ceil_div(C, 32) * 32)
+        ops.launch(FILE, "lookup", ids.size, block, ids, table, y, C, scalar_t=ops.c_scalar(), index_t=index_t)
     return y, (ids, table)
 
 
@@ -47,14 +36,14 @@ def embedding_backward(ops: Any, dy: Array, cache: tuple) -> Array:
     ids, table = cache
     array_namespace(dy, table)
     V, C = table.shape
-    wide = -(-V // PADDED) * PADDED
-    dy = columns(ops, ops.gradient(dy, (*ids.shape, C), "embedding").reshape(-1, C), padded_width(C))
-    onehot, dtable = ops.empty((ids.size, wide)), ops.float32(wide, dy.shape[1])
+    padded_vocab = padded_vocab_size(V)
+    dy = pad_columns(ops, ops.gradient(dy, (*ids.shape, C), "embedding").reshape(-1, C), padded_width(C))
+    onehot, dtable = ops.empty((ids.size, padded_vocab)), ops.float32(padded_vocab, dy.shape[1])
     grid = blocks(32 * ids.size, BLOCK)
-    kind = c_integer(ids, "embedding: ids")
-    ops.launch(FILE, "onehot", grid, BLOCK, ids, onehot, wide, ids.size, REAL=ops.real(), ID=kind)
-    ops.gemm(onehot.T, dy, dtable)  # (wide, N) @ (N, C)
-    return columns(ops, dtable[:V], C)
+    index_t = c_integer(ids, "embedding: ids")
+    ops.launch(FILE, "write_onehot", grid, BLOCK, ids, onehot, padded_vocab, ids.size, scalar_t=ops.c_scalar(), index_t=index_t)
+    ops.gemm(onehot.T, dy, dtable)  # (padded_vocab, N) @ (N, C)
+    return pad_columns(ops, dtable[:V], C)
 
 
 def position_embedding_forward(ops: Any, x: Array, wpe: Array, start: int = 0) -> tuple[Array, tuple]:
@@ -62,11 +51,11 @@ def position_embedding_forward(ops: Any, x: Array, wpe: Array, start: int = 0) -
     array_namespace(x, wpe)
     check_position_embedding(x, wpe, start)
     T, C = x.shape[-2:]
-    x, rows = ops.operand(x), ops.operand(wpe)[start : start + T]
+    x, wpe_rows = ops.operand(x), ops.operand(wpe)[start : start + T]
     y = ops.empty(x.shape)
     if x.size:
         grid = (x.size // (T * C), blocks(T * C, 4 * BLOCK))
-        ops.launch(FILE, "add_positions", grid, BLOCK, x, rows, y, T * C, REAL=ops.real(), ID="int")
+        ops.launch(FILE, "add_positions", grid, BLOCK, x, wpe_rows, y, T * C, scalar_t=ops.c_scalar(), index_t="int")
     return y, (wpe, start)
 
 
@@ -79,8 +68,7 @@ def position_embedding_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Arra
     if len(wpe) == T:
         return dy, summed.reshape(T, C)
     dwpe = ops.float32(*wpe.shape)
-    args = (summed, T * C, dwpe, dwpe.size, start * C, 1)
-    ops.launch(FILE, "resize_rows", blocks(dwpe.size, BLOCK), BLOCK, *args, REAL="float", ID="int")
+    place_columns(ops, summed, T * C, dwpe, dwpe.size, start * C)
     return dy, dwpe
 
 
@@ -89,6 +77,6 @@ def get_batch(ops: Any, data: Array, key: Key | DeviceKey, rows: int, block_size
     array_namespace(data)
     idx, targets = (ops.runtime.empty((rows, block_size), data.dtype) for _ in range(2))
     args = (data, len(data), pack_key(key, ops.address), key.row0, idx, targets, block_size)
-    kind = c_integer(data, "get_batch: data")
-    ops.launch(FILE, "get_batch", rows, min(BLOCK, -(-block_size // 32) * 32), *args, REAL="float", ID=kind)
+    index_t = c_integer(data, "get_batch: data")
+    ops.launch(FILE, "get_batch", rows, min(BLOCK, ceil_div(block_size, 32) * 32), *args, scalar_t="float", index_t=index_t)
     return idx, targets

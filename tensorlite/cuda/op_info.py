@@ -1,4 +1,4 @@
-"""The op table of the CUDA backend: the reference's, but for the ops that save something else for backward.
+"""The op table of the CUDA backend, where some ops save something else for backward.
 
 `MetaOps(OP_INFO)` counts its caches. Sizes are in the activations' item size, except that statistics are float32 in any precision.
 """

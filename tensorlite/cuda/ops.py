@@ -1,4 +1,4 @@
-"""class CUDAOps: what the CUDA backend does in its own way; everything else is the reference's."""
+"""class CUDAOps: the ops that CUDA overrides, their precision, and the bf16 copy of the parameters."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -6,9 +6,23 @@ from typing import Any, Literal
 import numpy as np
 
 from tensorlite.arrays import Array, to_numpy
-from tensorlite.cuda import attention, composites, cross_entropy, elementwise, embedding, layernorm, linear, optim
+from tensorlite.cuda import (
+    activations,
+    attention,
+    composites,
+    cross_entropy,
+    dropout,
+    elementwise,
+    embedding,
+    gemm,
+    layernorm,
+    layout,
+    linear,
+    optim,
+)
+from tensorlite.cuda.launch import launch_elementwise
 from tensorlite.cuda.op_info import OP_INFO
-from tensorlite.cuda.runtime import device_key, gemm
+from tensorlite.cuda.runtime import device_key
 from tensorlite.cuda.runtime.graph import CapturedStep
 from tensorlite.reference.ops import ReferenceOps
 
@@ -20,7 +34,7 @@ MAX_IN_FLIGHT = 32  # steps that may be under way, or done and not looked at
 class CUDAOps(ReferenceOps):
     """The functions of `tensorlite.cuda`, on the arrays of a runtime: CuPy's on a GPU.
 
-    precision: float32; tf32, float32 whose matrix products round their operands to 11 significant bits; or bf16, activations and
+    precision: float32; tf32, float32 whose GEMMs round their operands to 11 significant bits; or bf16, activations and
     operands of 8. Sums are made in float32, and parameters and their gradients are float32, in all three.
     check: as for ReferenceOps. runtime: what launches kernels; a `CudaRuntime` on the current device by default.
     Raises DeviceError when there is no such device, or a library is missing.
@@ -51,16 +65,16 @@ class CUDAOps(ReferenceOps):
     position_embedding_backward = embedding.position_embedding_backward
     layernorm_forward = layernorm.layernorm_forward
     layernorm_backward = layernorm.layernorm_backward
-    gelu_forward = elementwise.gelu_forward
-    gelu_backward = elementwise.gelu_backward
-    relu_forward = elementwise.relu_forward
-    relu_backward = elementwise.relu_backward
+    gelu_forward = activations.gelu_forward
+    gelu_backward = activations.gelu_backward
+    relu_forward = activations.relu_forward
+    relu_backward = activations.relu_backward
     attention_forward = attention.attention_forward
     attention_backward = attention.attention_backward
-    dropout_forward = elementwise.dropout_forward
-    dropout_backward = elementwise.dropout_backward
-    residual_forward = elementwise.residual_forward
-    residual_backward = elementwise.residual_backward
+    dropout_forward = dropout.dropout_forward
+    dropout_backward = dropout.dropout_backward
+    residual_forward = dropout.residual_forward
+    residual_backward = dropout.residual_backward
     cross_entropy_forward = cross_entropy.cross_entropy_forward
     cross_entropy_backward = cross_entropy.cross_entropy_backward
     mlp_forward = composites.mlp_forward
@@ -97,32 +111,32 @@ class CUDAOps(ReferenceOps):
 
         Raises TypeError for a dtype that this backend does not compute in.
         """
-        return self.cast(elementwise.contiguous(self, x), self.dtype)
+        return self.cast(layout.contiguous(self, x), self.dtype)
 
     def gradient(self, dy: Array, shape: tuple[int, ...], what: str) -> Array:
-        """dy as an operand. Raises ValueError unless it has the shape of y: a kernel would read on where a smaller one ends."""
+        """dy as an operand. Raises ValueError unless it has the shape of y: a kernel would read beyond a smaller one."""
         if dy.shape != shape:
             raise ValueError(f"{what}_backward: dy {dy.shape} does not fit y {shape}")
         return self.operand(dy)
 
     def matrix(self, w: Array) -> Array:
-        """The same of a weight, which products take transposed as well: w.T of a table stays a view."""
+        """The same of a weight, which GEMMs take transposed as well: w.T of a table stays a view."""
         return self.operand(w.T).T if w.T.flags.c_contiguous and not w.flags.c_contiguous else self.operand(w)
 
     def cast(self, x: Array, dtype: Any) -> Array:
         """x, C-contiguous, as float32 or bf16: itself, or a copy."""
         if x.dtype == dtype:
             return x
-        self.real(x)
+        self.c_scalar(x)
         y = self.runtime.empty(x.shape, dtype)
-        elementwise.each(self, "to_float32" if dtype == np.float32 else "to_bf16", x, y, over=x)
+        launch_elementwise(self, layout.FILE, "to_float32" if dtype == np.float32 else "to_bf16", x, y, over=x)
         return y
 
     def vector(self, x: Array | None) -> Array | None:
         """A gain or bias as an operand; None stays None."""
         return None if x is None else self.operand(x)
 
-    def real(self, x: Array | None = None) -> str:
+    def c_scalar(self, x: Array | None = None) -> str:
         """What a kernel calls the dtype of x, or of the precision. Raises TypeError where no kernel takes it."""
         dtype = self.dtype if x is None else x.dtype
         if dtype not in (np.float32, self.runtime.bfloat16):
@@ -132,21 +146,21 @@ class CUDAOps(ReferenceOps):
     def flat(self, *buffers: Array) -> None:
         """Raise TypeError unless all are float32, as parameters and their gradients are in every precision."""
         for buffer in buffers:
-            if self.real(buffer) != "float":
+            if self.c_scalar(buffer) != "float":
                 raise TypeError(f"the CUDA backend computes in float32 on parameters and their gradients, not in {buffer.dtype}")
 
     def compute_params(self, params: Array) -> Array:  # type: ignore[override]  # static in ReferenceOps: the same to a caller
         """The parameters as the model is to read them: in bf16, a copy of the whole flat buffer, one pass a step."""
         return self.operand(params)
 
-    def drop(self, shape: tuple[int, ...], p: float, key: Any) -> np.ndarray:
+    def dropout_params(self, shape: tuple[int, ...], p: float, key: Any) -> np.ndarray:
         """The struct of a dropout, for a kernel."""
-        return device_key.pack_drop(shape, p, key, self.address)
+        return device_key.pack_dropout_params(shape, p, key, self.address)
 
     def to_floats(self, scalars: Sequence[Array]) -> list[float]:  # type: ignore[override]  # static in ReferenceOps
-        """The numbers in some arrays of shape (), in one copy."""
+        """The values of some arrays of shape (), in one copy."""
         return [float(x) for x in to_numpy(self.runtime.xp.stack(list(scalars)))] if scalars else []
 
     def compile(self, function: Callable) -> Callable:
-        """The same step as one graph of kernels, captured at its second call and launched again at every later one."""
+        """The same step as one graph of kernels, captured at its second call and replayed at every later one."""
         return CapturedStep(self, function)

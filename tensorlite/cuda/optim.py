@@ -1,4 +1,4 @@
-"""The optimizer's end of a step: gradients into the flat buffer, their norm, AdamW. kernels/optim.cu says what differs."""
+"""Gradients into the flat buffer, their norm, AdamW, by kernels/optim.cu. The kernel file says what differs."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -6,17 +6,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tensorlite.arrays import Array, array_namespace
-from tensorlite.cuda.elementwise import BLOCK, COPIES, blocks, contiguous
-from tensorlite.cuda.elementwise import FILE as ELEMENTWISE
+from tensorlite.cuda.launch import BLOCK, blocks
+from tensorlite.cuda.layout import contiguous
 from tensorlite.cuda.runtime.device_key import DeviceStep
 from tensorlite.reference import optim
 
 FILE = "optim.cu"
-COPY_TABLE = np.dtype([("from", "u8", COPIES), ("to", "u8", COPIES), ("size", "i8", COPIES)])  # elementwise.cu: Copies
-UPDATE = np.dtype(
+COPIES = 128  # of optim.cu: arrays per launch of pack_grads
+COPY_TABLE = np.dtype([("from", "u8", COPIES), ("to", "u8", COPIES), ("size", "i8", COPIES)])  # optim.cu: Copies
+ADAMW_PARAMS = np.dtype(
     [("step", "u8"), ("t", "i8"), ("lr", "f8"), ("min_lr", "f8"), ("warmup", "i8"), ("total", "i8")]
     + [(name, "f8") for name in ("beta1", "beta2", "eps", "weight_decay")]
-)  # optim.cu: Update
+)  # optim.cu: AdamWParams
 
 
 class Schedule(NamedTuple):
@@ -36,17 +37,17 @@ def cosine_lr(step: int | DeviceStep, lr: float, min_lr: float, warmup: int, tot
 
 
 def pack_grads(ops: Any, leaves: Sequence[Array], slots: Sequence[Array], add: bool = False) -> None:
-    """Copy (or, with add, sum) each gradient into its slot: up to 128 of them a launch."""
+    """Copy (or, with add, sum) each gradient into its slot, up to 128 of them per launch."""
     ops.flat(*leaves, *slots)
     pairs = [(contiguous(ops, leaf), slot) for leaf, slot in zip(leaves, slots, strict=True)]
     for i in range(0, len(pairs), COPIES):
         part = pairs[i : i + COPIES]
-        table = np.zeros((), COPY_TABLE)
+        copies = np.zeros((), COPY_TABLE)
         for j, (leaf, slot) in enumerate(part):
-            table["from"][j], table["to"][j], table["size"][j] = ops.address(leaf), ops.address(slot), leaf.size
+            copies["from"][j], copies["to"][j], copies["size"][j] = ops.address(leaf), ops.address(slot), leaf.size
         grid = (blocks(max(leaf.size for leaf, _ in part), 16 * BLOCK), len(part))
         touched = [array for pair in part for array in pair]
-        ops.launch(ELEMENTWISE, "pack_grads", grid, BLOCK, table, add, touches=touched, REAL="float", COPIES=COPIES)
+        ops.launch(FILE, "pack_grads", grid, BLOCK, copies, add, touches=touched)
 
 
 def global_norm(ops: Any, grads: Array) -> Array:
@@ -54,9 +55,9 @@ def global_norm(ops: Any, grads: Array) -> Array:
     array_namespace(grads)
     ops.flat(grads)
     n = grads.size
-    share, norm = ops.float32(blocks(n)), ops.float32()
-    ops.launch(FILE, "sum_squares", share.size, BLOCK, grads, share, n)
-    ops.launch(FILE, "root", 1, BLOCK, share, share.size, norm)
+    partial, norm = ops.float32(blocks(n)), ops.float32()
+    ops.launch(FILE, "sum_squares", partial.size, BLOCK, grads, partial, n)
+    ops.launch(FILE, "finish_norm", 1, BLOCK, partial, partial.size, norm)
     return norm
 
 
@@ -88,9 +89,9 @@ def adamw_(
     n = params.size
     if isinstance(t, DeviceStep):
         _, peak, min_lr, warmup, total = lr  # a Schedule
-        numbers = (ops.address(t.array), t.plus, peak, min_lr, warmup, total)
+        schedule = (ops.address(t.array), t.plus, peak, min_lr, warmup, total)
     else:
-        numbers = (0, t, lr, 0.0, 0, 0)
-    update = np.array((*numbers, beta1, beta2, eps, weight_decay), UPDATE)
-    args = (params, grads, m, v, update, n if n_decay is None else n_decay, n)
+        schedule = (0, t, lr, 0.0, 0, 0)
+    hyper = np.array((*schedule, beta1, beta2, eps, weight_decay), ADAMW_PARAMS)
+    args = (params, grads, m, v, hyper, n if n_decay is None else n_decay, n)
     ops.launch(FILE, "adamw", blocks(n), BLOCK, *args, touches=(params, m, v))

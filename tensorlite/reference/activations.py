@@ -12,7 +12,7 @@ def gelu_forward(x: Array) -> tuple[Array, Array]:
     """y = x (1 + tanh u) / 2,  u = sqrt(2/pi) (x + 0.044715 x^3): x times (nearly) the normal distribution function of x.
 
     x: any shape, float. Returns y of the same shape, and as cache a reference to x.
-    Source: Hendrycks and Gimpel 2016, arXiv:1606.08415, the tanh form. Tests: test_ops.py[gelu].
+    Source: Hendrycks and Gimpel 2016, arXiv:1606.08415, the tanh form. Tests: tests/reference/test_ops.py[gelu].
     """
     xp = array_namespace(x)
     u = SQRT_2_OVER_PI * (x + CUBIC * x * x * x)
@@ -39,8 +39,8 @@ def gelu_backward(dy: Array, cache: Array) -> Array:
 def relu_forward(x: Array) -> tuple[Array, Array]:
     """y = max(x, 0)
 
-    x: any shape, float. Returns y of the same shape, and as cache a reference to y, which the next linear layer keeps anyway.
-    Tests: test_ops.py[relu].
+    x: any shape, float. Returns y of the same shape, and as cache a reference to y, which the next linear layer saves anyway.
+    Tests: tests/reference/test_ops.py[relu].
     """
     xp = array_namespace(x)
     y = xp.maximum(x, 0.0)

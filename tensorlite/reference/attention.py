@@ -1,8 +1,12 @@
-"""Causal multi-head self-attention (Vaswani et al. 2017, arXiv:1706.03762), on packed queries, keys and values."""
+"""Causal multi-head self-attention on packed queries, keys and values.
+
+Source: Vaswani et al. 2017, arXiv:1706.03762.
+"""
 
 import math
 
 from tensorlite.arrays import Array, array_namespace
+from tensorlite.kv_cache import LayerCache
 from tensorlite.random import Key
 from tensorlite.reference.dropout import dropout_backward, dropout_forward
 from tensorlite.reference.softmax import softmax_backward, softmax_forward
@@ -24,16 +28,16 @@ def merge_heads(x: Array) -> Array:
 
 
 def attention_forward(
-    qkv: Array, n_head: int, p: float = 0.0, key: Key | None = None, kv_cache: "LayerCache | None" = None
+    qkv: Array, n_head: int, p: float = 0.0, key: Key | None = None, kv_cache: LayerCache | None = None
 ) -> tuple[Array, tuple | None]:
     """y = dropout(softmax(mask(q k^T / sqrt(D)))) v  for each head, where position t sees positions <= t only.
 
     qkv: (B, T, 3C) float, [q | k | v] along the last axis, each of n_head heads of D = C / n_head. p, key: dropout on the
     probabilities. kv_cache: keys and values of earlier positions (generation): qkv then continues them, and is added to them.
-    Returns y: (B, T, C), and a cache of a reference to qkv, the probabilities before dropout (B, H, T, T) and dropout's mask;
-    None with a past, which has no backward.
+    Returns y: (B, T, C), and a cache of a reference to qkv, the probabilities before dropout (B, H, T, T) and dropout's cache;
+    with a kv_cache None, because generation has no backward.
     Raises ValueError when 3C is not divisible by 3 n_head.
-    Cost: 4 B T^2 C FLOPs. Tests: test_ops.py[attention], test_op_facts.py.
+    Cost: 4 B T^2 C FLOPs. Tests: tests/reference/test_ops.py[attention], test_op_facts.py.
     """
     xp = array_namespace(qkv)
     q, k, v = split_heads(qkv, n_head)  # (B, H, T, D)
@@ -43,73 +47,40 @@ def attention_forward(
     scores = (q @ k.transpose(0, 1, 3, 2)) * (1.0 / math.sqrt(D))  # (B, H, T, D) @ (B, H, D, S) -> (B, H, T, S)
     visible = xp.tri(T, S, S - T, dtype=bool)  # (T, S): query t, at position S-T+t, sees keys 0..S-T+t
     probs, _ = softmax_forward(xp.where(visible, scores, -math.inf))  # (B, H, T, S)
-    kept, drop = dropout_forward(probs, p, key)
-    y = merge_heads(kept @ v)  # (B, H, T, S) @ (B, H, S, D) -> (B, T, C)
-    return y, (qkv, n_head, probs, drop) if kv_cache is None else None
+    p_dropped, dropout_cache = dropout_forward(probs, p, key)
+    y = merge_heads(p_dropped @ v)  # (B, H, T, S) @ (B, H, S, D) -> (B, T, C)
+    if kv_cache is not None:  # generation has no backward
+        return y, None
+    return y, (qkv, n_head, probs, dropout_cache)
 
 
 def attention_backward(dy: Array, cache: tuple) -> Array:
-    """dv = kept^T dy,  ds = softmax_backward(dropout_backward(dy v^T)),  dq = ds k / sqrt(D),  dk = ds^T q / sqrt(D).
+    """dv = p_dropped^T dy,  ds = softmax_backward(dropout_backward(dy v^T)),  dq = ds k / sqrt(D),  dk = ds^T q / sqrt(D).
 
     dy: (B, T, C). Returns dqkv: (B, T, 3C), packed as qkv is.
 
-    Derivation, for one head, backwards through y = kept v:
-      1. y = kept v is a matrix product:          dkept = dy v^T,  dv = kept^T dy.
-      2. kept = dropout(probs):                   dprobs = dropout_backward(dkept).
+    Derivation, for one head, backwards through y = p_dropped v:
+      1. y = p_dropped v is a matmul:             dp_dropped = dy v^T,  dv = p_dropped^T dy.
+      2. p_dropped = dropout(probs):              dprobs = dropout_backward(dp_dropped).
       3. probs = softmax(scores), row by row:     dscores = probs (dprobs - sum(dprobs probs)).
          A masked entry has probs = 0, so its dscores is exactly 0: the mask needs no line of its own.
-      4. scores = q k^T / sqrt(D), a product:     dq = dscores k / sqrt(D),  dk = dscores^T q / sqrt(D).
+      4. scores = q k^T / sqrt(D), a matmul:      dq = dscores k / sqrt(D),  dk = dscores^T q / sqrt(D).
     Each row of dscores sums to 0, because softmax ignores a shift; so dk summed over positions is 0, and a bias on the keys
     could learn nothing.
     """
-    qkv, n_head, probs, drop = cache
+    qkv, n_head, probs, dropout_cache = cache
     xp = array_namespace(dy, qkv)
     B, T, C3 = qkv.shape
     q, k, v = split_heads(qkv, n_head)  # (B, H, T, D), as in forward
     D = q.shape[-1]
     scale = 1.0 / math.sqrt(D)
-    kept = dropout_backward(probs, drop)  # as in forward: dropout is linear and the same map both ways, (B, H, T, T)
+    p_dropped = dropout_backward(probs, dropout_cache)  # (B, H, T, T), as in forward: dropout is linear
     dy = dy.reshape(B, T, n_head, D).transpose(0, 2, 1, 3)  # (B, H, T, D)
-    dkept = dy @ v.transpose(0, 1, 3, 2)  # 1. (B, H, T, D) @ (B, H, D, T) -> (B, H, T, T)
-    dv = kept.transpose(0, 1, 3, 2) @ dy  # 1. (B, H, T, T) @ (B, H, T, D) -> (B, H, T, D)
-    dprobs = dropout_backward(dkept, drop)  # 2. (B, H, T, T)
+    dp_dropped = dy @ v.transpose(0, 1, 3, 2)  # 1. (B, H, T, D) @ (B, H, D, T) -> (B, H, T, T)
+    dv = p_dropped.transpose(0, 1, 3, 2) @ dy  # 1. (B, H, T, T) @ (B, H, T, D) -> (B, H, T, D)
+    dprobs = dropout_backward(dp_dropped, dropout_cache)  # 2. (B, H, T, T)
     dscores = softmax_backward(dprobs, probs)  # 3. (B, H, T, T)
     dq = (dscores @ k) * scale  # 4. (B, H, T, T) @ (B, H, T, D) -> (B, H, T, D)
     dk = (dscores.transpose(0, 1, 3, 2) @ q) * scale  # 4. (B, H, T, T) @ (B, H, T, D) -> (B, H, T, D)
     dqkv = xp.stack([dq, dk, dv])  # (3, B, H, T, D)
     return dqkv.transpose(1, 3, 0, 2, 4).reshape(B, T, C3)  # the transpose that split_heads made, undone
-
-
-class LayerCache:
-    """Keys and values of the positions one attention layer has seen, up to `capacity` of them (generation only)."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.length = 0
-        self._k: Array = None  # (B, H, capacity, D), allocated when the first keys arrive and tell the rest
-        self._v: Array = None
-
-    def extend(self, k: Array, v: Array) -> tuple[Array, Array]:
-        """Append k, v: (B, H, T, D); return all of them: (B, H, length, D). Raises ValueError when the context is full."""
-        B, H, T, D = k.shape
-        if self.length + T > self.capacity:
-            raise ValueError(f"attention: {self.length + T} positions do not fit a context of {self.capacity}")
-        if self._k is None:
-            self._k = array_namespace(k).empty((B, H, self.capacity, D), k.dtype)
-            self._v = array_namespace(v).empty((B, H, self.capacity, D), v.dtype)
-        self._k[:, :, self.length : self.length + T] = k
-        self._v[:, :, self.length : self.length + T] = v
-        self.length += T
-        return self._k[:, :, : self.length], self._v[:, :, : self.length]
-
-
-class KVCache:
-    """One LayerCache a layer: what a model must remember of a text to continue it one token at a time."""
-
-    def __init__(self, n_layer: int, capacity: int) -> None:
-        self.layers = [LayerCache(capacity) for _ in range(n_layer)]
-
-    @property
-    def length(self) -> int:
-        """How many positions are held, before a forward pass adds its own."""
-        return self.layers[0].length

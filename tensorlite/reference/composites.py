@@ -1,14 +1,15 @@
-"""Ops made of ops. Each takes the backend as its first argument; `ReferenceOps` has them as methods.
+"""Ops made of ops: MLP, self-attention, layernorm with its residual, head with its loss.
 
-A backend that overrides only `linear_forward` is felt in every composite here; one that fuses a whole composite into a kernel
-overrides that composite alone. The model cannot tell the difference: a cache is opened only by the backend that made it.
+Each takes the backend as its first argument; `ReferenceOps` has them as methods. If a backend overrides only `linear_forward`,
+every composite here uses its version; one that fuses a whole composite into a kernel overrides that composite alone. The model
+cannot tell the difference: a cache is opened only by the backend that made it.
 """
 
 from typing import Any
 
 from tensorlite.arrays import Array
+from tensorlite.kv_cache import LayerCache
 from tensorlite.random import Key
-from tensorlite.reference.attention import LayerCache
 
 Ops = Any  # a ReferenceOps, or anything with its methods
 
@@ -22,18 +23,18 @@ def mlp_forward(
     activation: "gelu" or "relu".
     Returns y: (..., C), and the three caches.
     """
-    h, fc = ops.linear_forward(x, fc_w, fc_b)  # (..., C) -> (..., F)
-    a, act = ops.activation_forward(h, activation)  # (..., F)
-    y, proj = ops.linear_forward(a, proj_w, proj_b)  # (..., F) -> (..., C)
-    return y, (fc, activation, act, proj)
+    h, fc_cache = ops.linear_forward(x, fc_w, fc_b)  # (..., C) -> (..., F)
+    a, act_cache = ops.activation_forward(h, activation)  # (..., F)
+    y, proj_cache = ops.linear_forward(a, proj_w, proj_b)  # (..., F) -> (..., C)
+    return y, (fc_cache, activation, act_cache, proj_cache)
 
 
 def mlp_backward(ops: Ops, dy: Array, cache: tuple) -> tuple[Array, Array, Array | None, Array, Array | None]:
     """The chain rule, last step first. Returns dx, dfc_w, dfc_b, dproj_w, dproj_b."""
-    fc, activation, act, proj = cache
-    da, dproj_w, dproj_b = ops.linear_backward(dy, proj)
-    dh = ops.activation_backward(da, activation, act)
-    dx, dfc_w, dfc_b = ops.linear_backward(dh, fc)
+    fc_cache, activation, act_cache, proj_cache = cache
+    da, dproj_w, dproj_b = ops.linear_backward(dy, proj_cache)
+    dh = ops.activation_backward(da, activation, act_cache)
+    dx, dfc_w, dfc_b = ops.linear_backward(dh, fc_cache)
     return dx, dfc_w, dfc_b, dproj_w, dproj_b
 
 
@@ -54,33 +55,33 @@ def self_attention_forward(
     x: (B, T, C). qkv_w: (C, 3C). qkv_b: (3C,) or None. proj_w: (C, C). proj_b: (C,) or None. The rest: see attention_forward.
     Returns y: (B, T, C), and the three caches.
     """
-    h, qkv = ops.linear_forward(x, qkv_w, qkv_b)  # (B, T, C) -> (B, T, 3C)
-    a, att = ops.attention_forward(h, n_head, p, key, kv_cache)  # (B, T, 3C) -> (B, T, C)
-    y, proj = ops.linear_forward(a, proj_w, proj_b)  # (B, T, C) -> (B, T, C)
-    return y, (qkv, att, proj)
+    qkv, qkv_cache = ops.linear_forward(x, qkv_w, qkv_b)  # (B, T, C) -> (B, T, 3C)
+    a, attn_cache = ops.attention_forward(qkv, n_head, p, key, kv_cache)  # (B, T, 3C) -> (B, T, C)
+    y, proj_cache = ops.linear_forward(a, proj_w, proj_b)  # (B, T, C) -> (B, T, C)
+    return y, (qkv_cache, attn_cache, proj_cache)
 
 
 def self_attention_backward(ops: Ops, dy: Array, cache: tuple) -> tuple[Array, Array, Array | None, Array, Array | None]:
     """The chain rule, last step first. Returns dx, dqkv_w, dqkv_b, dproj_w, dproj_b."""
-    qkv, att, proj = cache
-    da, dproj_w, dproj_b = ops.linear_backward(dy, proj)
-    dh = ops.attention_backward(da, att)
-    dx, dqkv_w, dqkv_b = ops.linear_backward(dh, qkv)
+    qkv_cache, attn_cache, proj_cache = cache
+    da, dproj_w, dproj_b = ops.linear_backward(dy, proj_cache)
+    dqkv = ops.attention_backward(da, attn_cache)
+    dx, dqkv_w, dqkv_b = ops.linear_backward(dqkv, qkv_cache)
     return dx, dqkv_w, dqkv_b, dproj_w, dproj_b
 
 
 def prenorm_layernorm_forward(ops: Ops, x: Array, w: Array, b: Array | None) -> tuple[tuple[Array, Array], tuple]:
-    """x goes on as it is, and h = layernorm(x): begin a branch of a block.
+    """Return x unchanged together with h = layernorm(x), the input of a residual branch.
 
     x: (..., C). w: (C,). b: (C,) or None.
     Returns (x, h), both of x's shape, and layernorm's cache.
     """
-    h, norm = ops.layernorm_forward(x, w, b)
-    return (x, h), norm
+    h, norm_cache = ops.layernorm_forward(x, w, b)
+    return (x, h), norm_cache
 
 
 def prenorm_layernorm_backward(ops: Ops, dout: tuple[Array, Array], cache: tuple) -> tuple[Array, Array, Array | None]:
-    """x is used twice, by the layernorm and by whoever took it from here, so its two gradients add. Returns dx, dw, db."""
+    """x is used twice, by the layernorm and by the residual path, so its two gradients add. Returns dx, dw, db."""
     dx, dh = dout
     dx_norm, dw, db = ops.layernorm_backward(dh, cache)
     return ops.add(dx, dx_norm), dw, db
@@ -94,16 +95,16 @@ def dropout_add_layernorm_forward(
     x, y: (B, ..., C). w: (C,). b: (C,) or None. p, key: dropout on y.
     Returns (s, h), both of x's shape, and the two caches.
     """
-    s, residual = ops.residual_forward(x, y, p, key)
-    out, norm = ops.prenorm_layernorm_forward(s, w, b)
-    return out, (residual, norm)
+    s, residual_cache = ops.residual_forward(x, y, p, key)
+    out, norm_cache = ops.prenorm_layernorm_forward(s, w, b)
+    return out, (residual_cache, norm_cache)
 
 
 def dropout_add_layernorm_backward(ops: Ops, dout: tuple[Array, Array], cache: tuple) -> tuple[Array, Array, Array, Array | None]:
     """The chain rule, last step first. Returns dx, dy, dw, db."""
-    residual, norm = cache
-    ds, dw, db = ops.prenorm_layernorm_backward(dout, norm)
-    dx, dy = ops.residual_backward(ds, residual)
+    residual_cache, norm_cache = cache
+    ds, dw, db = ops.prenorm_layernorm_backward(dout, norm_cache)
+    dx, dy = ops.residual_backward(ds, residual_cache)
     return dx, dy, dw, db
 
 
@@ -113,14 +114,14 @@ def linear_cross_entropy_forward(ops: Ops, x: Array, w: Array, b: Array | None, 
     x: (..., C). w: (C, V). b: (V,) or None. targets: (...) integers in [0, V).
     Returns the loss, a scalar in nats, and the two caches.
     """
-    logits, head = ops.linear_forward(x, w, b)  # (..., C) -> (..., V)
-    loss, xent = ops.cross_entropy_forward(logits, targets)  # (..., V) -> ()
-    return loss, (head, xent)
+    logits, linear_cache = ops.linear_forward(x, w, b)  # (..., C) -> (..., V)
+    loss, xent_cache = ops.cross_entropy_forward(logits, targets)  # (..., V) -> ()
+    return loss, (linear_cache, xent_cache)
 
 
 def linear_cross_entropy_backward(ops: Ops, dloss: Array | float, cache: tuple) -> tuple[Array, Array, Array | None]:
     """The chain rule, last step first. Returns dx, dw, db."""
-    head, xent = cache
-    dlogits = ops.cross_entropy_backward(dloss, xent)
-    dx, dw, db = ops.linear_backward(dlogits, head)
+    linear_cache, xent_cache = cache
+    dlogits = ops.cross_entropy_backward(dloss, xent_cache)
+    dx, dw, db = ops.linear_backward(dlogits, linear_cache)
     return dx, dw, db

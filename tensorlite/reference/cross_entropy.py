@@ -1,7 +1,7 @@
 """Softmax cross-entropy: the loss of a language model."""
 
 from tensorlite.arrays import Array, array_namespace
-from tensorlite.reference.embedding import check_indices
+from tensorlite.reference.indices import check_indices
 
 
 def check_cross_entropy(shape: tuple[int, ...], targets: Array) -> None:
@@ -17,10 +17,10 @@ def cross_entropy_forward(logits: Array, targets: Array, *, check: bool = True) 
 
     logits: (..., V) float. targets: (...) integers in [0, V).
     check: look at the range of the targets first; see embedding_forward.
-    Returns the loss, a scalar of logits' dtype, and a cache of references to logits and targets plus lse, one number a row.
+    Returns the loss, a scalar of logits' dtype, and a cache of references to logits and targets plus lse, one value per row.
     The probabilities are recomputed in backward. The largest logit is subtracted before exp, so a gap of 1e4 stays finite.
     Raises ValueError for no targets, no classes or shapes that do not fit; TypeError and IndexError for bad targets.
-    Tests: test_ops.py[cross_entropy].
+    Tests: tests/reference/test_ops.py[cross_entropy].
     """
     xp = array_namespace(logits, targets)
     check_cross_entropy(logits.shape, targets)
@@ -29,8 +29,8 @@ def cross_entropy_forward(logits: Array, targets: Array, *, check: bool = True) 
         check_indices(targets, V, "cross_entropy: targets")
     z = logits.reshape(-1, V)  # (N, V)
     N = z.shape[0]
-    top = z.max(axis=-1, keepdims=True)  # (N, 1)
-    lse = top + xp.log(xp.exp(z - top).sum(axis=-1, keepdims=True))  # (N, 1)
+    max_logit = z.max(axis=-1, keepdims=True)  # (N, 1)
+    lse = max_logit + xp.log(xp.exp(z - max_logit).sum(axis=-1, keepdims=True))  # (N, 1)
     picked = z[xp.arange(N), targets.reshape(-1)]  # (N,)
     return (lse[:, 0] - picked).mean(), (logits, targets, lse)
 
@@ -51,6 +51,6 @@ def cross_entropy_backward(dloss: Array | float, cache: tuple) -> Array:
     z = logits.reshape(-1, V)  # (N, V)
     N = z.shape[0]
     dz = xp.exp(z - lse)  # 1. (N, V)
-    dz[xp.arange(N), targets.reshape(-1)] -= 1.0  # 2. one entry a row, so no index repeats
+    dz[xp.arange(N), targets.reshape(-1)] -= 1.0  # 2. one entry per row, so no index repeats
     dz = dz * (dloss / N)  # 3.
     return dz.reshape(logits.shape)

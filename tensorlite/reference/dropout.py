@@ -7,42 +7,42 @@ from tensorlite.random import Key, drop_threshold, keep_mask
 
 
 def draw_mask(xp: Any, shape: tuple[int, ...], p: float, key: Key | None) -> tuple | None:
-    """The mask, and 1 / keep for the p that 16-bit lanes can tell; None where nothing is dropped: no key, or p rounded to 0."""
-    dropped = drop_threshold(p)
-    if key is None or dropped == 0:
+    """Return (mask, inv_keep), with p rounded to a multiple of 1/65536; None where nothing is dropped: no key, or p rounds to 0."""
+    threshold = drop_threshold(p)
+    if key is None or threshold == 0:
         return None
-    return keep_mask(xp, key, shape, p), 65536 / (65536 - dropped)
+    return keep_mask(xp, key, shape, p), 65536 / (65536 - threshold)
 
 
 def dropout_forward(x: Array, p: float = 0.0, key: Key | None = None) -> tuple[Array, tuple | None]:
-    """y = x mask / keep,  with mask drawn from the key and keep the probability of a 1 in it.
+    """y = x mask inv_keep,  with mask drawn from the key and inv_keep = 1 / keep_prob, keep_prob the probability of a 1 in it.
 
-    x: (B, ...) float. p: probability of dropping, in [0, 1), rounded to a multiple of 1/65536; keep is the rounded value's
-    complement, so the expectation of y is exactly x. key: None (evaluation) or p = 0 returns x itself.
+    x: (B, ...) float. p: probability of dropping, in [0, 1), rounded to a multiple of 1/65536; keep_prob is 1 minus the rounded
+    p, so the expectation of y is exactly x. key: None (evaluation) or p = 0 returns x itself.
     Returns y: the shape of x, and a cache of the mask, one byte an element (drawing it again costs more than reading it).
     Raises ValueError when p is outside [0, 1).
-    Source: Srivastava et al. 2014, JMLR 15, in the "inverted" form. Tests: test_ops.py[dropout].
+    Source: Srivastava et al. 2014, JMLR 15, in the "inverted" form. Tests: tests/reference/test_ops.py[dropout].
     """
     xp = array_namespace(x)
     cache = draw_mask(xp, x.shape, p, key)
     if cache is None:
         return x, None
-    mask, scale = cache
-    return xp.where(mask, x * scale, 0.0), cache
+    mask, inv_keep = cache
+    return xp.where(mask, x * inv_keep, 0.0), cache
 
 
 def dropout_backward(dy: Array, cache: tuple | None) -> Array:
-    """dx = dy mask / keep
+    """dx = dy mask inv_keep
 
     dy and dx: the shape of x.
 
-    Derivation: 1. the mask does not depend on x, so y is linear in x, element by element, with slope mask / keep.
+    Derivation: 1. the mask does not depend on x, so y is linear in x, element by element, with slope mask inv_keep.
     """
     if cache is None:
         return dy
-    mask, scale = cache
+    mask, inv_keep = cache
     xp = array_namespace(dy, mask)
-    return xp.where(mask, dy * scale, 0.0)  # 1.
+    return xp.where(mask, dy * inv_keep, 0.0)  # 1.
 
 
 def check_residual(x: Array, y: Array) -> None:
@@ -56,12 +56,12 @@ def residual_forward(x: Array, y: Array, p: float = 0.0, key: Key | None = None)
 
     x, y: (B, ...) of one shape. p, key: as for dropout.
     Returns out: the shape of x, and dropout's cache. Raises ValueError when the shapes differ.
-    Tests: test_ops.py[residual].
+    Tests: tests/reference/test_ops.py[residual].
     """
     array_namespace(x, y)
     check_residual(x, y)
-    kept, cache = dropout_forward(y, p, key)
-    return x + kept, cache
+    branch, cache = dropout_forward(y, p, key)
+    return x + branch, cache
 
 
 def residual_backward(dout: Array, cache: tuple | None) -> tuple[Array, Array]:

@@ -1,17 +1,7 @@
 """Embeddings: a row of a table for each token, and a row for each position."""
 
 from tensorlite.arrays import Array, array_namespace
-
-
-def check_indices(ids: Array, n: int, what: str) -> None:
-    """Raise TypeError unless `ids` are integers, IndexError unless all are in [0, n).
-
-    NumPy would read a negative index from the end and CuPy would wrap a large one, both silently.
-    """
-    if ids.dtype.kind not in "iu":
-        raise TypeError(f"{what} must be integers, got {ids.dtype}")
-    if ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < n):
-        raise IndexError(f"{what} must be in [0, {n}), got {int(ids.min())} to {int(ids.max())}")
+from tensorlite.reference.indices import check_indices
 
 
 def embedding_forward(ids: Array, table: Array, *, check: bool = True) -> tuple[Array, tuple]:
@@ -21,7 +11,7 @@ def embedding_forward(ids: Array, table: Array, *, check: bool = True) -> tuple[
     check: look at the range of ids first; on a GPU that waits for the device, so a trainer that knows its text skips it.
     Returns y: (..., C), and a cache of references to ids and table (no bytes of its own).
     Raises TypeError for ids that are not integers, IndexError for ids out of range.
-    Tests: test_ops.py[embedding].
+    Tests: tests/reference/test_ops.py[embedding].
     """
     array_namespace(ids, table)
     if check:
@@ -34,11 +24,11 @@ def embedding_backward(dy: Array, cache: tuple) -> Array:
 
     dy: (..., C). Returns dtable: (V, C); rows that no id named are exactly zero.
 
-    Derivation. Write the lookup as a matrix product, y = onehot table, with onehot_nv = 1 where ids_n = v, else 0. Then
+    Derivation. Write the lookup as a matmul, y = onehot table, with onehot_nv = 1 where ids_n = v, else 0. Then
       1. onehot: (N, V) is the x of a linear layer whose weight is the table,
       2. so dtable is that layer's dw: dtable_v = sum of dy_n over the n with ids_n = v. A token used twice gets both rows.
     The tempting `dtable[ids] += dy` keeps only one of them; a scatter-add with atomics is right but sums in an order that
-    changes from run to run on a GPU. The product is right, repeatable and costs 2 N V C FLOPs, like the head's own forward.
+    changes from run to run on a GPU. The matmul is right, repeatable and costs 2 N V C FLOPs, like the head's own forward.
     """
     ids, table = cache
     xp = array_namespace(dy, table)
@@ -51,9 +41,9 @@ def check_position_embedding(x: Array, wpe: Array, start: int) -> None:
     """Raise ValueError unless the positions start..start+T-1 of x: (..., T, C) are rows of wpe: (block_size, C)."""
     T = x.shape[-2]
     if start + T > wpe.shape[0]:
-        raise ValueError(f"positions: {start + T} positions do not fit a context of {wpe.shape[0]}")
+        raise ValueError(f"position_embedding: {start + T} positions do not fit a context of {wpe.shape[0]}")
     if x.shape[-1] != wpe.shape[1]:
-        raise ValueError(f"positions: x has {x.shape[-1]} channels, wpe {wpe.shape[1]}")
+        raise ValueError(f"position_embedding: x has {x.shape[-1]} channels, wpe {wpe.shape[1]}")
 
 
 def position_embedding_forward(x: Array, wpe: Array, start: int = 0) -> tuple[Array, tuple]:
@@ -62,7 +52,7 @@ def position_embedding_forward(x: Array, wpe: Array, start: int = 0) -> tuple[Ar
     x: (..., T, C). wpe: (block_size, C). start: position of the first row of x (generation continues a text).
     Returns y: (..., T, C), and a cache of a reference to wpe and the integer start.
     Raises ValueError when start + T positions do not fit the table.
-    Tests: test_ops.py[position_embedding].
+    Tests: tests/reference/test_ops.py[position_embedding].
     """
     array_namespace(x, wpe)
     check_position_embedding(x, wpe, start)

@@ -16,10 +16,10 @@ def layernorm_forward(x: Array, w: Array, b: Array | None = None, eps: float = 1
 
     x: (..., C) float. w: (C,) gain. b: (C,) or None. eps: added to the variance, in x's units squared.
     var is the biased one: the sum of squares over C, not C - 1.
-    Returns y: (..., C), and a cache of references to x and w plus mean and rstd, two numbers a row; xhat is cheaper to
-    recompute than to keep.
+    Returns y: (..., C), and a cache of references to x and w plus mean and rstd, two values per row; xhat is cheaper to
+    recompute than to save.
     Raises ValueError when w or b is not of shape (C,).
-    Tests: test_ops.py[layernorm].
+    Tests: tests/reference/test_ops.py[layernorm].
     """
     xp = array_namespace(x, w, b)
     check_layernorm(x, w, b)

@@ -17,7 +17,7 @@ def linear_forward(x: Array, w: Array, b: Array | None = None) -> tuple[Array, t
     x: (..., C) float. w: (C, D), so a PyTorch `nn.Linear` holds its transpose. b: (D,) or None.
     Returns y: (..., D), and a cache of references to x and w (no bytes of its own).
     Raises ValueError when the shapes do not fit.
-    Cost: 2 N C D FLOPs for N rows. Tests: test_ops.py[linear].
+    Cost: 2 N C D FLOPs for N rows. Tests: tests/reference/test_ops.py[linear].
     """
     array_namespace(x, w, b)
     check_linear(x, w, b)

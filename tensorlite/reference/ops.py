@@ -1,4 +1,4 @@
-"""The reference backend: the functions of this library gathered under one object, which models take as `ops`.
+"""class ReferenceOps: the functions of this folder under one object, which models take as `ops`.
 
 Another backend (`tensorlite.cpu.CPUOps`, `tensorlite.cuda.CUDAOps`) is a subclass that overrides some of these names with the same
 signatures. The model code is the same for all.
@@ -28,13 +28,13 @@ from tensorlite.reference import (
 class ReferenceOps:
     """Plain array code on NumPy or CuPy, by the type of the arguments.
 
-    check: look at the range of ids and targets at every call. A trainer that has validated its text passes False, because on a
-    GPU the look would wait for the device.
+    check: test the range of ids and targets at every call. Pass False once the data has been validated: on a GPU the test forces
+    a synchronisation.
     """
 
     name = "reference"
-    op_table: Mapping[str, op_info.OpInfo] = op_info.OP_INFO  # what each op keeps and costs
-    max_in_flight = 1  # steps a trainer may start before it looks at the loss of the first
+    op_table: Mapping[str, op_info.OpInfo] = op_info.OP_INFO  # what each op saves and costs
+    max_in_flight = 1  # how many steps may be in flight before the trainer reads a loss; 1: every step is read
     warm_up = 1  # first steps that take longer than the others
 
     def __init__(self, *, check: bool = True) -> None:
@@ -97,13 +97,13 @@ class ReferenceOps:
 
     @staticmethod
     def to_floats(scalars: Sequence[Array]) -> list[float]:
-        """The numbers in some arrays of shape (). It waits for the device."""
+        """The values of some arrays of shape (). It waits for the device."""
         return [float(scalar) for scalar in scalars]
 
     @staticmethod
-    def accumulate_loss(total: Array | None, loss: Array, share: float) -> Array:
-        """total + share loss, or share loss where there is no total yet: the loss of several micro-batches, or of a shard."""
-        return loss * share if total is None else total + loss * share
+    def accumulate_loss(total: Array | None, loss: Array, weight: float) -> Array:
+        """total + weight loss, or weight loss where there is no total yet: the loss of several micro-batches, or of a shard."""
+        return loss * weight if total is None else total + loss * weight
 
     # randomness: keys are values, see random.py
     step_key = staticmethod(step_key)
@@ -117,18 +117,18 @@ class ReferenceOps:
         """
         xp = array_namespace(data)
         starts = random_uint64(xp, key, rows) % xp.uint64(len(data) - block_size)  # (B,)
-        at = starts.astype("int64")[:, None] + xp.arange(block_size)  # (B, T)
-        return data[at], data[at + 1]
+        index = starts.astype("int64")[:, None] + xp.arange(block_size)  # (B, T)
+        return data[index], data[index + 1]
 
     # one training step: gradients into a flat buffer, then the optimizer
     @staticmethod
     def compute_params(params: Array) -> Array:
-        """The flat parameters as a model is to read them: a backend that computes in another precision returns a copy in it."""
+        """The flat parameters as the model reads them: a backend that computes in another precision returns a copy in it."""
         return params
 
     @staticmethod
     def pack_grads(leaves: Sequence[Array], slots: Sequence[Array], add: bool = False) -> None:
-        """Copy (or, with add, sum) each gradient into its slot, a view of the flat gradient buffer."""
+        """Copy each gradient into its slot, a view of the flat gradient buffer; with add, sum it into the slot."""
         for leaf, slot in zip(leaves, slots, strict=True):
             if add:
                 slot += leaf

@@ -28,7 +28,7 @@ def adamw_(
 
     params, grads, m, v: (n,) flat buffers of one dtype. t: 1 at the first step; the powers undo the bias of m and v towards
     their zero start, so the first step has size lr whatever the gradient's. n_decay: length of the prefix that decays (all).
-    Tests: test_optim.py.
+    Tests: tests/reference/test_optim.py.
     """
     xp = array_namespace(params, grads, m, v)
     params[:n_decay] *= 1.0 - lr * weight_decay

@@ -8,7 +8,7 @@ def softmax_forward(x: Array) -> tuple[Array, Array]:
 
     x: (..., K) float; -inf means "never". The largest entry is subtracted first, which changes nothing but keeps exp finite.
     Returns y: (..., K), rows summing to 1, and as cache a reference to y.
-    Raises ValueError when K is 0. Tests: test_ops.py[softmax].
+    Raises ValueError when K is 0. Tests: tests/reference/test_ops.py[softmax].
     """
     xp = array_namespace(x)
     if x.shape[-1] == 0:

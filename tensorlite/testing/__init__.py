@@ -14,7 +14,12 @@ __all__ = ["GradReport", "GradcheckError", "gradcheck"]
 
 
 def __getattr__(name: str) -> Any:
-    """A name of `properties`, which is loaded when first asked for: `import tensorlite` needs NumPy alone."""
+    """A module of this folder, or a name of `properties`: loaded when first asked for, as `import tensorlite` needs NumPy alone."""
     if name.startswith("_"):
         raise AttributeError(name)
-    return getattr(importlib.import_module("tensorlite.testing.properties"), name)
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.{name}":
+            raise
+    return getattr(importlib.import_module(f"{__name__}.properties"), name)

@@ -58,7 +58,7 @@ def contents() -> str:
     lines = [f"{len(BUGS)} layers, each with one mistake:", ""]
     for op in OP_INFO:
         numbers = [str(i) for i, bug in enumerate(BUGS, 1) if bug.op == op]
-        lines.append(f"{op:14s} {' '.join(numbers)}")
+        lines.append(f"{op:18s} {' '.join(numbers)}")
     return "\n".join([*lines, "", "python -m tensorlite.exercises NUMBER   shows one and asks what is wrong in it"])
 
 

@@ -13,10 +13,11 @@ import numpy as np
 from tensorlite.arrays import Array, array_namespace, to_numpy
 from tensorlite.testing.numerical import Derivative, complex_step, finite_difference
 from tensorlite.testing.report import FAIL, INCONCLUSIVE, PASS, Argument, Entry, GradcheckError, GradReport
+from tensorlite.testing.trees import as_tuple, leaves, map_arrays, map_pairs
 
 __all__ = ["GradReport", "GradcheckError", "gradcheck"]
 
-SHORTER = 37.0  # how much shorter the first step of a confirmation is
+CONFIRM_SHRINK = 37.0  # how much shorter the first step of a confirmation is
 KINKS = 64  # entries of a large argument looked at before a search that finds only kinks gives up
 LINEARITY = 1e-10  # how exactly backward must be linear in dy, relative to its size
 ROUNDING = 1e-14  # and beside that, where terms of size 1 nearly cancel: this, or 1e-3 atol
@@ -39,7 +40,7 @@ def gradcheck(
     max_report: int = 5,
     raise_on_fail: bool = True,
 ) -> GradReport:
-    """Compare backward with numeric derivatives of forward, one argument at a time, and check the contract between the two.
+    """Compare backward with numerical derivatives of forward, one argument at a time, and check the contract between the two.
 
     forward: `forward(**inputs) -> (y, cache)`; y is one float array or a tuple of them.
     backward: `backward(dy, cache)` returns one gradient per float-array input, in the order of `inputs`; an input that is
@@ -60,7 +61,7 @@ def gradcheck(
     max_report: how many wrong entries to name for each argument.
     raise_on_fail: raise GradcheckError unless all is well; otherwise look at `.ok` and `print(report)`.
 
-    How. The contract first: same bits twice, nothing written into, gradients of the shape, dtype and library of their inputs,
+    How. The contract first: repeatable, nothing written into, gradients of the shape, dtype and library of their inputs,
     zero for dy = 0, linear in dy. Linearity is what makes one random dy enough: a backward that is linear in dy is a matrix,
     and a random dy meets every row of it. Then, for phi(t) = sum(dy * forward(x + t u)), phi'(0) must be the inner product of
     dx and u. An estimate too poor to decide is "inconclusive", never a pass. A wrong argument is searched for the entries that
@@ -87,10 +88,10 @@ def gradcheck(
 
     random = np.random.default_rng(rng)
     y, _ = forward(**{name: a.copy() if _is_array(a) else a for name, a in inputs.items()})
-    strange = [type(a).__name__ for a in _tuple(y) if not _is_float_array(a)]
-    if strange:
-        raise ValueError(f"forward must return a float array (of no axes for a loss) or several, got {strange[0]}")
-    dy = _map(lambda a: _normal(random, a), y)
+    bad_types = [type(a).__name__ for a in as_tuple(y) if not _is_float_array(a)]
+    if bad_types:
+        raise ValueError(f"forward must return a float array (of no axes for a loss) or several, got {bad_types[0]}")
+    dy = map_arrays(lambda a: _normal(random, a), y)
     report = GradReport()
     grads = _contract(report, forward, backward, inputs, names, dy, random, atol)
     for name in names if wrt is None else wrt:
@@ -113,74 +114,74 @@ def _contract(
     atol: float,
 ) -> dict[str, Array]:
     """Check the rules that hold for every layer; return the gradients by name (those that can be compared at all)."""
-    broken = report.broken
+    violations = report.contract_violations
     before = {name: a.copy() for name, a in inputs.items() if _is_array(a)}
-    dy_before = _map(lambda a: a + 0.0, dy)
+    dy_before = map_arrays(lambda a: a + 0.0, dy)
     y, cache = forward(**inputs)
     y_again, _ = forward(**inputs)
-    if not _same_bits(y, y_again):
-        broken.append("forward is not repeatable: two calls differ")
-    if not all(_same_bits(inputs[name], a) for name, a in before.items()):
-        broken.append("forward writes into its inputs")
+    if not _same_values(y, y_again):
+        violations.append("forward is not repeatable: two calls differ")
+    if not all(_same_values(inputs[name], a) for name, a in before.items()):
+        violations.append("forward writes into its inputs")
         inputs |= {name: a.copy() for name, a in before.items()}
         y, cache = forward(**inputs)
         inputs |= {name: a.copy() for name, a in before.items()}
-    cached = _leaves(cache)
+    cached = leaves(cache)
     cache_before = [a.copy() for a in cached]
 
-    first = _tuple(backward(dy, cache))
-    strange = [type(g).__name__ for g in first if not (g is None or _is_float_array(g))]
-    if strange:
-        broken.append(f"backward returns a {strange[0]} where a float array or None belongs")
+    returned = as_tuple(backward(dy, cache))
+    bad_types = [type(g).__name__ for g in returned if not (g is None or _is_float_array(g))]
+    if bad_types:
+        violations.append(f"backward returns a {bad_types[0]} where a float array or None belongs")
         return {}
-    if not all(_same_bits(a, b) for a, b in zip(cached, cache_before, strict=True)):
-        broken.append("backward writes into its cache")
-    if not _same_bits(dy, dy_before):
-        broken.append("backward writes into dy")
-    if not all(_same_bits(inputs[name], a) for name, a in before.items()):
-        broken.append("backward writes into the inputs")
+    if not all(_same_values(a, b) for a, b in zip(cached, cache_before, strict=True)):
+        violations.append("backward writes into its cache")
+    if not _same_values(dy, dy_before):
+        violations.append("backward writes into dy")
+    if not all(_same_values(inputs[name], a) for name, a in before.items()):
+        violations.append("backward writes into the inputs")
         inputs |= {name: a.copy() for name, a in before.items()}
-    if not _same_bits(first, _tuple(backward(dy, cache))):
-        broken.append("backward is not repeatable: two calls on one cache differ")
+    if not _same_values(returned, as_tuple(backward(dy, cache))):
+        violations.append("backward is not repeatable: two calls on one cache differ")
 
     order = [name for name, a in inputs.items() if a is None or name in names]
-    if len(first) != len(order):  # an absent input, a dropout key say, need not have a gradient
+    if len(returned) != len(order):  # an absent input, a dropout key say, need not have a gradient
         order = names
-    while len(first) > len(order) and first[-1] is None:
-        first = first[:-1]
-    if len(first) != len(order):
-        broken.append(f"backward returns {len(first)} gradients for the {len(order)} inputs {order}")
+    while len(returned) > len(order) and returned[-1] is None:
+        returned = returned[:-1]
+    if len(returned) != len(order):
+        violations.append(f"backward returns {len(returned)} gradients for the {len(order)} inputs {order}")
         return {}
     grads = {}
-    for name, g in zip(order, first, strict=True):
+    for name, g in zip(order, returned, strict=True):
         x = inputs[name]
         if (x is None) != (g is None):
-            broken.append(f"d{name} is {g if g is None else 'an array'} for an input that is {x if x is None else 'an array'}")
+            violations.append(f"d{name} is {g if g is None else 'an array'} for an input that is {x if x is None else 'an array'}")
         elif x is None:
             continue
         elif array_namespace(g) is not array_namespace(x):
-            broken.append(f"d{name} is a {type(g).__name__}, {name} a {type(x).__name__}")
+            violations.append(f"d{name} is a {type(g).__name__}, {name} a {type(x).__name__}")
         elif (g.shape, g.dtype) != (x.shape, x.dtype):
-            broken.append(f"d{name} is {g.shape} {g.dtype}, {name} is {x.shape} {x.dtype}")
+            violations.append(f"d{name} is {g.shape} {g.dtype}, {name} is {x.shape} {x.dtype}")
         else:
             grads[name] = g
 
-    zero = _tuple(backward(_map(lambda a: a * 0.0, dy), cache))[: len(first)]
+    zero = as_tuple(backward(map_arrays(lambda a: a * 0.0, dy), cache))[: len(returned)]
     if any(g is not None and bool((g != 0).any()) for g in zero):
-        broken.append("backward of dy = 0 is not exactly 0")
-    other = _map(lambda a: _normal(random, a), dy)
-    mixed = _tuple(backward(_map2(lambda a, b: 2.0 * a - 3.0 * b, dy, other), cache))[: len(first)]
-    for i, (ga, gb, gm) in enumerate(zip(first, _tuple(backward(other, cache))[: len(first)], mixed, strict=True)):
+        violations.append("backward of dy = 0 is not exactly 0")
+    other = map_arrays(lambda a: _normal(random, a), dy)
+    mixed = as_tuple(backward(map_pairs(lambda a, b: 2.0 * a - 3.0 * b, dy, other), cache))[: len(returned)]
+    for i, (ga, gb, gm) in enumerate(zip(returned, as_tuple(backward(other, cache))[: len(returned)], mixed, strict=True)):
         if ga is None:
             continue
         size = float(abs(ga).max() + abs(gb).max()) if ga.size else 0.0
         if ga.size and not float(abs(gm - (2.0 * ga - 3.0 * gb)).max()) <= LINEARITY * size + max(ROUNDING, 1e-3 * atol):
-            broken.append(f"backward is not linear in dy: d{order[i]} of 2a - 3b is not twice that of a less three times that of b")
+            violations.append(f"backward is not linear in dy: d{order[i]}(2a - 3b) != 2 d{order[i]}(a) - 3 d{order[i]}(b)")
     return grads
 
 
 class _ArgumentCheck:
-    """The numeric part for one argument: everything else is held fixed."""
+    """The numerical part for one argument: everything else is held fixed."""
 
     def __init__(
         self,
@@ -218,48 +219,48 @@ class _ArgumentCheck:
             result.note = "the complex step disagrees with differences: is forward analytic code (no abs, conj, real)?"
             return result
         probes = [np.array([i]) for i in range(n)] if small else [np.arange(n)] * directions
-        verdicts = [self.judge(index) for index in probes]
-        result.worst = max((v.excess for v in verdicts), default=0.0)
-        statuses = [v.status for v in verdicts]
+        comparisons = [self.compare(index) for index in probes]
+        result.worst = max((c.error_in_tolerances for c in comparisons), default=0.0)
+        statuses = [c.status for c in comparisons]
         if FAIL in statuses:
             result.status = FAIL
             limit = max(max_report, KINKS)
             wrong = (
-                [p[0] for p, v in zip(probes, verdicts, strict=True) if v.status == FAIL]
+                [p[0] for p, c in zip(probes, comparisons, strict=True) if c.status == FAIL]
                 if small
                 else self.locate(np.arange(n), limit)
             )
             result.bad, result.more = len(wrong), not small and len(wrong) >= limit
             entries = []
-            for i in sorted(wrong, key=lambda i: -self.judge(np.array([i])).excess):
+            for i in sorted(wrong, key=lambda i: -self.compare(np.array([i])).error_in_tolerances):
                 entries.append(self.entry(int(i)))
                 if sum(e.left is None for e in entries) == max_report:  # enough mistakes to show; kinks do not count
                     break
-            entries.sort(key=lambda e: (e.left is not None, -abs(e.analytic - e.numeric)))  # mistakes before kinks
+            entries.sort(key=lambda e: (e.left is not None, -abs(e.analytical - e.numerical)))  # mistakes before kinks
             result.entries = entries[:max_report]
             if entries and all(e.left is not None for e in entries):
                 result.status = INCONCLUSIVE
         elif INCONCLUSIVE in statuses:
-            result.status, result.note = INCONCLUSIVE, "the numeric derivative is too poor to decide; try another step or method"
+            result.status, result.note = INCONCLUSIVE, "the numerical derivative is too poor to decide; try another step or method"
         result.method = self.used
         return result
 
-    def judge(self, index: np.ndarray) -> "_Verdict":
-        """Compare the numeric derivative with backward's, along a random unit direction on the entries `index` (+1 on one entry).
+    def compare(self, index: np.ndarray) -> "_Comparison":
+        """Compare the numerical derivative with backward's, along a random unit direction on the entries `index` (+1 on one entry).
 
         An error estimate is no bound: a kink inside the step can fool it. So a disagreement counts only when differences with a
         much shorter step confirm it.
         """
         direction = self.direction(index)
-        analytic = float((self.grad * direction).sum())
-        first = self.verdict(self.numeric(direction), analytic)
-        if first.status != FAIL or self.method == "complex":
-            return first
-        second = self.verdict(self.numeric(direction, step=self.step / SHORTER), analytic)
-        if second.status != FAIL:
-            return second
-        agree = abs(first.numeric.value - second.numeric.value) <= 0.1 * abs(second.numeric.value - analytic)
-        return second if agree else second._replace(status=INCONCLUSIVE)
+        analytical = float((self.grad * direction).sum())
+        estimate = self.decide(self.numerical(direction), analytical)
+        if estimate.status != FAIL or self.method == "complex":
+            return estimate
+        confirmation = self.decide(self.numerical(direction, step=self.step / CONFIRM_SHRINK), analytical)
+        if confirmation.status != FAIL:
+            return confirmation
+        agree = abs(estimate.numerical.value - confirmation.numerical.value) <= 0.1 * abs(confirmation.numerical.value - analytical)
+        return confirmation if agree else confirmation._replace(status=INCONCLUSIVE)
 
     def direction(self, index: np.ndarray) -> Array:
         """A random unit vector on the entries `index`; +1 on a single one."""
@@ -275,7 +276,7 @@ class _ArgumentCheck:
         rough = finite_difference(lambda t: self.phi(direction, t).real, self.step, self.order, self.tolerance)
         return abs(exact - rough.value) <= 1e-4 * max(self.scale, abs(exact), abs(rough.value)) + 10 * rough.error
 
-    def numeric(self, direction: Array, side: int = 0, step: float | None = None) -> Derivative:
+    def numerical(self, direction: Array, side: int = 0, step: float | None = None) -> Derivative:
         if self.method == "complex" and side == 0:
             return complex_step(lambda t: self.phi(direction, t))
         tolerance = self.tolerance / 10
@@ -285,8 +286,8 @@ class _ArgumentCheck:
                 exact = complex_step(lambda t: self.phi(direction, t))
             except Exception:  # code that does not take complex numbers may say so in any way
                 return result
-            telling = 100 * result.error <= max(self.scale, abs(exact.value))  # good enough to tell a dropped imaginary part
-            if telling and abs(exact.value - result.value) <= 10 * result.error:
+            decisive = 100 * result.error <= max(self.scale, abs(exact.value))  # good enough to tell a dropped imaginary part
+            if decisive and abs(exact.value - result.value) <= 10 * result.error:
                 self.used = "fd, complex"
                 return exact
         return result
@@ -296,23 +297,23 @@ class _ArgumentCheck:
         moved = dict(self.inputs)
         moved[self.name] = self.x + t * direction
         y, _ = self.forward(**moved)
-        pairs = zip(_tuple(self.dy), _tuple(y), strict=True)
+        pairs = zip(as_tuple(self.dy), as_tuple(y), strict=True)
         return complex(sum(_scalar((dy * yi).sum()) for dy, yi in pairs))
 
-    def verdict(self, numeric: Derivative, analytic: float) -> "_Verdict":
+    def decide(self, numerical: Derivative, analytical: float) -> "_Comparison":
         """Pass, fail or inconclusive, for one estimate taken at its word."""
-        difference = abs(numeric.value - analytic)
-        excess = difference / self.tolerance
+        difference = abs(numerical.value - analytical)
+        error_in_tolerances = difference / self.tolerance
         if not math.isfinite(difference):
-            return _Verdict(INCONCLUSIVE, math.inf, numeric, analytic)
-        if numeric.error > self.tolerance:  # a poor estimate can still convict, when even ten times its error is not enough
-            wrong = difference > 10 * numeric.error + self.tolerance
-            return _Verdict(FAIL if wrong else INCONCLUSIVE, excess, numeric, analytic)
-        return _Verdict(PASS if difference <= self.tolerance else FAIL, excess, numeric, analytic)
+            return _Comparison(INCONCLUSIVE, math.inf, numerical, analytical)
+        if numerical.error > self.tolerance:  # a poor estimate may still prove a failure, beyond ten times its error
+            wrong = difference > 10 * numerical.error + self.tolerance
+            return _Comparison(FAIL if wrong else INCONCLUSIVE, error_in_tolerances, numerical, analytical)
+        return _Comparison(PASS if difference <= self.tolerance else FAIL, error_in_tolerances, numerical, analytical)
 
     def locate(self, index: np.ndarray, limit: int) -> list[int]:
         """Find up to `limit` wrong entries by halving: a half whose random combinations all agree is let go."""
-        if all(self.judge(index).status != FAIL for _ in range(2 if len(index) > 1 else 1)):
+        if all(self.compare(index).status != FAIL for _ in range(2 if len(index) > 1 else 1)):
             return []
         if len(index) == 1:
             return [int(index[0])]
@@ -325,23 +326,23 @@ class _ArgumentCheck:
     def entry(self, i: int) -> Entry:
         """All there is to say of one wrong entry, with a look at both sides for a kink."""
         index = tuple(int(k) for k in np.unravel_index(i, self.x.shape))
-        verdict = self.judge(np.array([i]))
+        comparison = self.compare(np.array([i]))
         direction = self.xp.zeros_like(self.x)
         direction[index] = 1.0
-        left, right = (self.numeric(direction, side) for side in (-1, 1))
-        sharp = max(left.error, right.error) * 10 + self.tolerance
+        left, right = (self.numerical(direction, side) for side in (-1, 1))
+        slack = max(left.error, right.error) * 10 + self.tolerance
         low, high = sorted((left.value, right.value))
-        kink = high - low > max(sharp, 1e-3 * max(abs(low), abs(high)))
-        kink &= low - self.tolerance <= verdict.analytic <= high + self.tolerance  # outside of both it is wrong all the same
+        kink = high - low > max(slack, 1e-3 * max(abs(low), abs(high)))
+        kink &= low - self.tolerance <= comparison.analytical <= high + self.tolerance  # outside of both it is wrong all the same
         sides = (left.value, right.value) if kink else (None, None)
-        return Entry(index, verdict.analytic, verdict.numeric.value, verdict.numeric.error, *sides)
+        return Entry(index, comparison.analytical, comparison.numerical.value, comparison.numerical.error, *sides)
 
 
-class _Verdict(NamedTuple):
+class _Comparison(NamedTuple):
     status: str
-    excess: float  # the disagreement in units of the tolerance
-    numeric: Derivative
-    analytic: float
+    error_in_tolerances: float  # the disagreement in units of the tolerance
+    numerical: Derivative
+    analytical: float
 
 
 def _is_array(a: Any) -> bool:
@@ -352,18 +353,6 @@ def _is_float_array(a: Any) -> bool:
     return _is_array(a) and a.dtype.kind in "fc"
 
 
-def _tuple(value: Any) -> tuple:
-    return tuple(value) if isinstance(value, tuple | list) else (value,)
-
-
-def _map(f: Callable, tree: Any) -> Any:
-    return tuple(f(a) for a in tree) if isinstance(tree, tuple | list) else f(tree)
-
-
-def _map2(f: Callable, a: Any, b: Any) -> Any:
-    return tuple(f(x, y) for x, y in zip(a, b, strict=True)) if isinstance(a, tuple | list) else f(a, b)
-
-
 def _normal(random: np.random.Generator, like: Array) -> Array:
     return array_namespace(like).asarray(random.standard_normal(like.shape))
 
@@ -372,14 +361,6 @@ def _scalar(a: Array) -> complex:
     return complex(to_numpy(a))
 
 
-def _same_bits(a: Any, b: Any) -> bool:
-    pairs = zip(_tuple(a), _tuple(b), strict=False)
+def _same_values(a: Any, b: Any) -> bool:
+    pairs = zip(as_tuple(a), as_tuple(b), strict=False)
     return all((x is None) == (y is None) and (x is None or bool(((x == y) | ((x != x) & (y != y))).all())) for x, y in pairs)
-
-
-def _leaves(tree: Any) -> list[Array]:
-    """The arrays of a cache, whatever tuples, lists and dicts it is made of."""
-    if hasattr(tree, "dtype") and hasattr(tree, "copy"):
-        return [tree]
-    items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, tuple | list) else []
-    return [a for item in items for a in _leaves(item)]

@@ -1,4 +1,4 @@
-"""Derivatives of a scalar function of one real number, by means that know nothing of the backward pass under test."""
+"""Numerical derivatives of a scalar function: finite differences and the complex step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Properties that every hand-derived layer should have, as functions to call from a test suite, ours or yours.
+"""Properties that every hand-derived layer should have, as functions to call from a test suite.
 
 Finite differences alone cannot prove a layer right: the backward of a wrong forward passes them. Draw inputs with the strategies
 below (they need Hypothesis), and call the `check_*` functions; each raises AssertionError with what it saw. All take the layer as
@@ -12,7 +12,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from tensorlite.arrays import Array
-from tensorlite.testing.gradcheck import _map, _tuple, gradcheck
+from tensorlite.testing.gradcheck import gradcheck
+from tensorlite.testing.trees import as_tuple, map_arrays
 
 Inputs = Mapping[str, Any]
 EPS32 = float(np.finfo(np.float32).eps)
@@ -62,17 +63,17 @@ def check_complex_step(forward: Callable, backward: Callable, inputs: Inputs) ->
 def check_value(forward: Callable, inputs: Inputs, reference: Callable[..., Any], rtol: float = 1e-12) -> None:
     """The value against an independent reference: loops, or another library."""
     y, _ = forward(**inputs)
-    np.testing.assert_allclose(_tuple(y)[0], reference(**inputs), rtol=rtol, atol=rtol)
+    np.testing.assert_allclose(as_tuple(y)[0], reference(**inputs), rtol=rtol, atol=rtol)
 
 
 def check_read_only(forward: Callable, backward: Callable, inputs: Inputs) -> None:
     """Inputs, dy and gradients that cannot be written are accepted, and give the same bits."""
     y, cache = forward(**inputs)
     dy = _cotangent(y)
-    expected = _tuple(backward(dy, cache))
+    expected = as_tuple(backward(dy, cache))
     frozen = {name: _frozen(a) for name, a in inputs.items()}
     y, cache = forward(**frozen)
-    grads = _tuple(backward(_map(_frozen, dy), cache))
+    grads = as_tuple(backward(map_arrays(_frozen, dy), cache))
     for a, b in zip(expected, grads, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -81,10 +82,10 @@ def check_non_contiguous(forward: Callable, backward: Callable, inputs: Inputs, 
     """Inputs and dy with gaps in memory or reversed strides give the same numbers (to rounding: sums may run in another order)."""
     y, cache = forward(**inputs)
     dy = _cotangent(y)
-    expected = (*_tuple(y), *_tuple(backward(dy, cache)))
+    expected = (*as_tuple(y), *as_tuple(backward(dy, cache)))
     for spread in (_with_gaps, _reversed):
         y, cache = forward(**{name: spread(a) for name, a in inputs.items()})
-        found = (*_tuple(y), *_tuple(backward(_map(spread, dy), cache)))
+        found = (*as_tuple(y), *as_tuple(backward(map_arrays(spread, dy), cache)))
         for a, b in zip(expected, found, strict=True):
             if a is not None:
                 np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol)
@@ -94,10 +95,10 @@ def check_float32(forward: Callable, backward: Callable, inputs: Inputs, ulps: f
     """In float32 the results are float32 and within `ulps` rounding errors of the float64 twin, relative to its largest entry."""
     inputs = {name: _as32(a) for name, a in inputs.items()}  # the twin starts from the same rounded numbers
     y, cache = forward(**{name: _as64(a) for name, a in inputs.items()})
-    dy = _map(_as32, _cotangent(y))
-    twin = (*_tuple(y), *_tuple(backward(_map(_as64, dy), cache)))
+    dy = map_arrays(_as32, _cotangent(y))
+    twin = (*as_tuple(y), *as_tuple(backward(map_arrays(_as64, dy), cache)))
     y32, cache = forward(**inputs)
-    found = (*_tuple(y32), *_tuple(backward(dy, cache)))
+    found = (*as_tuple(y32), *as_tuple(backward(dy, cache)))
     for a, b in zip(twin, found, strict=True):
         if a is None:
             assert b is None
@@ -125,13 +126,13 @@ def check_batch(
     B = next(len(inputs[name]) for name in inputs if name in batched)
     y, cache = forward(**inputs)
     dy = _cotangent(y)
-    full = dict(zip(_differentiable(inputs), _tuple(backward(dy, cache)), strict=True))
+    full = dict(zip(_differentiable(inputs), as_tuple(backward(dy, cache)), strict=True))
 
     order = np.random.default_rng(1).permutation(B)
     moved = {name: a[order] if name in batched else a for name, a in inputs.items()}
     y2, cache = forward(**moved)
     np.testing.assert_allclose(y2, y if mean else y[order], rtol=rtol, atol=rtol)
-    grads = dict(zip(_differentiable(inputs), _tuple(backward(dy if mean else dy[order], cache)), strict=True))
+    grads = dict(zip(_differentiable(inputs), as_tuple(backward(dy if mean else dy[order], cache)), strict=True))
     for name, g in full.items():
         if g is not None:
             np.testing.assert_allclose(grads[name], g[order] if name in batched else g, rtol=rtol, atol=rtol)
@@ -144,7 +145,7 @@ def check_batch(
         if n == 0:
             continue
         _, cache = forward(**{name: a[half] if name in batched else a for name, a in inputs.items()})
-        grads = dict(zip(_differentiable(inputs), _tuple(backward(dy * n / B if mean else dy[half], cache)), strict=True))
+        grads = dict(zip(_differentiable(inputs), as_tuple(backward(dy * n / B if mean else dy[half], cache)), strict=True))
         for name, g in grads.items():
             if g is not None and name in batched:
                 rows[name].append(g)
@@ -160,7 +161,7 @@ def check_empty_batch(forward: Callable, backward: Callable, inputs: Inputs, bat
     batched = set(batched)
     y, cache = forward(**{name: a[:0] if name in batched else a for name, a in inputs.items()})
     assert y.shape[0] == 0
-    for name, g in zip(_differentiable(inputs), _tuple(backward(_cotangent(y), cache)), strict=True):
+    for name, g in zip(_differentiable(inputs), as_tuple(backward(_cotangent(y), cache)), strict=True):
         if g is not None:
             assert g.shape == (inputs[name][:0] if name in batched else inputs[name]).shape
             assert not g.any()
@@ -172,7 +173,7 @@ def check_empty_batch(forward: Callable, backward: Callable, inputs: Inputs, bat
 def _cotangent(y: Any) -> Any:
     """A random dy: one of ones would hide every error that sums to zero."""
     random = np.random.default_rng(0)
-    return _map(lambda a: np.asarray(random.standard_normal(a.shape), dtype=a.dtype), y)
+    return map_arrays(lambda a: np.asarray(random.standard_normal(a.shape), dtype=a.dtype), y)
 
 
 def _is_float(a: Any) -> bool:

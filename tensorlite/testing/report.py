@@ -10,22 +10,23 @@ PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of a gradient on which backward and the numeric derivative disagree."""
+    """One entry of a gradient on which backward and the numerical derivative disagree."""
 
     index: tuple[int, ...]
-    analytic: float  # what backward returned
-    numeric: float  # what the differences gave
-    error: float  # how far `numeric` can be trusted
+    analytical: float  # what backward returned
+    numerical: float  # what the differences gave
+    error: float  # how far `numerical` can be trusted
     left: float | None = None  # one-sided derivatives, where they differ: the function has a kink here
     right: float | None = None
 
     @property
     def ratio(self) -> float:
-        """analytic / numeric: -1 is a sign, 2 a factor, 8/7 an n - 1 for an n."""
-        return self.analytic / self.numeric if self.numeric else float("inf")
+        """analytical / numerical: -1 is a sign, 2 a factor, 8/7 an n - 1 for an n."""
+        return self.analytical / self.numerical if self.numerical else float("inf")
 
     def __str__(self) -> str:
-        text = f"[{', '.join(map(str, self.index))}] backward {self.analytic:.9g}, numeric {self.numeric:.9g} +- {self.error:.1g}"
+        index = ", ".join(map(str, self.index))
+        text = f"[{index}] backward {self.analytical:.9g}, numerical {self.numerical:.9g} +- {self.error:.1g}"
         if self.left is not None:
             return f"{text}: not differentiable here (left {self.left:.6g}, right {self.right:.6g})"
         return f"{text}, ratio {self.ratio:.7g}"
@@ -61,21 +62,21 @@ class GradReport:
     """The verdict on one forward/backward pair. `ok` only when every argument passed and no rule of the contract was broken."""
 
     arguments: list[Argument] = field(default_factory=list)
-    broken: list[str] = field(default_factory=list)  # rules of the contract that do not hold
+    contract_violations: list[str] = field(default_factory=list)  # rules of the contract that do not hold
 
     @property
     def ok(self) -> bool:
-        return not self.broken and all(a.status == PASS for a in self.arguments)
+        return not self.contract_violations and all(a.status == PASS for a in self.arguments)
 
     @property
     def status(self) -> str:
-        if self.broken or any(a.status == FAIL for a in self.arguments):
+        if self.contract_violations or any(a.status == FAIL for a in self.arguments):
             return FAIL
         return PASS if self.ok else INCONCLUSIVE
 
     def __str__(self) -> str:
         return "\n".join(
-            [f"gradcheck: {self.status}", *(f"contract     {rule}" for rule in self.broken), *map(str, self.arguments)]
+            [f"gradcheck: {self.status}", *(f"contract     {rule}" for rule in self.contract_violations), *map(str, self.arguments)]
         )
 
     def to_json(self) -> str:

@@ -157,7 +157,7 @@ def test_the_newest_run_is_the_default(trained):
         (folder / "runs").rmdir()
 
 
-BUGS = {
+USER_ERRORS = {
     "train.py --data none.txt": "none.txt: no such file",
     "train.py --data text.txt --block-size 5000": "lower --block-size",
     "train.py --data text.txt --n-embd 10 --n-head 3": "n_embd must be divisible by n_head 3",
@@ -227,7 +227,7 @@ def run_here(command, cwd, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("own_process", [False, pytest.param(True, marks=pytest.mark.long)])
-@pytest.mark.parametrize("command", BUGS)
+@pytest.mark.parametrize("command", USER_ERRORS)
 def test_a_mistake_is_one_clear_line(trained, command, own_process, monkeypatch, capsys):
     folder, _ = trained
     if "--device cuda" in command and shutil.which("nvidia-smi"):
@@ -241,7 +241,7 @@ def test_a_mistake_is_one_clear_line(trained, command, own_process, monkeypatch,
     assert status == 2
     (line,) = stderr.splitlines()
     assert line.startswith("error: ")
-    assert BUGS[command] in line
+    assert USER_ERRORS[command] in line
     assert not (folder / "runs").exists() or not (folder / "runs" / "laptop").exists()  # refused before any work
 
 
@@ -272,10 +272,30 @@ def test_a_signal_saves_and_the_advice_can_be_pasted(trained, name):
     assert checkpoint.load(folder / out / "last.safetensors").seed == 7
 
 
-def start_long_run(folder, out, *flags, before=()):
+@pytest.mark.long
+def test_the_programs_are_modules_too(tmp_path):
+    """From an empty folder: both have a --help, and what an interrupted run says to go on with names the module."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    started = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "check": True}
+    for module in ("gpt.train", "gpt.sample"):
+        assert "--seed INT" in subprocess.run([sys.executable, "-m", module, "--help"], **started).stdout
+    (tmp_path / "text.txt").write_text(TEXT)
+    process = start_long_run(tmp_path, "run", program=("-m", "gpt.train"), env=environment)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT, stderr
+    step = int(stdout.split("stopped at step ")[1].split(";")[0])
+    advice = stdout.splitlines()[-1].split("go on with: ")[1]
+    assert " -m gpt.train --resume --out run " in advice
+    assert f"done: step {step + 1} |" in subprocess.run([*SHELL, f"{advice} --max-iters {step + 1}"], **started).stdout
+    sample = [sys.executable, "-m", "gpt.sample", "--checkpoint", "run", "--max-new-tokens", "5"]
+    assert len(subprocess.run(sample, **started).stdout) == 6
+
+
+def start_long_run(folder, out, *flags, before=(), program=(str(ROOT / "train.py"),), env=None):
     """A run of 100,000 steps, which has begun and has a checkpoint."""
-    command = [*before, sys.executable, str(ROOT / "train.py"), *TINY, "--max-iters", "100000", "--data", "text.txt", "--out", out]
-    process = subprocess.Popen([*command, *flags], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [*before, sys.executable, *program, *TINY, "--max-iters", "100000", "--data", "text.txt", "--out", out, *flags]
+    process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.time() + 60
     while not (folder / out / "last.safetensors").exists() and process.poll() is None and time.time() < deadline:
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""The shim itself: what runs the CUDA kernels on the CPU computes what a GPU would, and reports what a GPU would not."""
+"""The shim itself, on its right.cu and wrong.cu: kernels on the CPU compute what a GPU would, and what CUDA forbids is reported."""
 
 import shutil
 
@@ -6,176 +6,18 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from shim.host import GUARD, KERNELS, HostRuntime, KernelError, require_compiler
+from shim.host import GUARD, KERNELS, SHIM, HostRuntime, KernelError, require_compiler
 from tensorlite.reference.activations import gelu_backward, gelu_forward
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
-
-RIGHT = r"""
-#include "ptx.cuh"
-
-struct Pair { int n; float x; long long m; };
-
-template <class T> __device__ inline T block_sum(T x) {
-    __shared__ T of_warp[32];
-    for (int i = 16; i > 0; i /= 2) x += __shfl_xor_sync(~0u, x, i);
-    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
-    __syncthreads(); // written
-    x = 0;
-    for (int w = 0; w < blockDim.x / 32; w++) x += of_warp[w];
-    __syncthreads(); // read
-    return x;
-}
-
-// A row and its square, so that the shared numbers are used twice; then the same in another type.
-extern "C" __global__ void __launch_bounds__(256) row_sums(const float* x, float* y, double* z) {
-    float mine = x[blockIdx.x * blockDim.x + threadIdx.x];
-    y[blockIdx.x * blockDim.x + threadIdx.x] = block_sum(mine) + block_sum(mine * mine);
-    z[blockIdx.x * blockDim.x + threadIdx.x] = block_sum((double)mine);
-}
-
-extern "C" __global__ void where(int* out) {
-    int block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
-    int thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    out[block * blockDim.x * blockDim.y * blockDim.z + thread] = 1000 * block + thread;
-}
-
-template <class T> __device__ void shuffle_as(T* out, T x) {
-    out[threadIdx.x] = __shfl_sync(~0u, x, 3);
-    out[threadIdx.x + 32] = __shfl_xor_sync(~0u, x, 5);
-    out[threadIdx.x + 64] = __shfl_down_sync(~0u, x, 7);
-    out[threadIdx.x + 96] = __shfl_up_sync(~0u, x, 9);
-}
-extern "C" __global__ void shuffles(int* a, float* b, long long* c, double* d, unsigned* votes) {
-    int t = threadIdx.x;
-    shuffle_as(a, t), shuffle_as(b, (float)t), shuffle_as(c, (long long)t << 40), shuffle_as(d, (double)t);
-    unsigned odd = __ballot_sync(~0u, t % 2);
-    votes[t] = odd + (__any_sync(~0u, t == 31) << 1) + __all_sync(~0u, t < 32) - __all_sync(~0u, t < 31);
-}
-// The halves of a warp by themselves.
-extern "C" __global__ void halves(int* out) {
-    int t = threadIdx.x;
-    out[t] = t < 16 ? __shfl_xor_sync(0xFFFFu, t, 1) : __shfl_xor_sync(0xFFFF0000u, 100 * t, 2);
-}
-extern "C" __global__ void partial_warp(float* out) {
-    __syncthreads();
-    if (threadIdx.x == 2) return; // lanes that have returned do not count
-    out[threadIdx.x] = __shfl_xor_sync(~0u, (float)threadIdx.x, 1);
-}
-
-extern "C" __global__ void unwritten(float* out) {
-    __shared__ float x[32];
-    DYNAMIC_SHARED(y);
-    out[64 * blockIdx.x + threadIdx.x] = x[threadIdx.x];
-    out[64 * blockIdx.x + threadIdx.x + 32] = ((float*)y)[threadIdx.x];
-    __syncthreads();
-    x[threadIdx.x] = ((float*)y)[threadIdx.x] = 1.0f;
-}
-extern "C" __global__ void in_block_order(int* out) { // wrong: blocks have no order
-    if (threadIdx.x == 0) out[blockIdx.x] = blockIdx.x == 0 ? 0 : out[blockIdx.x - 1] + 1;
-}
-
-extern "C" __global__ void one_mma(const unsigned* a, const unsigned* b, float* c) {
-    mma_16x8x16(c + 4 * threadIdx.x, a + 4 * threadIdx.x, b + 2 * threadIdx.x);
-}
-// c = a b, (16, 64) (64, 16); b as it is or, with b_transposed, as (16, 64).
-extern "C" __global__ void tile(const unsigned short* a, const unsigned short* b, float* c, bool b_transposed) {
-    __shared__ __align__(16) unsigned short a_tile[16 * 72], b_tile[64 * 72];
-    int t = threadIdx.x, b_rows = b_transposed ? 16 : 64, b_columns = b_transposed ? 64 : 16;
-    for (int i = t; i < 16 * 8; i += 32) copy_async_16(a_tile + i / 8 * 72 + i % 8 * 8, a + 8 * i);
-    for (int i = t; i < b_rows * b_columns / 8; i += 32) {
-        int row = i / (b_columns / 8), column = i % (b_columns / 8) * 8;
-        copy_async_16(b_tile + row * 72 + column, b + row * b_columns + column);
-    }
-    copy_async_wait();
-    __syncthreads();
-    float acc[2][4] = {};
-    for (int k = 0; k < 64; k += 16) {
-        unsigned at[4], bt[4];
-        ldmatrix_x4(at, a_tile + t % 16 * 72 + k + t / 16 * 8);
-        int n = t / 16 * 8, deep = k + t / 8 % 2 * 8;
-        if (b_transposed) ldmatrix_x4(bt, b_tile + (n + t % 8) * 72 + deep);
-        else ldmatrix_x4_trans(bt, b_tile + (deep + t % 8) * 72 + n);
-        mma_16x8x16(acc[0], at, bt);
-        mma_16x8x16(acc[1], at, bt + 2);
-    }
-    for (int j = 0; j < 2; j++)
-        for (int i = 0; i < 4; i++) c[(t / 4 + i / 2 * 8) * 16 + 8 * j + t % 4 * 2 + i % 2] = acc[j][i];
-}
-
-extern "C" __global__ void pack(const float* x, unsigned* out, long long n) {
-    long long i = blockIdx.x * 256LL + threadIdx.x;
-    if (i < n) out[i] = pack_bf16(x[i], x[n - 1 - i]);
-}
-extern "C" __global__ void by_value(Pair pair, float f, bool b, double* out) { out[0] = (double)pair.n + pair.x + pair.m + f + b; }
-extern "C" __global__ void scale(float* x, float by) { x[threadIdx.x] *= by; }
-extern "C" __global__ void write_at(float* x, int at) { x[at] = 7.0f; }
-extern "C" __global__ void sync(int* out) { *out = SIZE; } // a name of the C library, and a macro
-"""
-
-WRONG = r"""
-#include "ptx.cuh"
-
-extern "C" __global__ void missed_barrier(float* x) { if (threadIdx.x < 40) __syncthreads(); }
-extern "C" __global__ void two_barriers(float* x) {
-    if (threadIdx.x < 32)
-        __syncthreads();
-    else
-        __syncthreads();
-}
-extern "C" __global__ void half_a_shuffle(float* x) {
-    if (threadIdx.x % 32 < 8) x[0] = __shfl_sync(~0u, x[0], 0);
-    __syncthreads();
-}
-extern "C" __global__ void two_shuffles(float* x) {
-    if (threadIdx.x < 8) x[0] = __shfl_sync(~0u, x[0], 0);
-    else x[0] = __shfl_xor_sync(~0u, x[0], 1);
-}
-extern "C" __global__ void not_in_mask(float* x) { x[0] = __shfl_sync(0xFFu, x[0], 0); }
-extern "C" __global__ void early_read(const float* from, float* out) {
-    __shared__ float4 x[32];
-    copy_async_16(x + threadIdx.x, from + 4 * threadIdx.x);
-    out[threadIdx.x] = x[threadIdx.x].w;
-    copy_async_wait();
-    out[threadIdx.x + 32] = x[threadIdx.x].w;
-}
-extern "C" __global__ void not_waited_for(const float* from) {
-    __shared__ float4 x[32];
-    copy_async_16(x + threadIdx.x, from);
-}
-extern "C" __global__ void copy_misaligned(const float* from) {
-    __shared__ float4 x[32];
-    copy_async_16(x, from + 1);
-}
-extern "C" __global__ void copy_to_global(float* x) { copy_async_16(x, x); }
-extern "C" __global__ void overrun(int n) {
-    DYNAMIC_SHARED(bytes);
-    for (int i = 0; i < n; i++) bytes[i] = 0;
-}
-extern "C" __global__ void misaligned(float* x) { *(float4*)(x + 1) = make_float4(0, 0, 0, 0); }
-extern "C" __global__ void out_of_bounds(float* x, int i) {
-    __shared__ float y[32];
-    x[0] = y[i];
-}
-extern "C" __global__ void shift(unsigned* x, int by) { x[0] <<= by; }
-extern "C" __global__ void divide(int* x, int by) { x[0] /= by; }
-extern "C" __global__ void deep(int* x, int n) {
-    volatile float y[60000];
-    for (int i = 0; i < 60000; i++) y[i] = i;
-    x[0] = y[n];
-}
-extern "C" __global__ void null(float* x) { x[threadIdx.x] = 1; }
-extern "C" __global__ void fine(float* x) { __syncthreads(); x[threadIdx.x] = 1; }
-"""
 
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory):
     require_compiler()
     folder = tmp_path_factory.mktemp("kernels")
-    shutil.copy(KERNELS / "ptx.cuh", folder)
-    (folder / "right.cu").write_text(RIGHT)
-    (folder / "wrong.cu").write_text(WRONG)
+    for file in (KERNELS / "ptx.cuh", SHIM.with_name("right.cu"), SHIM.with_name("wrong.cu")):
+        shutil.copy(file, folder)
     return folder
 
 
@@ -460,10 +302,10 @@ def test_gemm(kernels, dtype, out_dtype):
     check(x @ y, np.ascontiguousarray(a.T).T, np.ascontiguousarray(b.T).T)
     check(x @ y + bias.astype(np.float64), bias=bias)
     aux = host.empty((5, 3), dtype)
-    check(gelu_forward(x @ y + bias.astype(np.float64))[0], bias=bias, gelu=aux)
+    check(gelu_forward(x @ y + bias.astype(np.float64))[0], bias=bias, pre_gelu=aux)
     np.testing.assert_allclose(aux.astype(np.float64), x @ y + bias.astype(np.float64), rtol=2**-8, atol=1e-6)
     u = before.astype(np.float64)
-    check(gelu_backward(x @ y, gelu_forward(u)[1]), dgelu=before)
+    check(gelu_backward(x @ y, gelu_forward(u)[1]), dgelu_input=before)
     bias_grad = host.empty(3, np.float32)
     check(x @ y, bias_grad=bias_grad)
     np.testing.assert_allclose(bias_grad, y.sum(0), rtol=1e-5, atol=1e-6)
@@ -483,4 +325,4 @@ def test_gemm_refuses_what_cublaslt_does(kernels):
         with pytest.raises(AssertionError, match=f"refuses: .*{message}"):
             host.gemm(a, b, c)
     with pytest.raises(AssertionError, match="refuses: epilogues"):
-        host.gemm(x, x, out, bias=x[0], dgelu=x)
+        host.gemm(x, x, out, bias=x[0], dgelu_input=x)

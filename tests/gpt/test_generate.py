@@ -70,30 +70,30 @@ def test_seeds_and_samples_differ_and_repeat():
 
 
 @given(seeds(), st.integers(1, 20), st.floats(0.1, 3.0))
-def test_choose_follows_the_distribution(seed, V, temperature):
-    """The quantile function of softmax(scores / temperature): as u sweeps [0, 1) each token gets its share."""
-    scores = np.random.default_rng(seed).standard_normal(V)
-    probs = np.exp(scores / temperature)
+def test_a_token_follows_the_distribution(seed, V, temperature):
+    """The quantile function of softmax(logits / temperature): as u sweeps [0, 1) each token gets its share."""
+    logits = np.random.default_rng(seed).standard_normal(V)
+    probs = np.exp(logits / temperature)
     probs /= probs.sum()
-    counts = np.bincount([sample_token(scores, Sampling(temperature), (i + 0.5) / 2000) for i in range(2000)], minlength=V)
+    counts = np.bincount([sample_token(logits, Sampling(temperature), (i + 0.5) / 2000) for i in range(2000)], minlength=V)
     np.testing.assert_allclose(counts / 2000, probs, atol=1.1e-3)
 
 
 def test_top_k_top_p_and_greedy():
-    scores = np.log([0.1, 0.5, 0.05, 0.3, 0.05])
+    logits = np.log([0.1, 0.5, 0.05, 0.3, 0.05])
     us = [(i + 0.5) / 1000 for i in range(1000)]
-    assert {sample_token(scores, Sampling(0.0), u) for u in us} == {1}
-    assert {sample_token(scores, Sampling(top_k=1), u) for u in us} == {1}
-    assert {sample_token(scores, Sampling(top_k=2), u) for u in us} == {1, 3}
-    assert {sample_token(scores, Sampling(top_k=99), u) for u in us} == {0, 1, 2, 3, 4}
-    assert {sample_token(scores, Sampling(top_p=0.4), u) for u in us} == {1}
-    assert {sample_token(scores, Sampling(top_p=0.79), u) for u in us} == {1, 3}
-    assert {sample_token(scores, Sampling(top_p=0.81), u) for u in us} == {0, 1, 3}
-    assert {sample_token(scores, Sampling(top_p=1.0), u) for u in us} == {0, 1, 2, 3, 4}
-    share = np.mean([sample_token(scores, Sampling(top_k=2), u) == 1 for u in us])
-    assert abs(share - 5 / 8) < 2e-3
-    assert sample_token(scores, Sampling(), 1.0 - 2**-53) in range(5)
-    assert {sample_token(scores, Sampling(1e-310), u) for u in us} == {1}
+    assert {sample_token(logits, Sampling(0.0), u) for u in us} == {1}
+    assert {sample_token(logits, Sampling(top_k=1), u) for u in us} == {1}
+    assert {sample_token(logits, Sampling(top_k=2), u) for u in us} == {1, 3}
+    assert {sample_token(logits, Sampling(top_k=99), u) for u in us} == {0, 1, 2, 3, 4}
+    assert {sample_token(logits, Sampling(top_p=0.4), u) for u in us} == {1}
+    assert {sample_token(logits, Sampling(top_p=0.79), u) for u in us} == {1, 3}
+    assert {sample_token(logits, Sampling(top_p=0.81), u) for u in us} == {0, 1, 3}
+    assert {sample_token(logits, Sampling(top_p=1.0), u) for u in us} == {0, 1, 2, 3, 4}
+    fraction = np.mean([sample_token(logits, Sampling(top_k=2), u) == 1 for u in us])
+    assert abs(fraction - 5 / 8) < 2e-3
+    assert sample_token(logits, Sampling(), 1.0 - 2**-53) in range(5)
+    assert {sample_token(logits, Sampling(1e-310), u) for u in us} == {1}
     assert sample_token(np.array([0.0, -1e30, 1e4]), Sampling(), 0.999) == 2
 
 
@@ -112,8 +112,8 @@ def test_a_stop_text_ends_a_sample_and_no_part_of_it_is_seen(stops, text):
     seen, read = "", []
     for piece in until(stops, (read.append(c) or c for c in text)):
         seen += piece
-        held = "".join(read)[len(seen) :]
+        unseen = "".join(read)[len(seen) :]
         assert whole.startswith(seen)
-        assert seen == whole or any(beginning.startswith(held) for beginning in ("", *stops))  # no more waits than must
+        assert seen == whole or any(beginning.startswith(unseen) for beginning in ("", *stops))  # no more waits than must
     assert seen == whole
     assert len(read) == (ends[0] if ends else len(text))  # and nothing is drawn beyond it

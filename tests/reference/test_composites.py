@@ -53,7 +53,7 @@ def test_self_attention(ops):
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, rtol=1e-11)
 
 
-def test_skip_layernorm(ops):
+def test_prenorm_layernorm(ops):
     x, w, b, dx, dh = R((4, 6)), R(6), R(6), R((4, 6)), R((4, 6))
     h, norm = ops.layernorm_forward(x, w, b)
     (x2, h2), cache = ops.prenorm_layernorm_forward(x, w, b)
@@ -63,7 +63,7 @@ def test_skip_layernorm(ops):
     check_gradients(ops.prenorm_layernorm_forward, ops.prenorm_layernorm_backward, {"x": x, "w": w, "b": b})
 
 
-def test_add_layernorm(ops):
+def test_dropout_add_layernorm(ops):
     x, y, w, b, ds, dh = R((4, 6)), R((4, 6)), R(6), R(6), R((4, 6)), R((4, 6))
     s, residual = ops.residual_forward(x, y, 0.5, KEY)
     h, norm = ops.layernorm_forward(s, w, b)
@@ -79,7 +79,7 @@ def test_add_layernorm(ops):
     )
 
 
-def test_head_loss(ops):
+def test_linear_cross_entropy(ops):
     x, w, b, targets = R((2, 3, 4)), R((4, 7)), R(7), np.array([[0, 1, 2], [6, 5, 4]])
     logits, head = ops.linear_forward(x, w, b)
     expected, xent = ops.cross_entropy_forward(logits, targets)

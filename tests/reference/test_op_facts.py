@@ -353,11 +353,11 @@ def test_cross_entropy_refuses_the_mean_of_nothing_and_wrong_shapes(ops, logits,
 def test_dropout_keeps_values_scaled_exactly(ops, seed, p):
     x = normal(seed, 8, 16)
     y, cache = ops.dropout_forward(x, p, Key(seed, 7))
-    scale = 65536 / (65536 - round(p * 65536))
+    inv_keep = 65536 / (65536 - round(p * 65536))
     kept = y != 0
     assert cache[0].dtype == bool  # one byte an element
-    np.testing.assert_array_equal(y[kept], (x * scale)[kept])
-    np.testing.assert_array_equal(ops.dropout_backward(np.ones_like(x), cache), kept * scale)
+    np.testing.assert_array_equal(y[kept], (x * inv_keep)[kept])
+    np.testing.assert_array_equal(ops.dropout_backward(np.ones_like(x), cache), kept * inv_keep)
 
 
 @pytest.mark.parametrize("p", [0.0, 1e-6])

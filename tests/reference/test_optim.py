@@ -112,7 +112,7 @@ def test_the_defaults_are_the_papers(ops):
     np.testing.assert_allclose(tiny[0], -0.5, rtol=1e-6)
 
 
-def test_schedule():
+def test_cosine_lr():
     """A line up, half a cosine down, then the floor; constant where min_lr is lr."""
     lr = [cosine_lr(s, 1.0, 0.1, 10, 110) for s in range(130)]
     assert lr[0] == 1 / 11
@@ -129,7 +129,7 @@ def test_schedule():
     assert cosine_lr(10, 1.0, 0.1, 10, 10) == 1.0
 
 
-def test_gather_copies_or_adds():
+def test_pack_grads_copies_or_adds():
     ops, flat = ReferenceOps(), np.full(6, 9.0)
     slots = [flat[:2], flat[2:].reshape(2, 2)]
     leaves = [np.array([1.0, 2.0]), np.array([[3.0, 4.0], [5.0, 6.0]])]

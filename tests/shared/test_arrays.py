@@ -47,6 +47,7 @@ class Nothing:
             raise ImportError(f"import tensorlite wants {name}")
 sys.meta_path.insert(0, Nothing())
 import tensorlite
+from tensorlite.testing import bugs, exercises, gradcheck, numerical, report, trees
 print(sorted({m.partition(".")[0] for m in sys.modules} & {"scipy", "cupy", "hypothesis", "matplotlib", "torch", "tyro"}))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -54,7 +55,7 @@ print(sorted({m.partition(".")[0] for m in sys.modules} & {"scipy", "cupy", "hyp
     assert done.stdout.strip() == "[]"
 
 
-def test_namespace_tells_the_library(cupy):
+def test_array_namespace_tells_the_library(cupy):
     assert array_namespace(np.ones(2), None, np.float64(1.0)) is np
     assert array_namespace(cupy.asarray([1.0])) is cupy
     with pytest.raises(TypeError, match="one library"):

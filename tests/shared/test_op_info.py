@@ -67,11 +67,11 @@ def test_a_row_says_what_the_op_does(ops, name, data):
     y, cache = forward(**inputs)
     y_shape, shape_cache = shape_forward(**shapes)
     assert y_shape.shape == y.shape
-    kept = cache_bytes(cache, inputs)  # what it refers to of its inputs is not its own
+    refs = cache_bytes(cache, inputs)  # what it refers to of its inputs is not its own
     if row.saved_refs == ("y",):
         assert cache_bytes(cache) == y.nbytes
     else:
-        assert kept == cache_bytes(shape_cache, shapes), (name, inputs)
+        assert refs == cache_bytes(shape_cache, shapes), (name, inputs)
     everything = cache_bytes(cache)
     refers_to = {k for k, v in inputs.items() if isinstance(v, np.ndarray) and cache_bytes(cache, [v]) < everything}
     assert refers_to == set(row.saved_refs) - {"y"}
@@ -87,10 +87,10 @@ def as_tuple(grads):
     return grads if isinstance(grads, tuple) else (grads,)
 
 
-def shape_run(preset, rows=OP_INFO, **fields):
+def shape_run(preset, op_table=OP_INFO, **fields):
     config = dataclasses.replace(PRESETS[preset].model, **fields)
     table = MetaParamTable(MODELS[config.model].init(config))
-    params, ops = table.tree(None), MetaOps(rows)
+    params, ops = table.tree(None), MetaOps(op_table)
     idx = MetaArray((4, config.block_size), 8)
     return config, table, params, ops, idx
 

@@ -1,4 +1,4 @@
-"""The backends; for each op of the table how to draw inputs and what is known of it. An op without a case fails test_optable.py."""
+"""The backends; for each op of the table how to draw inputs and what is known of it. An op without a case fails test_op_info.py."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -62,7 +62,7 @@ def embedding(draw):
 
 
 @st.composite
-def positions(draw):
+def position_embedding(draw):
     lead, T, C, random = draw(batch()), draw(sizes(5)), draw(sizes(4)), np.random.default_rng(draw(seeds()))
     start = draw(st.integers(0, 3))
     return {"x": weights(random, *lead, T, C), "wpe": weights(random, T + start + draw(st.integers(0, 3)), C), "start": start}
@@ -128,7 +128,7 @@ CASES = {
     for case in (
         Case("linear", linear(), ("x",), references.linear),
         Case("embedding", embedding(), ("ids",), references.embedding),
-        Case("position_embedding", positions(), ("x",), references.positions),
+        Case("position_embedding", position_embedding(), ("x",), references.position_embedding),
         Case("layernorm", layernorm(), ("x",), references.layernorm),
         Case("gelu", elementwise(), ("x",), references.gelu),
         Case("relu", away_from_zero(), ("x",), references.relu),

@@ -1,4 +1,4 @@
-"""A hundred steps of a small model with dropout in float64, on workers of any kind: what test_parallel.py compares."""
+"""A hundred steps of a small model with dropout in float64, on workers of any kind: what test_data_parallel.py compares."""
 
 import numpy as np
 

@@ -22,7 +22,7 @@ def embedding(ids, table):
     return y
 
 
-def positions(x, wpe, start=0):
+def position_embedding(x, wpe, start=0):
     y = x.copy()
     for n in np.ndindex(*x.shape):
         y[n] += wpe[start + n[-2], n[-1]]

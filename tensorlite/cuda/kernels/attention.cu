@@ -1,30 +1,45 @@
-// Causal attention, any head size, in float32 arithmetic. It replaces tensorlite/reference/attention.py, where the derivation is.
+// Causal attention, forward and backward, for any head size, in float32 arithmetic. It replaces tensorlite/reference/attention.py, where the derivation is.
 //
-// The scores are never stored: a warp holds one query (in one of the backward kernels one key) and meets the others in tiles of 32,
-// one a lane, with a running maximum (Milakov and Gimelshein 2018, arXiv:1805.02867). Backward computes the probabilities again from
-// the log-sum-exp of each row, and sum(dprobs probs) is dy . y (Dao et al. 2022, arXiv:2205.14135). Every number is summed by one
-// warp in one order, so nothing depends on the order in which blocks run.
+// The scores are never stored. One warp owns one query (in attention_backward_key one key) and loops over tiles of 32 keys (there
+// queries), one per lane, with a running maximum (Milakov and Gimelshein 2018, arXiv:1805.02867). Backward recomputes the
+// probabilities from the log-sum-exp of each row, and sum(dprobs probs) is dy . y (Dao et al. 2022, arXiv:2205.14135). Every value
+// is summed by one warp in one order, so nothing depends on the order in which blocks run.
+//
+// Names. t is the position of a query and s that of a key, T and S are how many there are. The other names are those of the
+// FlashAttention papers (arXiv:2205.14135 and 2307.08691) where this project has none of its own:
+//   paper                            here
+//   S_ij                             score
+//   P_ij, P_ij^dropped               p, p_dropped    the probability (probs in the derivation), and what dropout leaves of it
+//   O_i, dO_i                        y, dy
+//   dP_ij^dropped, dP_ij             dp_dropped, dp  (dprobs in the derivation)
+//   dS_ij                            ds              (dscores in the derivation)
+//   m_i                              m               running maximum of a row's scores; m_new with those of the next tile
+//   l_i                              l               running sum of exp(score - m)
+//   e^(m_i - m_i^new)                alpha           rescales what was summed under the old maximum
+//   unscaled O_i                     acc             running sum of p_dropped v; y = acc / l at the end
+//   L_i = m_i + log l_i              lse, lse_t
+//   D_i = dO_i . O_i                 delta, delta_t
 #include "random.cuh"
 
 constexpr int WARPS = 8, TILE = 32;
-constexpr int PITCH = D + 1;              // of a row in shared memory: lanes that read one column meet 32 banks
-constexpr int PARTS = (D + 31) / 32;      // numbers of a row that a lane holds: d = lane + 32 i
+constexpr int PITCH = D + 1;                // of a row in shared memory: lanes that read one column access 32 banks
+constexpr int D_PER_LANE = (D + 31) / 32;   // elements of a row that a lane owns: d = lane + 32 i
 
 // Where the rows of one head are: row t of batch entry b and head h begins at b * batch + h * head + t * row.
-struct Rows {
+struct Strides {
     long long batch, head, row;
 };
 
-// 32 rows of D numbers from row `first` on, zeros beyond `end`.
-__device__ inline void load_tile(float* tile, const REAL* from, long long row, int first, int end) {
+// 32 rows of D elements from row `first_row` on, zeros beyond `end`.
+__device__ inline void load_tile(float* tile, const scalar_t* from, long long row_stride, int first_row, int end) {
     constexpr unsigned VEC = D % 4 == 0 ? 4 : 1, CHUNKS = D / VEC;
-    from += first * row;
+    from += first_row * row_stride;
     for (unsigned i = threadIdx.x; i < TILE * CHUNKS; i += 32 * WARPS) {
         unsigned r = i / CHUNKS, d = i % CHUNKS * VEC;
-        const REAL* at = from + r * (unsigned)row + d;
-        Four x = {};
-        if (first + (int)r < end) x = VEC == 4 ? load4(at) : Four{to_float(*at)};
-        for (unsigned j = 0; j < VEC; j++) tile[r * PITCH + d + j] = x.at[j];
+        const scalar_t* p = from + r * (unsigned)row_stride + d;
+        Vec4 x = {};
+        if (first_row + (int)r < end) x = VEC == 4 ? load4(p) : Vec4{to_float(*p)};
+        for (unsigned j = 0; j < VEC; j++) tile[r * PITCH + d + j] = x[j];
     }
 }
 
@@ -35,154 +50,165 @@ __device__ inline float dot(const float* row, const float* b) {
     return sum;
 }
 
-// sum_i += w_r tile_ri over the 32 rows of a tile, w_r being lane r's number.
-__device__ inline void add_weighted_rows(float sum[PARTS], float w, const float* tile) {
+// acc_i += w_r tile_ri over the 32 rows of a tile, where w_r is lane r's w.
+__device__ inline void add_weighted_rows(float acc[D_PER_LANE], float w, const float* tile) {
     for (int r = 0; r < TILE; r++) {
-        float of_r = __shfl_sync(~0u, w, r);
+        float w_r = __shfl_sync(~0u, w, r);
 #pragma unroll
-        for (int i = 0; i < PARTS; i++) {
+        for (int i = 0; i < D_PER_LANE; i++) {
             int d = threadIdx.x % 32 + 32 * i;
-            if (d < D) sum[i] += of_r * tile[r * PITCH + d];
+            if (d < D) acc[i] += w_r * tile[r * PITCH + d];
         }
     }
 }
 
+// A row that the lanes of a warp own, times a scale.
 template <class T>
-__device__ inline void store_parts(T* to, const float parts[PARTS], float scale) {
-    for (int i = 0; i < PARTS; i++) {
+__device__ inline void store_row(T* to, const float row[D_PER_LANE], float scale) {
+    for (int i = 0; i < D_PER_LANE; i++) {
         int d = threadIdx.x % 32 + 32 * i;
-        if (d < D) store(to + d, parts[i] * scale);
+        if (d < D) store(to + d, row[i] * scale);
     }
 }
 
-__device__ inline void load_parts(float* to, const REAL* from) {
+// A row into shared memory, by one warp.
+__device__ inline void load_row(float* to, const scalar_t* from) {
     for (int d = threadIdx.x % 32; d < D; d += 32) to[d] = to_float(from[d]);
 }
 
 // y = dropout(softmax(mask(q k^T scale))) v, and lse, the log of each softmax's denominator.
-// q: T rows; k, v: S rows, of which the query t sees the first S - T + t + 1. y: (B, T, H D). lse: (B, H, T), or null.
+// q: T rows; k, v: S rows, of which the first S - T + t + 1 are visible to query t. y: (B, T, H D). lse: (B, H, T), or null.
 // Grid: (B H, queries / WARPS). Shared memory: 2 TILE PITCH + WARPS D floats.
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 3)
-attention_forward(const REAL* q, Rows qs, const REAL* k, const REAL* v, Rows ks, REAL* y, float* lse, long long H, int T, int S,
-                  float scale, Drop drop) {
+attention_forward(const scalar_t* q, Strides q_strides, const scalar_t* k, const scalar_t* v, Strides kv_strides, scalar_t* y,
+                  float* lse, long long H, int T, int S, float scale, DropoutParams dropout) {
     DYNAMIC_SHARED(memory);
     float *k_tile = (float*)memory, *v_tile = k_tile + TILE * PITCH, *q_row = v_tile + TILE * PITCH + threadIdx.x / 32 * D;
-    uint2 key = block_key(drop);
+    uint2 key = block_key(dropout);
     long long b = blockIdx.x / H, h = blockIdx.x % H;
-    int lane = threadIdx.x % 32, t = blockIdx.y * WARPS + threadIdx.x / 32, sees = t < T ? S - T + t + 1 : 0;
-    if (t < T) load_parts(q_row, q + b * qs.batch + h * qs.head + t * qs.row);
-    const REAL *k_head = k + b * ks.batch + h * ks.head, *v_head = v + b * ks.batch + h * ks.head;
-    float top = -INFINITE, sum = 0.0f, out[PARTS] = {};
-    int end = min(S, S - T + (int)(blockIdx.y + 1) * WARPS);  // what this block's last query sees
-    for (int first = 0; first < end; first += TILE) {
+    int lane = threadIdx.x % 32, t = blockIdx.y * WARPS + threadIdx.x / 32, n_visible = t < T ? S - T + t + 1 : 0;
+    if (t < T) load_row(q_row, q + b * q_strides.batch + h * q_strides.head + t * q_strides.row);
+    const scalar_t* k_base = k + b * kv_strides.batch + h * kv_strides.head;
+    const scalar_t* v_base = v + b * kv_strides.batch + h * kv_strides.head;
+    int end = min(S, S - T + (int)(blockIdx.y + 1) * WARPS);  // n_visible of this block's last query
+
+    // The online softmax, tile by tile.
+    float m = -INFINITE, l = 0.0f, acc[D_PER_LANE] = {};
+    for (int kv0 = 0; kv0 < end; kv0 += TILE) {
         __syncthreads();
-        load_tile(k_tile, k_head, ks.row, first, end);
-        load_tile(v_tile, v_head, ks.row, first, end);
+        load_tile(k_tile, k_base, kv_strides.row, kv0, end);
+        load_tile(v_tile, v_base, kv_strides.row, kv0, end);
         __syncthreads();
-        if (first >= sees) continue;
-        int s = first + lane;
-        float score = s < sees ? dot(k_tile + lane * PITCH, q_row) * scale : -INFINITE;
-        float higher = fmaxf(top, warp_max(score));
-        float p = expf(score - higher), shrink = expf(top - higher);
-        sum = sum * shrink + warp_sum(p);
-        top = higher;
-        if (drop.threshold) {
-            unsigned long long element = drop.first + ((long long)blockIdx.x * T + t) * S + s;
-            p = keep1(key, drop.threshold, element) ? p * drop.scale : 0.0f;
+        if (kv0 >= n_visible) continue;  // nothing is left for this warp, but it still helps to load
+
+        int s = kv0 + lane;  // this lane's key
+        float score = s < n_visible ? dot(k_tile + lane * PITCH, q_row) * scale : -INFINITE;
+        float m_new = fmaxf(m, warp_max(score));
+        float p = expf(score - m_new);
+        float alpha = expf(m - m_new);
+        l = l * alpha + warp_sum(p);
+        m = m_new;
+
+        float p_dropped = p;
+        if (dropout.threshold) {
+            unsigned long long element = dropout.offset + ((long long)blockIdx.x * T + t) * S + s;
+            p_dropped = mask1(key, dropout.threshold, element) ? p * dropout.inv_keep : 0.0f;
         }
-        for (int i = 0; i < PARTS; i++) out[i] *= shrink;
-        add_weighted_rows(out, p, v_tile);
+        for (int i = 0; i < D_PER_LANE; i++) acc[i] *= alpha;
+        add_weighted_rows(acc, p_dropped, v_tile);
     }
     if (t >= T) return;
-    store_parts(y + (b * T + t) * H * D + h * D, out, 1.0f / sum);
-    if (lse && lane == 0) lse[(long long)blockIdx.x * T + t] = top + logf(sum);
+    store_row(y + (b * T + t) * H * D + h * D, acc, 1.0f / l);
+    if (lse && lane == 0) lse[(long long)blockIdx.x * T + t] = m + logf(l);
 }
 
-// dq = sum over the keys of dscore k scale,  dscore = p (dropout_backward(dkept) - delta),  dkept = dy . v,  delta = dy . y.
-// One warp a query. qkv: (B, T, 3 H D), and dq is the first third of an array like it. y, dy: (B, T, H D). delta: (B, H, T), for the
-// other kernel. Shared memory: 2 TILE PITCH + 2 WARPS D floats.
+// dq = sum over the keys of ds k scale,  ds = p (dp - delta),  dp = dropout_backward(dp_dropped),  dp_dropped = dy . v,
+// delta = dy . y. One warp per query. qkv: (B, T, 3 H D), and dq is the first third of an array like it. y, dy: (B, T, H D).
+// delta: (B, H, T), for the other kernel. Shared memory: 2 TILE PITCH + 2 WARPS D floats.
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 3)
-attention_backward_query(const REAL* qkv, const REAL* y, const REAL* dy, const float* lse, float* delta, REAL* dq, long long H, int T,
-                         float scale, Drop drop) {
+attention_backward_query(const scalar_t* qkv, const scalar_t* y, const scalar_t* dy, const float* lse, float* delta, scalar_t* dq,
+                         long long H, int T, float scale, DropoutParams dropout) {
     DYNAMIC_SHARED(memory);
     float *k_tile = (float*)memory, *v_tile = k_tile + TILE * PITCH, *q_row = v_tile + TILE * PITCH + threadIdx.x / 32 * 2 * D;
     float* dy_row = q_row + D;
-    uint2 key = block_key(drop);
+    uint2 key = block_key(dropout);
     long long b = blockIdx.x / H, h = blockIdx.x % H, C = H * D;
-    int lane = threadIdx.x % 32, t = blockIdx.y * WARPS + threadIdx.x / 32, sees = t < T ? t + 1 : 0;
-    const REAL* head = qkv + b * T * 3 * C + h * D;  // q of position 0; k is C further on, v 2 C
-    float l = 0.0f, dy_y = 0.0f, sum[PARTS] = {};
+    int lane = threadIdx.x % 32, t = blockIdx.y * WARPS + threadIdx.x / 32, n_visible = t < T ? t + 1 : 0;
+    const scalar_t* q_base = qkv + b * T * 3 * C + h * D;  // q of position 0; k is C further on, v 2 C
+    float lse_t = 0.0f, delta_t = 0.0f, acc[D_PER_LANE] = {};
     if (t < T) {
-        const REAL* y_row = y + (b * T + t) * C + h * D;
-        load_parts(q_row, head + t * 3 * C);
-        load_parts(dy_row, dy + (b * T + t) * C + h * D);
-        for (int d = lane; d < D; d += 32) dy_y += dy_row[d] * to_float(y_row[d]);
-        dy_y = warp_sum(dy_y);
-        l = lse[(long long)blockIdx.x * T + t];
-        if (lane == 0) delta[(long long)blockIdx.x * T + t] = dy_y;
+        const scalar_t* y_row = y + (b * T + t) * C + h * D;
+        load_row(q_row, q_base + t * 3 * C);
+        load_row(dy_row, dy + (b * T + t) * C + h * D);
+        for (int d = lane; d < D; d += 32) delta_t += dy_row[d] * to_float(y_row[d]);
+        delta_t = warp_sum(delta_t);
+        lse_t = lse[(long long)blockIdx.x * T + t];
+        if (lane == 0) delta[(long long)blockIdx.x * T + t] = delta_t;
     }
     int end = min(T, (int)(blockIdx.y + 1) * WARPS);
-    for (int first = 0; first < end; first += TILE) {
+    for (int kv0 = 0; kv0 < end; kv0 += TILE) {
         __syncthreads();
-        load_tile(k_tile, head + C, 3 * C, first, end);
-        load_tile(v_tile, head + 2 * C, 3 * C, first, end);
+        load_tile(k_tile, q_base + C, 3 * C, kv0, end);
+        load_tile(v_tile, q_base + 2 * C, 3 * C, kv0, end);
         __syncthreads();
-        if (first >= sees) continue;
-        int s = first + lane;
+        if (kv0 >= n_visible) continue;
+        int s = kv0 + lane;
         float ds = 0.0f;
-        if (s < sees) {
-            float p = expf(dot(k_tile + lane * PITCH, q_row) * scale - l), dp = dot(v_tile + lane * PITCH, dy_row);  // 1. dkept
-            if (drop.threshold) {
-                unsigned long long element = drop.first + ((long long)blockIdx.x * T + t) * T + s;
-                dp = keep1(key, drop.threshold, element) ? dp * drop.scale : 0.0f;  // 2.
+        if (s < n_visible) {
+            float p = expf(dot(k_tile + lane * PITCH, q_row) * scale - lse_t);
+            float dp = dot(v_tile + lane * PITCH, dy_row);  // 1. dp_dropped
+            if (dropout.threshold) {
+                unsigned long long element = dropout.offset + ((long long)blockIdx.x * T + t) * T + s;
+                dp = mask1(key, dropout.threshold, element) ? dp * dropout.inv_keep : 0.0f;  // 2. dp
             }
-            ds = p * (dp - dy_y);  // 3.
+            ds = p * (dp - delta_t);  // 3. ds
         }
-        add_weighted_rows(sum, ds, k_tile);  // 4. dq
+        add_weighted_rows(acc, ds, k_tile);  // 4. dq
     }
-    if (t < T) store_parts(dq + (b * T + t) * 3 * C + h * D, sum, scale);
+    if (t < T) store_row(dq + (b * T + t) * 3 * C + h * D, acc, scale);
 }
 
-// dk = sum over the queries of dscore q scale,  dv = sum over the queries of kept dy. One warp a key; a lane has one query of a tile.
-// dkv: the other two thirds of dq's array.
+// dk = sum over the queries of ds q scale,  dv = sum over the queries of p_dropped dy. One warp per key; a lane has one query of a
+// tile. dkv: the other two thirds of dq's array.
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 3)
-attention_backward_key(const REAL* qkv, const REAL* dy, const float* lse, const float* delta, REAL* dkv, long long H, int T,
-                       float scale, Drop drop) {
+attention_backward_key(const scalar_t* qkv, const scalar_t* dy, const float* lse, const float* delta, scalar_t* dkv, long long H,
+                       int T, float scale, DropoutParams dropout) {
     DYNAMIC_SHARED(memory);
     float *q_tile = (float*)memory, *dy_tile = q_tile + TILE * PITCH, *k_row = dy_tile + TILE * PITCH + threadIdx.x / 32 * 2 * D;
     float* v_row = k_row + D;
-    uint2 key = block_key(drop);
+    uint2 key = block_key(dropout);
     long long b = blockIdx.x / H, h = blockIdx.x % H, C = H * D;
     int lane = threadIdx.x % 32, s = blockIdx.y * WARPS + threadIdx.x / 32;
-    const REAL* head = qkv + b * T * 3 * C + h * D;
-    float dk[PARTS] = {}, dv[PARTS] = {};
+    const scalar_t* q_base = qkv + b * T * 3 * C + h * D;
+    float dk[D_PER_LANE] = {}, dv[D_PER_LANE] = {};
     if (s < T) {
-        load_parts(k_row, head + s * 3 * C + C);
-        load_parts(v_row, head + s * 3 * C + 2 * C);
+        load_row(k_row, q_base + s * 3 * C + C);
+        load_row(v_row, q_base + s * 3 * C + 2 * C);
     }
-    for (int first = blockIdx.y * WARPS / TILE * TILE; first < T; first += TILE) {  // from the tile of this block's first key on
+    for (int q0 = blockIdx.y * WARPS / TILE * TILE; q0 < T; q0 += TILE) {  // from the tile of this block's first key on
         __syncthreads();
-        load_tile(q_tile, head, 3 * C, first, T);
-        load_tile(dy_tile, dy + b * T * C + h * D, C, first, T);
+        load_tile(q_tile, q_base, 3 * C, q0, T);
+        load_tile(dy_tile, dy + b * T * C + h * D, C, q0, T);
         __syncthreads();
         if (s >= T) continue;
-        int t = first + lane;
-        float ds = 0.0f, kept = 0.0f;
+        int t = q0 + lane;  // this lane's query
+        float ds = 0.0f, p_dropped = 0.0f;
         if (s <= t && t < T) {
             long long row = (long long)blockIdx.x * T + t;
-            float p = expf(dot(q_tile + lane * PITCH, k_row) * scale - lse[row]), dp = dot(dy_tile + lane * PITCH, v_row);  // 1. dkept
-            kept = p;
-            if (drop.threshold) {
-                bool keep = keep1(key, drop.threshold, drop.first + row * T + s);
-                kept = keep ? p * drop.scale : 0.0f;
-                dp = keep ? dp * drop.scale : 0.0f;  // 2.
+            float p = expf(dot(q_tile + lane * PITCH, k_row) * scale - lse[row]);
+            float dp = dot(dy_tile + lane * PITCH, v_row);  // 1. dp_dropped
+            p_dropped = p;
+            if (dropout.threshold) {
+                bool keep = mask1(key, dropout.threshold, dropout.offset + row * T + s);
+                p_dropped = keep ? p * dropout.inv_keep : 0.0f;
+                dp = keep ? dp * dropout.inv_keep : 0.0f;  // 2. dp
             }
-            ds = p * (dp - delta[row]);  // 3.
+            ds = p * (dp - delta[row]);  // 3. ds
         }
         add_weighted_rows(dk, ds, q_tile);  // 4. dk
-        add_weighted_rows(dv, kept, dy_tile);  // 1. dv
+        add_weighted_rows(dv, p_dropped, dy_tile);  // 1. dv
     }
     if (s >= T) return;
-    store_parts(dkv + (b * T + s) * 3 * C + h * D, dk, scale);
-    store_parts(dkv + (b * T + s) * 3 * C + C + h * D, dv, 1.0f);
+    store_row(dkv + (b * T + s) * 3 * C + h * D, dk, scale);
+    store_row(dkv + (b * T + s) * 3 * C + C + h * D, dv, 1.0f);
 }

@@ -1,8 +1,9 @@
-// Products of tiles on the tensor cores: what attention_mma.cu is made of.
+// GEMMs of tiles on the tensor cores: what attention_mma.cu is built from.
 //
-// A tile is 64 rows of D bf16 numbers in shared memory, or 32. A warp makes 16 rows of a product, in pieces of 8 columns (P pieces: 8
-// or 4, as many columns as the other tile has rows). It holds them as mma_16x8x16 leaves them (ptx.cuh): of piece j, lane 4r + t has
-// acc[j][0 1] = row r, columns 8j + 2t, 8j + 2t + 1, and acc[j][2 3] = row r + 8, the same columns.
+// A tile is 64 or 32 rows of D bf16 elements in shared memory. A warp computes 16 rows of a matmul as an accumulator fragment of N8
+// pieces of 8 columns each (8 or 4 pieces, as many columns as the other tile has rows). It owns them as mma_16x8x16 leaves them
+// (ptx.cuh): of piece j, lane 4r + t has acc[j][0 1] = row r, columns 8j + 2t, 8j + 2t + 1, and acc[j][2 3] = row r + 8, the same
+// columns. So a lane has two rows, and the four lanes 4r .. 4r + 3 that share them are a quad.
 #pragma once
 #include "random.cuh"
 
@@ -10,33 +11,33 @@ constexpr int TILE = 64, WARPS = 4, THREADS = 32 * WARPS;
 constexpr int PITCH = D + 8;  // of a row, in elements: 16 bytes more, so that 8 rows of 16 bytes are in 32 different banks
 constexpr int TILE_SIZE = TILE * PITCH;
 
-// The rows of a head, `row` elements apart, into a tile of SIZE rows; `rows` are left, and those that do not exist become zeros.
+// The rows of a head, row_stride elements apart, into a tile of ROWS rows. The first valid_rows exist, the others become zeros.
 // They are there after copy_async_wait.
-template <int SIZE = TILE>
-__device__ inline void load_tile(bf16* tile, const bf16* from, long long row, int rows) {
+template <int ROWS = TILE>
+__device__ inline void load_tile(bf16* tile, const bf16* from, long long row_stride, int valid_rows) {
     constexpr unsigned CHUNKS = D / 8;  // of 16 bytes in a row
 #pragma unroll
-    for (unsigned i = threadIdx.x; i < SIZE * CHUNKS; i += THREADS) {
+    for (unsigned i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
         unsigned r = i / CHUNKS, d = i % CHUNKS * 8;
-        if ((int)r < rows)
-            copy_async_16(tile + r * PITCH + d, from + r * (unsigned)row + d);
+        if ((int)r < valid_rows)
+            copy_async_16(tile + r * PITCH + d, from + r * (unsigned)row_stride + d);
         else
             *(uint4*)(tile + r * PITCH + d) = make_uint4(0, 0, 0, 0);
     }
 }
 
-// acc (16 x 8 P) = a (16 x D) b^T: 16 rows of one tile against the rows of another, the sum over D.
-template <int P>
-__device__ inline void rows_times_rows(float (&acc)[P][4], const bf16* a, const bf16* b) {
+// acc (16 x 8 N8) = a (16 x D) b^T: 16 rows of one tile against the rows of another, the sum over D.
+template <int N8>
+__device__ inline void gemm_nt(float (&acc)[N8][4], const bf16* a, const bf16* b) {
     int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int j = 0; j < P; j++) acc[j][0] = acc[j][1] = acc[j][2] = acc[j][3] = 0.0f;
+    for (int j = 0; j < N8; j++) acc[j][0] = acc[j][1] = acc[j][2] = acc[j][3] = 0.0f;
 #pragma unroll
     for (int d = 0; d < D; d += 16) {
         unsigned left[4], right[4];
         ldmatrix_x4(left, a + lane % 16 * PITCH + d + lane / 16 * 8);
 #pragma unroll
-        for (int j = 0; j < P; j += 2) {  // 16 rows of b: two pieces
+        for (int j = 0; j < N8; j += 2) {  // 16 rows of b: two pieces
             ldmatrix_x4(right, b + (8 * j + lane % 8 + lane / 16 * 8) * PITCH + d + lane / 8 % 2 * 8);
             mma_16x8x16(acc[j], left, right);
             mma_16x8x16(acc[j + 1], left, right + 2);
@@ -44,12 +45,13 @@ __device__ inline void rows_times_rows(float (&acc)[P][4], const bf16* a, const 
     }
 }
 
-// acc (16 x D) += p (16 x 8 P) b: a product that a warp holds against the rows of a tile, the sum over these. p is rounded to bf16.
-template <int P>
-__device__ inline void add_held_times_rows(float (&acc)[D / 8][4], const float (&p)[P][4], const bf16* b) {
+// acc (16 x D) += p (16 x 8 N8) b: a fragment in registers against the rows of a tile in shared memory, the sum over these. p is
+// rounded to bf16.
+template <int N8>
+__device__ inline void gemm_rs(float (&acc)[D / 8][4], const float (&p)[N8][4], const bf16* b) {
     int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int j = 0; j < P; j += 2) {
+    for (int j = 0; j < N8; j += 2) {
         unsigned left[4] = {pack_bf16(p[j][0], p[j][1]), pack_bf16(p[j][2], p[j][3]), pack_bf16(p[j + 1][0], p[j + 1][1]),
                             pack_bf16(p[j + 1][2], p[j + 1][3])};
 #pragma unroll
@@ -62,48 +64,81 @@ __device__ inline void add_held_times_rows(float (&acc)[D / 8][4], const float (
     }
 }
 
-// The rows a warp holds, times a number for row r and one for row r + 8, to memory; `rows` of the 16 exist.
-__device__ inline void store_held(bf16* to, long long row, int rows, const float acc[D / 8][4], float scale, float scale8) {
+// The largest value, and the sum, over the four lanes of a quad, in each of them.
+__device__ inline float quad_max(float x) {
+    for (int i = 1; i < 4; i *= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, i));
+    return x;
+}
+
+__device__ inline float quad_sum(float x) {
+    for (int i = 1; i < 4; i *= 2) x += __shfl_xor_sync(~0u, x, i);
+    return x;
+}
+
+// A fragment (16 x D) to memory, times scale0 for row r and scale1 for row r + 8; valid_rows of the 16 exist.
+__device__ inline void store_fragment(bf16* to, long long row_stride, int valid_rows, const float (&acc)[D / 8][4],
+                                      float scale0, float scale1) {
     int r = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
     for (int j = 0; j < D / 8; j++) {
-        if (r < rows) *(unsigned*)(to + r * row + 8 * j + 2 * t) = pack_bf16(acc[j][0] * scale, acc[j][1] * scale);
-        if (r + 8 < rows) *(unsigned*)(to + (r + 8) * row + 8 * j + 2 * t) = pack_bf16(acc[j][2] * scale8, acc[j][3] * scale8);
+        if (r < valid_rows)
+            *(unsigned*)(to + r * row_stride + 8 * j + 2 * t) = pack_bf16(acc[j][0] * scale0, acc[j][1] * scale0);
+        if (r + 8 < valid_rows)
+            *(unsigned*)(to + (r + 8) * row_stride + 8 * j + 2 * t) = pack_bf16(acc[j][2] * scale1, acc[j][3] * scale1);
     }
 }
 
-// Which of a held tile's 32 numbers a lane keeps: bit 4j + i for acc[j][i]. The rows are queries, the columns neighbouring keys.
-// row, row8: the numbers, in the mask's stream, of column 0 of rows r and r + 8; multiples of 4. A counter makes 4 columns, of which
-// a lane has 2, so each lane draws a fourth of 16 columns for its two rows, and four lanes exchange.
-template <int P>
-__device__ inline unsigned keep_along_rows(uint2 key, unsigned threshold, unsigned long long row, unsigned long long row8) {
+// The dropout mask of a fragment whose rows are queries and whose columns are neighbouring keys: bit 4j + i is 1 if acc[j][i]
+// is kept. offset: the position, in the mask's stream, of column 0 of row r, a multiple of 4; queries are T positions apart.
+//
+// One Threefry counter yields 4 neighbouring columns of a row but a lane owns only 2 of them. So for every two pieces, 16 columns,
+// each lane t of a quad draws one counter for row r and one for row r + 8, and the quad exchanges the bits by shuffle. For one row:
+//
+//   columns of piece      j: 0 1 2 3 4 5 6 7   j + 1: 0 1 2 3 4 5 6 7
+//   drawn by lane t =        0 0 0 0 1 1 1 1          2 2 2 2 3 3 3 3     its counter: offset / 4 + 2j + t
+//   as its bit               0 1 2 3 0 1 2 3          0 1 2 3 0 1 2 3     (row r + 8: bits 4 .. 7)
+//   owned by lane t =        0 0 1 1 2 2 3 3          0 0 1 1 2 2 3 3
+//
+// So lane t reads the draw of lane t / 2 for piece j and of lane 2 + t / 2 for piece j + 1, and takes from each the bits 2 (t % 2)
+// and 2 (t % 2) + 1.
+template <int N8>
+__device__ inline unsigned dropout_mask_rows(uint2 key, unsigned threshold, unsigned long long offset, long long T) {
     int lane = threadIdx.x % 32, t = lane % 4;
-    unsigned kept = 0;
+    unsigned long long offset8 = offset + 8 * T;  // of row r + 8
+    unsigned mask_bits = 0;
 #pragma unroll
-    for (int j = 0; j < P; j += 2) {
-        unsigned drawn = keep4(key, threshold, row / 4 + 2 * j + t) | keep4(key, threshold, row8 / 4 + 2 * j + t) << 4;
+    for (int j = 0; j < N8; j += 2) {
+        unsigned drawn = mask4(key, threshold, offset / 4 + 2 * j + t) | mask4(key, threshold, offset8 / 4 + 2 * j + t) << 4;
 #pragma unroll
-        for (int half = 0; half < 2; half++) {  // columns 2t, 2t + 1 of piece j + half are lanes 2 (t % 2) .. of its counter t / 2
+        for (int half = 0; half < 2; half++) {
             unsigned two = __shfl_sync(~0u, drawn, lane - t + 2 * half + t / 2) >> 2 * (t % 2);
-            kept |= ((two & 3) | (two >> 4 & 3) << 2) << 4 * (j + half);
+            mask_bits |= ((two & 3) | (two >> 4 & 3) << 2) << 4 * (j + half);
         }
     }
-    return kept;
+    return mask_bits;
 }
 
-// The same for a tile whose rows are keys and whose columns are queries. first: the number of key 0 of this warp's rows and query 0
-// of the columns, a multiple of 4; queries are T numbers apart. A counter makes 4 rows, of which four lanes have one each.
-template <int P>
-__device__ inline unsigned keep_along_columns(uint2 key, unsigned threshold, unsigned long long first, long long T) {
+// The same for a fragment whose rows are neighbouring keys and whose columns are queries. offset: the position of key 0 of this
+// warp's rows and query 0 of the columns, a multiple of 4; queries are T positions apart.
+//
+// Here a counter yields 4 rows of a column, and of these each of four lanes owns one: the lanes 4r + t of the same t and of r =
+// 4g .. 4g + 3 exchange. Each lane owns rows r and r + 8 of columns 2t and 2t + 1, so the four of them need 4 counters per piece.
+// Lane own = r % 4 of the four draws one, and with i = 0 .. 3 each then reads all four draws, of each the bit of its own row:
+//
+//   drawn by lane own =      0          1           2          3
+//   column                   2t         2t + 1      2t         2t + 1        2t + own % 2
+//   rows from               4g         4g          4g + 8     4g + 8         r - own + own / 2 * 8
+//   becomes                  acc[j][0]  acc[j][1]   acc[j][2]  acc[j][3]     of each lane: its bit `own` of the draw of lane i
+template <int N8>
+__device__ inline unsigned dropout_mask_cols(uint2 key, unsigned threshold, unsigned long long offset, long long T) {
     int lane = threadIdx.x % 32, r = lane / 4, t = lane % 4, own = r % 4;
-    unsigned kept = 0;
+    unsigned mask_bits = 0;
 #pragma unroll
-    for (int j = 0; j < P; j++) {
-        // this lane's share: rows r - own .. + 3, or those 8 further down, of column 2t or 2t + 1
+    for (int j = 0; j < N8; j++) {
         unsigned long long query = 8 * j + 2 * t + own % 2;
-        unsigned drawn = keep4(key, threshold, (first + query * T + r - own + own / 2 * 8) / 4);
+        unsigned drawn = mask4(key, threshold, (offset + query * T + r - own + own / 2 * 8) / 4);
 #pragma unroll
-        for (int i = 0; i < 4; i++) kept |= (__shfl_sync(~0u, drawn, (r - own + i) * 4 + t) >> own & 1) << (4 * j + i);
+        for (int i = 0; i < 4; i++) mask_bits |= (__shfl_sync(~0u, drawn, (r - own + i) * 4 + t) >> own & 1) << (4 * j + i);
     }
-    return kept;
+    return mask_bits;
 }

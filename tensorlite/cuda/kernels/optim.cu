@@ -1,20 +1,44 @@
-// AdamW, clipping, the learning-rate schedule and the count of steps. They replace tensorlite/reference/optim.py.
+// Gradients into the flat buffer, AdamW, clipping, the learning-rate schedule and the count of steps.
+// They replace tensorlite/reference/optim.py and pack_grads of tensorlite/reference/ops.py.
 //
-// What differs: in a captured step the number of the step is in device memory, so the schedule and the two corrections of Adam's
+// What differs: in a captured step the step number is in device memory, so the schedule and the two corrections of Adam's
 // start are computed here, in double, by one thread of each block, as the reference does in Python.
 #include "common.cuh"
 
-// This block's share of the sum of squares.
-extern "C" __global__ void sum_squares(const float* x, float* partial, long long n) {
+constexpr int COPIES = 128;  // arrays per launch: their addresses and sizes fill 3 of the 4 KiB that arguments may have
+
+// Copy or add many arrays, each to a place of its own: the gradients into their slots of the flat buffer. One row of blocks per
+// array. tensorlite/cuda/optim.py packs it.
+struct Copies {
+    const float* from[COPIES];
+    float* to[COPIES];
+    long long size[COPIES];
+};
+
+extern "C" __global__ void pack_grads(Copies copies, bool add) {
+    const float* from = copies.from[blockIdx.y];
+    float* to = copies.to[blockIdx.y];
+    grid_stride_vec4(copies.size[blockIdx.y], [&](Chunk chunk) {
+        Vec4 x = chunk.load(from);
+        if (add) {
+            Vec4 y = chunk.load(to);
+            for (int j = 0; j < 4; j++) x[j] += y[j];
+        }
+        chunk.store_to(to, x);
+    });
+}
+
+// This block's partial sum of squares.
+extern "C" __global__ void sum_squares(const float* grads, float* partial, long long n) {
     float sum = 0.0f;
     for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < n; i += gridDim.x * (long long)blockDim.x)
-        sum += x[i] * x[i];
+        sum += grads[i] * grads[i];
     sum = block_sum(sum);
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-// norm = the root of the sum of the blocks' shares. One block.
-extern "C" __global__ void root(const float* partial, long long count, float* norm) {
+// norm = the root of the sum of the blocks' partial sums. One block.
+extern "C" __global__ void finish_norm(const float* partial, long long count, float* norm) {
     float sum = 0.0f;
     for (long long i = threadIdx.x; i < count; i += blockDim.x) sum += partial[i];
     sum = block_sum(sum);
@@ -28,8 +52,8 @@ extern "C" __global__ void clip(float* grads, const float* norm, float max_norm,
         grads[i] *= scale;
 }
 
-// The numbers of an update. tensorlite/cuda/optim.py packs them.
-struct Update {
+// The parameters of an update. tensorlite/cuda/optim.py packs them.
+struct AdamWParams {
     const long long* step;  // null: t and lr are given. Else t is the step's number plus t, and lr is that of the schedule
     long long t;
     double lr, min_lr;
@@ -37,43 +61,49 @@ struct Update {
     double beta1, beta2, eps, weight_decay;
 };
 
-// tensorlite.optim.cosine_lr
-__device__ inline double cosine_lr(const Update& u) {
-    if (*u.step < u.warmup) return u.lr * (*u.step + 1) / (u.warmup + 1);
-    double done = fmin(1.0, (double)(*u.step - u.warmup) / max(1LL, u.total - u.warmup));
-    return u.min_lr + (u.lr - u.min_lr) * 0.5 * (1.0 + cospi(done));
+// cosine_lr of tensorlite/reference/optim.py
+__device__ inline double cosine_lr(const AdamWParams& hyper) {
+    if (*hyper.step < hyper.warmup) return hyper.lr * (*hyper.step + 1) / (hyper.warmup + 1);
+    double done = fmin(1.0, (double)(*hyper.step - hyper.warmup) / max(1LL, hyper.total - hyper.warmup));
+    return hyper.min_lr + (hyper.lr - hyper.min_lr) * 0.5 * (1.0 + cospi(done));
 }
 
 // One AdamW update, in place, of n floats; the first n_decay decay.
 //     params -= lr sqrt(c2)/c1 m / (sqrt(v) + eps sqrt(c2)),   c1 = 1 - beta1^t,  c2 = 1 - beta2^t
 // which is the reference's, with the scalar factors moved together.
-extern "C" __global__ void adamw(float* params, const float* grads, float* m, float* v, Update u, long long n_decay, long long n) {
+extern "C" __global__ void adamw(float* params, const float* grads, float* m, float* v, AdamWParams hyper, long long n_decay,
+                                 long long n) {
     __shared__ float rate, epsilon, decay;
     if (threadIdx.x == 0) {
-        double t = (double)(u.step ? *u.step + u.t : u.t), lr = u.step ? cosine_lr(u) : u.lr;
-        double c1 = 1.0 - pow(u.beta1, t), root_c2 = sqrt(1.0 - pow(u.beta2, t));
+        double t = (double)(hyper.step ? *hyper.step + hyper.t : hyper.t);
+        double lr = hyper.step ? cosine_lr(hyper) : hyper.lr;
+        double c1 = 1.0 - pow(hyper.beta1, t);
+        double root_c2 = sqrt(1.0 - pow(hyper.beta2, t));
         rate = (float)(lr * root_c2 / c1);
-        epsilon = (float)(u.eps * root_c2);
-        decay = (float)(1.0 - lr * u.weight_decay);
+        epsilon = (float)(hyper.eps * root_c2);
+        decay = (float)(1.0 - lr * hyper.weight_decay);
     }
     __syncthreads();
-    float b1 = (float)u.beta1, b2 = (float)u.beta2, a1 = (float)(1.0 - u.beta1), a2 = (float)(1.0 - u.beta2);
-    for_slices(n, [&](Slice slice) {
-        Four p = slice.load(params), g = slice.load(grads), first = slice.load(m), second = slice.load(v);
+    float b1 = (float)hyper.beta1, a1 = (float)(1.0 - hyper.beta1);
+    float b2 = (float)hyper.beta2, a2 = (float)(1.0 - hyper.beta2);
+    grid_stride_vec4(n, [&](Chunk chunk) {
+        Vec4 p4 = chunk.load(params), g4 = chunk.load(grads), m4 = chunk.load(m), v4 = chunk.load(v);
         for (int j = 0; j < 4; j++) {
-            first.at[j] = b1 * first.at[j] + a1 * g.at[j];
-            second.at[j] = b2 * second.at[j] + a2 * g.at[j] * g.at[j];
-            if (slice.i + j < n_decay) p.at[j] *= decay;
-            p.at[j] -= rate * first.at[j] / (sqrtf(second.at[j]) + epsilon);
+            m4[j] = b1 * m4[j] + a1 * g4[j];
+            v4[j] = b2 * v4[j] + a2 * g4[j] * g4[j];
+            if (chunk.i + j < n_decay) p4[j] *= decay;
+            p4[j] -= rate * m4[j] / (sqrtf(v4[j]) + epsilon);
         }
-        slice.store_to(params, p), slice.store_to(m, first), slice.store_to(v, second);
+        chunk.store_to(params, p4);
+        chunk.store_to(m, m4);
+        chunk.store_to(v, v4);
     });
 }
 
-// The end of a captured step: its loss and norm into the ring, where the host reads them later, and the count goes on.
-extern "C" __global__ void end_step(long long* step, const float* loss, const float* norm, float* ring, long long slots) {
-    long long slot = *step % slots;
-    ring[2 * slot] = *loss;
-    ring[2 * slot + 1] = *norm;
+// The end of a captured step: its loss and norm into a ring, where the host reads them later, and the count goes on.
+extern "C" __global__ void end_step(long long* step, const float* loss, const float* norm, float* loss_ring, long long ring_size) {
+    long long slot = *step % ring_size;
+    loss_ring[2 * slot] = *loss;
+    loss_ring[2 * slot + 1] = *norm;
     *step += 1;
 }

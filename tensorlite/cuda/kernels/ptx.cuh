@@ -1,4 +1,4 @@
-// The instructions that C++ has no word for: bf16 rounding, tensor cores, and copies that do not wait.
+// Instructions that C++ has no word for: bf16 rounding, tensor cores, asynchronous copies (cp.async).
 //
 // Every line of inline assembly of this library is here. In the tests, where g++ compiles the kernels for the CPU, the same
 // functions are those of tests/support/shim/cuda_on_cpu.h. All need compute capability 8.0.
@@ -14,7 +14,7 @@ __device__ inline unsigned pack_bf16(float low, float high) {
     return packed;
 }
 
-// 2^x to 2 parts in 10^7, numbers below 10^-38 as 0: what the special function unit does in one instruction.
+// 2^x to 2 parts in 10^7, results below 10^-38 as 0: what the special function unit does in one instruction.
 __device__ inline float fast_exp2(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -46,7 +46,7 @@ __device__ inline void mma_16x8x16(float c[4], const unsigned a[4], const unsign
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Copy 16 bytes from global to shared memory without waiting; both addresses are multiples of 16.
+// Copy 16 bytes from global to shared memory asynchronously; both addresses are multiples of 16.
 __device__ inline void copy_async_16(void* to_shared, const void* from_global) {
     unsigned address = (unsigned)__cvta_generic_to_shared(to_shared);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from_global) : "memory");

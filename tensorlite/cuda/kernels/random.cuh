@@ -1,7 +1,7 @@
-// Random bits as a function of (seed, step, site, element): tensorlite/random.py on the device, bit for bit.
+// Random bits and dropout masks on the device: tensorlite/random.py bit for bit.
 //
-// What differs: nothing is stored. A kernel draws the lanes it needs, in forward and again in backward, and in a captured step it
-// mixes the key itself, out of the step number in device memory, since numbers among a launch's arguments are frozen.
+// The bits are the same. What differs: nothing is stored. A kernel draws the lanes it needs, in forward and again in backward. In a
+// captured step it derives the key itself, from the step number in device memory, since the arguments of a launch are frozen.
 #pragma once
 #include "common.cuh"
 
@@ -25,39 +25,42 @@ __device__ inline uint2 threefry2x32(unsigned k0, unsigned k1, unsigned x0, unsi
 
 // The key of a place in the network. tensorlite/cuda/runtime/device_key.py packs it.
 struct Key {
-    const long long* step;  // null: k0 and k1 are the key. Else they are the seed, and the key is to be mixed
+    const long long* step;  // null: k0 and k1 are the key. Else they are the seed, from which the key is derived on the device
     unsigned k0, k1;
     unsigned layer, site;
 };
 
-__device__ inline uint2 mixed(const Key& key) {
+// The key itself, derived here if the step is only known on the device.
+__device__ inline uint2 resolve_key(const Key& key) {
     if (key.step == nullptr) return make_uint2(key.k0, key.k1);
     uint2 k = threefry2x32(key.k0, key.k1, (unsigned)*key.step, (unsigned)(*key.step >> 32));  // step_key
     return threefry2x32(k.x, k.y, key.layer, key.site);                                        // fold_in
 }
 
-struct Drop {
+// tensorlite/cuda/runtime/device_key.py packs it.
+struct DropoutParams {
     Key key;
-    long long first;     // number of this array's first element in the whole batch's: those of the rows before it come first
+    long long offset;    // position of this array's first element in the stream of the whole batch, where earlier rows come first
     unsigned threshold;  // a 16-bit lane below it means "drop"; 0: no dropout
-    float scale;         // 1 / keep
+    float inv_keep;      // 1 / probability of keeping an element
 };
 
-// The key, mixed by one thread for its block. All threads of the block must call it.
-__device__ inline uint2 block_key(const Drop& drop) {
+// The key, resolved by one thread for its block. All threads of the block must call it.
+__device__ inline uint2 block_key(const DropoutParams& dropout) {
     __shared__ uint2 key;
-    if (threadIdx.x == 0 && drop.threshold) key = mixed(drop.key);
+    if (threadIdx.x == 0 && dropout.threshold) key = resolve_key(dropout.key);
     __syncthreads();
     return key;
 }
 
-// Whether to keep the elements 4 counter .. 4 counter + 3: one bit each.
-__device__ inline unsigned keep4(uint2 key, unsigned threshold, unsigned long long counter) {
+// The dropout mask of the elements 4 counter .. 4 counter + 3: bit i is 1 if element 4 counter + i is kept.
+__device__ inline unsigned mask4(uint2 key, unsigned threshold, unsigned long long counter) {
     uint2 x = threefry2x32(key.x, key.y, (unsigned)counter, (unsigned)(counter >> 32));
     return ((x.x & 0xffffu) >= threshold) | ((x.x >> 16) >= threshold) << 1 | ((x.y & 0xffffu) >= threshold) << 2 |
            ((x.y >> 16) >= threshold) << 3;
 }
 
-__device__ inline bool keep1(uint2 key, unsigned threshold, unsigned long long element) {
-    return keep4(key, threshold, element / 4) >> (element % 4) & 1;
+// The same of one element.
+__device__ inline bool mask1(uint2 key, unsigned threshold, unsigned long long element) {
+    return mask4(key, threshold, element / 4) >> (element % 4) & 1;
 }

@@ -1,1 +1,1 @@
-"""What runs the kernels: the device, the compiler, GEMMs through cuBLASLt, and the captured training step."""
+"""What runs the kernels: the device, the compiler, cuBLASLt, and the captured training step."""

@@ -1,4 +1,4 @@
-"""Matrix products by NVIDIA's cuBLASLt, called through ctypes: no memory is allocated, the stream is an argument, so it captures.
+"""GEMMs by NVIDIA's cuBLASLt, called through ctypes. It allocates no memory and is given the stream, so a capture can record it.
 
 cuBLAS reads memory column by column, and a C-contiguous (M, K) array read so is its transpose, (K, M). So for out = a b it is
 asked for out^T = b^T a^T: its A is our b, its B our a, its (m, n, k) our (N, M, K), and nothing is copied. Where an array is itself
@@ -6,12 +6,12 @@ the transpose of a C-contiguous one, the op attribute turns it round.
 
     library = Library()
     handle = library.create()
-    plan = Plan(library, Product(M, N, K, False, False, "bfloat16", "bfloat16", "bf16", "bias"))
+    plan = MatmulPlan(library, MatmulProblem(M, N, K, False, False, "bfloat16", "bfloat16", "bf16", "bias"))
     algo = plan.candidates(handle)[0]
     plan.run(handle, algo, a.data.ptr, b.data.ptr, out.data.ptr, (bias.data.ptr,), workspace=..., workspace_bytes=..., stream=...)
 
 Before a graph is captured: ask for the candidates, which some versions refuse to give during a capture, and run the chosen one
-once, since a kernel is loaded at its first launch. The numbers are those of cublasLt.h, cublas_api.h and library_types.h, by
+once, since a kernel is loaded at its first launch. The constants are those of cublasLt.h, cublas_api.h and library_types.h, by
 their names there; CUDA 12 and 13 agree on them.
 """
 
@@ -58,7 +58,7 @@ COMPUTE = {  # (operands, compute); sums are float32 in all of them
     ("bfloat16", "bf16"): CUBLAS_COMPUTE_32F,
 }
 BIAS, AUX = CUBLASLT_MATMUL_DESC_BIAS_POINTER, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER
-EPILOGUES = {  # the number, and the pointers that go with it, `extra`, in order; they have out's dtype, cuBLASLt's default
+EPILOGUES = {  # the constant, and the pointers that go with it, `extra`, in order; they have out's dtype, cuBLASLt's default
     "none": (CUBLASLT_EPILOGUE_DEFAULT, ()),
     "bias": (CUBLASLT_EPILOGUE_BIAS, (BIAS,)),  # out = a b + bias; bias: (N,)
     "gelu": (CUBLASLT_EPILOGUE_GELU_AUX, (AUX,)),  # aux = a b, out = gelu(aux), the one with tanh; aux: (M, N)
@@ -70,7 +70,7 @@ WORKSPACE_BYTES = 32 << 20
 
 
 class CublasError(DeviceError):
-    """A call that cuBLASLt refused: its name, the status by name and by number, and the product it was about."""
+    """A call that cuBLASLt refused: its name, the status by name and by number, and the matmul it was about."""
 
     def __init__(self, text: str, status: int) -> None:
         super().__init__(text)
@@ -102,8 +102,8 @@ class MatmulProblem:
             )
 
     @property
-    def offered(self) -> bool:
-        """Whether the library is asked for it at all."""
+    def fusible(self) -> bool:
+        """Whether the library is asked to fuse this epilogue."""
         aux = AUX in EPILOGUES[self.epilogue][1]
         if (self.epilogue == "bias_grad" and self.b_t) or (aux and self.N % 8):
             return False  # BGRADA wants its A not transposed, AUX_LD a multiple of 8
@@ -117,7 +117,7 @@ class MatmulProblem:
 
 @dataclass(frozen=True)
 class Algo:
-    """One way to compute a product. data: what cuBLASLt calls cublasLtMatmulAlgo_t. name: the same in hexadecimal."""
+    """One algorithm for a matmul. data: what cuBLASLt calls cublasLtMatmulAlgo_t. name: the same in hexadecimal."""
 
     data: bytes
     workspace_bytes: int
@@ -212,16 +212,16 @@ class Library:
 
 
 class MatmulPlan:
-    """The descriptors of one product. The pointers in `extra` are kept in them from run to run: for one thread."""
+    """The descriptors of one matmul. The pointers in `extra` are stored in them at each run, so a plan is for one thread."""
 
-    def __init__(self, library: Library, product: MatmulProblem) -> None:
-        self.library, self.product = library, product
-        p = product
-        number, self.extra = EPILOGUES[p.epilogue]
+    def __init__(self, library: Library, problem: MatmulProblem) -> None:
+        self.library, self.problem = library, problem
+        p = problem
+        epilogue, self.extra = EPILOGUES[p.epilogue]
         self.desc = library.new("MatmulDesc", COMPUTE[p.operands, p.compute], CUDA_R_32F)
         self._set(CUBLASLT_MATMUL_DESC_TRANSA, c_int32(CUBLAS_OP_T if p.b_t else CUBLAS_OP_N))
         self._set(CUBLASLT_MATMUL_DESC_TRANSB, c_int32(CUBLAS_OP_T if p.a_t else CUBLAS_OP_N))
-        self._set(CUBLASLT_MATMUL_DESC_EPILOGUE, c_uint32(number))
+        self._set(CUBLASLT_MATMUL_DESC_EPILOGUE, c_uint32(epilogue))
         if AUX in self.extra:
             self._set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, c_int64(p.N))
         self.A = self._layout(p.operands, *((p.N, p.K) if p.b_t else (p.K, p.N)))
@@ -231,28 +231,28 @@ class MatmulPlan:
     def candidates(
         self, handle: Owned, workspace_bytes: int = WORKSPACE_BYTES, count: int = 16, alignment: int = 256
     ) -> list[Algo]:
-        """At most `count` ways to compute it, the fastest first by cuBLASLt's own estimate; none where it supports none.
+        """At most `count` algorithms for it, the fastest first by cuBLASLt's own estimate; none where it supports none.
 
         alignment: what all pointers will be multiples of. Where K is split, the parts go to the workspace and are summed in a
         second step, so that bits repeat from run to run: in place is not allowed, nor are parts rounded to bfloat16.
         """
-        p = self.product
-        if not p.offered:
+        p = self.problem
+        if not p.fusible:
             return []
         schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE
         if p.out == "float32":
             schemes |= CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE
-        wanted = self.library.new("MatmulPreference")
-        self.library.set("MatmulPreference", wanted, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, c_uint64(workspace_bytes))
-        self.library.set("MatmulPreference", wanted, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, c_uint32(schemes))
+        preference = self.library.new("MatmulPreference")
+        self.library.set("MatmulPreference", preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, c_uint64(workspace_bytes))
+        self.library.set("MatmulPreference", preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, c_uint32(schemes))
         for matrix in range(4):
             attribute = CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES + matrix
-            self.library.set("MatmulPreference", wanted, attribute, c_uint32(alignment))
+            self.library.set("MatmulPreference", preference, attribute, c_uint32(alignment))
         self._point([alignment] * len(self.extra))  # of these pointers it reads the alignment alone
         results, found = (HeuristicResult * count)(), c_int()
         layouts = self.A, self.B, self.D, self.D
         try:
-            self._call("MatmulAlgoGetHeuristic", handle, self.desc, *layouts, wanted, count, results, byref(found))
+            self._call("MatmulAlgoGetHeuristic", handle, self.desc, *layouts, preference, count, results, byref(found))
         except CublasError as error:
             if error.status in (CUBLAS_STATUS_NOT_SUPPORTED, CUBLAS_STATUS_INVALID_VALUE):  # older versions say 7 for 15
                 return []
@@ -274,8 +274,8 @@ class MatmulPlan:
     ) -> None:
         """Launch out = epilogue(a b). All pointers are addresses on the device; extra: those that EPILOGUES lists."""
         self._point(extra)
-        one, none = byref(c_float(1.0)), byref(c_float(0.0))
-        operands = one, b, self.A, a, self.B, none, out, self.D, out, self.D  # D = 1 A B + 0 C, and C is not read
+        one, zero = byref(c_float(1.0)), byref(c_float(0.0))
+        operands = one, b, self.A, a, self.B, zero, out, self.D, out, self.D  # D = 1 A B + 0 C, and C is not read
         self._call("Matmul", handle, self.desc, *operands, algo.data, workspace, workspace_bytes, stream)
 
     def _point(self, pointers: Sequence[int]) -> None:
@@ -290,4 +290,4 @@ class MatmulPlan:
         self.library.set("MatmulDesc", self.desc, attribute, value)
 
     def _call(self, name: str, *arguments: Any) -> None:
-        self.library.call(name, *arguments, about=self.product)
+        self.library.call(name, *arguments, about=self.problem)

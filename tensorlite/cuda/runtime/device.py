@@ -1,7 +1,7 @@
-"""class CudaRuntime: what the ops ask of a GPU - memory, launches, products, graphs - through CuPy and cuBLASLt.
+"""class CudaRuntime: memory, launches, GEMMs and graphs of a GPU, through CuPy and cuBLASLt.
 
 The ops know no more of a device than this class's methods. So the tests give them another runtime, which runs the same kernel files
-on the CPU (tests/support/shim/host.py), and `train.py --dry-run` one that counts (counting.py).
+on the CPU (tests/support/shim/host.py), and `train.py --dry-run` one that only adds up costs (dry_run.py).
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from tensorlite.cuda.runtime.cublaslt import WORKSPACE_BYTES, Algo, Library, Mat
 from tensorlite.cuda.runtime.memory_pool import GraphMemoryPool
 from tensorlite.version import __version__
 
-OLDEST = 80  # compute capability 8.0: bf16 on tensor cores, copies that do not wait
-STATIC_SHARED = 64  # bytes, at most, that a kernel has besides the shared memory it asks for: the key of a dropout
+MIN_ARCHITECTURE = 80  # compute capability 8.0: bf16 on tensor cores, asynchronous copies
+STATIC_SHARED = 64  # bytes, at most, of shared memory that a kernel declares besides what it asks for: the key of a dropout
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-TIMED_CALLS = 10  # of a candidate in each round
-SPIN = 3_000_000  # clocks, more than a millisecond: in which the host queues them
-UNFUSED = "separate kernels"
+TIMED_CALLS = 10  # calls per candidate and round
+SPIN_CLOCKS = 3_000_000  # more than a millisecond, in which the host queues the calls to be timed
+UNFUSED = "unfused"
 
 
 class CudaRuntime:
@@ -47,7 +47,7 @@ class CudaRuntime:
         check_device(self.name, self.architecture)
         self._kernels: dict[tuple, Any] = {}
         self._modules: dict[tuple, Any] = {}
-        self._products: dict[tuple, tuple[MatmulPlan, Algo | None]] = {}
+        self._plans: dict[tuple, tuple[MatmulPlan, Algo | None]] = {}
         try:
             self.library = Library()
             self.handle = self.library.create()
@@ -56,7 +56,7 @@ class CudaRuntime:
         self.workspace = self.xp.cuda.alloc(WORKSPACE_BYTES)
         driver = self.xp.cuda.runtime.driverGetVersion()
         versions = f"cublaslt {self.library.version()} tensorlite {__version__} kernels {nvrtc.fingerprint()}"
-        self.choices = AutotuneCache(f"{self.name} driver {driver} {versions}")
+        self.autotune_cache = AutotuneCache(f"{self.name} driver {driver} {versions}")
         self._probe()
 
     def _probe(self) -> None:
@@ -65,7 +65,7 @@ class CudaRuntime:
             self.launch("spin.cu", "spin", 1, 1, 0)
             a, b, out = (self.empty((16, 16), self.bfloat16) for _ in range(3))
             plan = MatmulPlan(self.library, MatmulProblem(16, 16, 16, False, False, "bfloat16", "bfloat16", "bf16"))
-            self._run(plan, self._candidates(plan)[0], a, b, out, ())
+            self._run(plan, self._algos(plan)[0], a, b, out, ())
             self.synchronize()
         except (DeviceError, MemoryError):
             raise
@@ -75,7 +75,7 @@ class CudaRuntime:
     # memory
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """An uninitialised array: of CuPy's pool, or of an arena within `allocating`."""
+        """An uninitialised array: of CuPy's pool or, within `allocating`, of a graph's memory pool."""
         return self.xp.empty(shape, dtype)
 
     @staticmethod
@@ -83,16 +83,16 @@ class CudaRuntime:
         return a.data.ptr
 
     def block(self, nbytes: int) -> Any:
-        """Memory for an arena: of CuPy's pool, whatever `allocating` makes of CuPy's allocator."""
+        """Memory for a graph's memory pool: of CuPy's own pool, whatever allocator `allocating` has set."""
         return self.xp.get_default_memory_pool().malloc(nbytes)
 
     @contextlib.contextmanager
-    def allocating(self, arena: GraphMemoryPool) -> Iterator[None]:
-        """All arrays made in this block, CuPy's own temporaries included, are the arena's."""
+    def allocating(self, pool: GraphMemoryPool) -> Iterator[None]:
+        """All arrays made in this block, CuPy's own temporaries included, take their memory from the pool."""
 
         def allocate(nbytes: int) -> Any:
-            lease = arena.take(nbytes)
-            memory = self.xp.cuda.UnownedMemory(lease.block.ptr, nbytes, lease, self.device)  # which keeps the lease, its owner
+            pooled = pool.take(nbytes)
+            memory = self.xp.cuda.UnownedMemory(pooled.block.ptr, nbytes, pooled, self.device)  # keeps `pooled`, its owner, alive
             return self.xp.cuda.MemoryPointer(memory, 0)
 
         with self.xp.cuda.using_allocator(allocate):
@@ -122,13 +122,13 @@ class CudaRuntime:
         kernel = self._kernels.get(key)
         if kernel is None:
             kernel = self._kernels[key] = self._load(file, name, defines, shared)
-        kernel((grid,) if isinstance(grid, int) else grid, (block,), tuple(map(_argument, args)), shared_mem=shared)
+        kernel((grid,) if isinstance(grid, int) else grid, (block,), tuple(map(_kernel_argument, args)), shared_mem=shared)
 
     def _load(self, file: str, name: str, defines: dict[str, Any], shared: int) -> Any:
         key = (file, *defines.values())
         if key not in self._modules:
             module = self.xp.cuda.function.Module()
-            code = nvrtc.cubin(file, target(self.architecture), defines)
+            code = nvrtc.cubin(file, target_architecture(self.architecture), defines)
             try:
                 module.load(code)
             except Exception as error:  # CuPy's CUDADriverError
@@ -149,7 +149,7 @@ class CudaRuntime:
             driver.funcSetAttribute(kernel.ptr, MAX_DYNAMIC_SHARED, shared)  # beyond 48 KiB it has to be asked for
         return kernel
 
-    # products
+    # GEMMs
 
     def gemm(
         self,
@@ -159,22 +159,24 @@ class CudaRuntime:
         *,
         compute: str,
         bias: Array | None = None,
-        gelu: Array | None = None,
-        dgelu: Array | None = None,
+        pre_gelu: Array | None = None,
+        dgelu_input: Array | None = None,
         bias_grad: Array | None = None,
-        apart: Callable[[], None] | None = None,
+        unfused: Callable[[], None] | None = None,
     ) -> None:
-        """out = a b with an epilogue, see gemm.py. The first call of each kind times cuBLASLt's algorithms, and `apart`."""
-        extra = tuple(array.data.ptr for array in (bias, gelu, dgelu, bias_grad) if array is not None)
-        (M, K), N, a_t, b_t = a.shape, b.shape[1], not a.flags.c_contiguous, not b.flags.c_contiguous
-        key = (M, N, K, a_t, b_t, a.dtype.char, out.dtype.char, compute, _epilogue(bias, gelu, dgelu, bias_grad))
-        if key not in self._products:
+        """out = a b with an epilogue, see gemm.py. The first call for each problem times cuBLASLt's algorithms, and `unfused`."""
+        extra = tuple(array.data.ptr for array in (bias, pre_gelu, dgelu_input, bias_grad) if array is not None)
+        M, K = a.shape
+        N = b.shape[1]
+        a_t, b_t = not a.flags.c_contiguous, not b.flags.c_contiguous
+        key = (M, N, K, a_t, b_t, a.dtype.char, out.dtype.char, compute, epilogue_name(bias, pre_gelu, dgelu_input, bias_grad))
+        if key not in self._plans:
             plan = MatmulPlan(self.library, MatmulProblem(M, N, K, a_t, b_t, str(a.dtype), str(out.dtype), compute, key[-1]))
-            self._products[key] = plan, self._choose(plan, a, b, out, extra, apart)
-        plan, algo = self._products[key]
+            self._plans[key] = plan, self._autotune(plan, a, b, out, extra, unfused)
+        plan, algo = self._plans[key]
         if algo is None:
-            assert apart is not None
-            apart()
+            assert unfused is not None
+            unfused()
         else:
             self._run(plan, algo, a, b, out, extra)
 
@@ -182,30 +184,30 @@ class CudaRuntime:
         memory, stream = self.workspace.ptr, self.xp.cuda.get_current_stream().ptr
         plan.run(self.handle, algo, a.data.ptr, b.data.ptr, out.data.ptr, extra, memory, WORKSPACE_BYTES, stream)
 
-    def _choose(
-        self, plan: MatmulPlan, a: Array, b: Array, out: Array, extra: tuple[int, ...], apart: Callable[[], None] | None
+    def _autotune(
+        self, plan: MatmulPlan, a: Array, b: Array, out: Array, extra: tuple[int, ...], unfused: Callable[[], None] | None
     ) -> Algo | None:
-        """The algorithm that is fastest here, or None for `apart`."""
-        algos = {algo.name: algo for algo in self._candidates(plan, needed=apart is None)}
-        ways: dict[str, Callable[[], None]] = {
+        """The algorithm that is fastest here, or None for `unfused`."""
+        algos = {algo.name: algo for algo in self._algos(plan, needed=unfused is None)}
+        candidates: dict[str, Callable[[], None]] = {
             name: functools.partial(self._run, plan, algo, a, b, out, extra) for name, algo in algos.items()
         }
-        if apart is not None:
-            ways[UNFUSED] = apart
-        return algos.get(self.choices.pick(str(plan.product), ways, self.time))
+        if unfused is not None:
+            candidates[UNFUSED] = unfused
+        return algos.get(self.autotune_cache.pick(str(plan.problem), candidates, self.time_call))
 
-    def _candidates(self, plan: MatmulPlan, needed: bool = True) -> list[Algo]:
-        """cuBLASLt's algorithms for a product. Raises DeviceError where there is none and one is needed."""
+    def _algos(self, plan: MatmulPlan, needed: bool = True) -> list[Algo]:
+        """cuBLASLt's algorithms for a matmul. Raises DeviceError where there is none and one is needed."""
         algos = plan.candidates(self.handle, alignment=16)
         if needed and not algos:
-            raise DeviceError(f"cuBLASLt {self.library.version()} has no way to compute {plan.product}; use --backend reference")
+            raise DeviceError(f"cuBLASLt {self.library.version()} has no way to compute {plan.problem}; use --backend reference")
         return algos
 
-    def time(self, work: Callable[[], object]) -> float:
-        """Seconds of a call, of several in a row. The GPU is kept waiting until the host has queued them all."""
+    def time_call(self, work: Callable[[], object]) -> float:
+        """Seconds per call, of several in a row. A spinning kernel keeps the GPU busy until the host has queued them all."""
         start, end = self.xp.cuda.Event(), self.xp.cuda.Event()
         work()
-        self.launch("spin.cu", "spin", 1, 1, SPIN)
+        self.launch("spin.cu", "spin", 1, 1, SPIN_CLOCKS)
         start.record()
         for _ in range(TIMED_CALLS):
             work()
@@ -241,15 +243,15 @@ class CudaRuntime:
 
 def check_device(name: str, architecture: int) -> None:
     """Raise DeviceError unless kernels can be compiled for this device and run on it."""
-    if architecture < OLDEST:
+    if architecture < MIN_ARCHITECTURE:
         raise DeviceError(
-            f"{name} has compute capability {architecture / 10}, the fast backend needs {OLDEST / 10} or later; "
+            f"{name} has compute capability {architecture / 10}, the fast backend needs {MIN_ARCHITECTURE / 10} or later; "
             "use --backend reference"
         )
-    target(architecture)
+    target_architecture(architecture)
 
 
-def target(architecture: int) -> int:
+def target_architecture(architecture: int) -> int:
     """The newest architecture the compiler knows whose code runs here: the same major version, at most this minor one."""
     known = [a for a in nvrtc.architectures() if a // 10 == architecture // 10 and a <= architecture]
     if not known:
@@ -258,15 +260,16 @@ def target(architecture: int) -> int:
     return max(known)
 
 
-def _epilogue(bias: Array | None, gelu: Array | None, dgelu: Array | None, bias_grad: Array | None) -> str:
-    if gelu is not None:
+def epilogue_name(bias: Array | None, pre_gelu: Array | None, dgelu_input: Array | None, bias_grad: Array | None) -> str:
+    """The name in cublaslt.EPILOGUES of what these arrays ask for."""
+    if pre_gelu is not None:
         return "gelu" if bias is None else "gelu_bias"
-    named = {"bias": bias, "dgelu": dgelu, "bias_grad": bias_grad}
+    named = {"bias": bias, "dgelu": dgelu_input, "bias_grad": bias_grad}
     return next((name for name, array in named.items() if array is not None), "none")
 
 
-def _argument(arg: Any) -> Any:
-    """What CuPy is to be given: it would take a bool for an int and a float for a double."""
+def _kernel_argument(arg: Any) -> Any:
+    """The value to give CuPy, which would pass a bool as an int and a float as a double."""
     if isinstance(arg, bool):
         return np.bool_(arg)
     return np.float32(arg) if isinstance(arg, float) else arg

@@ -1,7 +1,7 @@
-"""Keys of a captured step: its number is in device memory, so the key is mixed there. It goes on from tensorlite/random.py.
+"""Packs random keys and dropout structs for a launch; a captured step's number is on the device.
 
-A launch's arguments are frozen when a step is captured. The step number must not be among them, nor anything made of it: what is
-frozen is the address where the number is.
+This continues tensorlite/random.py. A launch's arguments are frozen when a step is captured. The step number must not be among
+them, nor anything derived from it: what is frozen is the address of the step number.
 """
 
 import math
@@ -16,7 +16,8 @@ from tensorlite.arrays import Array
 from tensorlite.random import MASK32, Key, drop_threshold
 
 KEY = np.dtype([("step", "u8"), ("k0", "u4"), ("k1", "u4"), ("layer", "u4"), ("site", "u4")], align=True)  # random.cuh: Key
-DROP = np.dtype([("key", KEY), ("first", "i8"), ("threshold", "u4"), ("scale", "f4")], align=True)  # random.cuh: Drop
+# random.cuh: DropoutParams
+DROPOUT_PARAMS = np.dtype([("key", KEY), ("offset", "i8"), ("threshold", "u4"), ("inv_keep", "f4")], align=True)
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class DeviceStep:
 
 
 class DeviceKey(NamedTuple):
-    """What tensorlite.random.Key is made of, when the step is known to the device alone."""
+    """What a tensorlite.random.Key is derived from, when only the device knows the step."""
 
-    counter: DeviceStep
+    step: DeviceStep
     seed: int
     row0: int
     layer: int = 0
@@ -53,17 +54,18 @@ def fold_in(key: Key | DeviceKey | None, layer: int, name: str) -> Key | DeviceK
 
 
 def pack_key(key: Key | DeviceKey, address: Any) -> np.ndarray:
-    """The struct that a kernel takes by value. address: gives the place of an array in memory."""
+    """The struct that a kernel takes by value. address: gives the address of an array."""
     if isinstance(key, DeviceKey):
-        if key.counter.plus:
-            raise ValueError("a key is of the step that the counter says, not of another")
-        return np.array((address(key.counter.array), key.seed & MASK32, key.seed >> 32 & MASK32, key.layer, key.site), KEY)
+        if key.step.plus:
+            raise ValueError("a key is of the step that the device is at, not of another")
+        return np.array((address(key.step.array), key.seed & MASK32, key.seed >> 32 & MASK32, key.layer, key.site), KEY)
     return np.array((0, key.k0, key.k1, 0, 0), KEY)
 
 
-def pack_drop(shape: tuple[int, ...], p: float, key: Key | DeviceKey | None, address: Any) -> np.ndarray:
+def pack_dropout_params(shape: tuple[int, ...], p: float, key: Key | DeviceKey | None, address: Any) -> np.ndarray:
     """The struct of a dropout over an array of this shape, whose first axis is the batch. A threshold of 0: nothing is dropped."""
-    dropped = drop_threshold(p)
-    if key is None or dropped == 0:
-        return np.zeros((), DROP)
-    return np.array((pack_key(key, address), key.row0 * math.prod(shape[1:]), dropped, 65536 / (65536 - dropped)), DROP)
+    threshold = drop_threshold(p)
+    if key is None or threshold == 0:
+        return np.zeros((), DROPOUT_PARAMS)
+    offset, inv_keep = key.row0 * math.prod(shape[1:]), 65536 / (65536 - threshold)
+    return np.array((pack_key(key, address), offset, threshold, inv_keep), DROPOUT_PARAMS)

@@ -1,12 +1,12 @@
 """class DryRunRuntime: a runtime that runs nothing.
 
-It notes what a step would launch, compute and move, without a GPU. Its arrays are NumPy's, never written or read, so the system
-gives them no memory.
+It adds up what a step would launch, compute and move, without a GPU. Its arrays are NumPy's and are never written or read, so the
+system gives them no memory.
 """
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,29 +17,29 @@ from tensorlite.cuda.runtime.memory_pool import GraphMemoryPool
 
 
 @dataclass
-class Row:
-    """What one kernel adds up to in a step."""
+class KernelCost:
+    """What all calls of one kernel in a step add up to."""
 
     calls: int = 0
     flops: float = 0.0
-    bytes: float = 0.0  # of the arrays that it is given, each once, and those it touches besides
+    bytes: float = 0.0  # of its array arguments, each once, and of those it touches besides
 
 
 class DryRunRuntime:
-    """As CudaRuntime. `rows` by (op, kernel); `op` is set by whoever knows which op is running."""
+    """As CudaRuntime. costs: by (op, kernel). op: the op that is running, set by the caller."""
 
     xp = np
 
     def __init__(self) -> None:
-        self.bfloat16 = np.dtype(np.float16)  # of its size: a plan needs no package that knows bfloat16
-        self.rows: dict[tuple[str, str], Row] = {}
+        self.bfloat16 = np.dtype(np.float16)  # of its size: a dry run needs no package that knows bfloat16
+        self.costs: dict[tuple[str, str], KernelCost] = {}
         self.op = ""
-        self.arena: GraphMemoryPool | None = None
+        self.pool: GraphMemoryPool | None = None
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """An array of no memory, of the arena within `allocating`."""
+        """An array without memory; within `allocating`, of the pool."""
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-        memory = self.block(nbytes) if self.arena is None else np.asarray(self.arena.take(nbytes))
+        memory = self.block(nbytes) if self.pool is None else np.asarray(self.pool.take(nbytes))
         return memory[:nbytes].view(dtype).reshape(shape)
 
     @staticmethod
@@ -48,17 +48,17 @@ class DryRunRuntime:
 
     @staticmethod
     def block(nbytes: int) -> np.ndarray:
-        """Memory for an arena."""
+        """Memory for a graph's memory pool."""
         return np.empty(nbytes, np.uint8)
 
     @contextlib.contextmanager
-    def allocating(self, arena: GraphMemoryPool) -> Iterator[None]:
-        """All arrays made in this block are the arena's; it tells what a graph's memory is."""
-        self.arena = arena
+    def allocating(self, pool: GraphMemoryPool) -> Iterator[None]:
+        """All arrays made in this block take their memory from the pool, whose size is then that of a graph's memory."""
+        self.pool = pool
         try:
             yield
         finally:
-            self.arena = None
+            self.pool = None
 
     def launch(
         self,
@@ -72,8 +72,8 @@ class DryRunRuntime:
         touches: Sequence[Array] = (),
         **defines: Any,  # noqa: ARG002
     ) -> None:
-        """Note a kernel."""
-        self._note(name, flops, args, touches)
+        """Add up a kernel."""
+        self._add(name, flops, args, touches)
 
     def gemm(
         self,
@@ -83,20 +83,30 @@ class DryRunRuntime:
         *,
         compute: str,  # noqa: ARG002
         bias: Array | None = None,
-        gelu: Array | None = None,
-        dgelu: Array | None = None,
+        pre_gelu: Array | None = None,
+        dgelu_input: Array | None = None,
         bias_grad: Array | None = None,
-        apart: Any = None,  # noqa: ARG002
+        unfused: Any = None,  # noqa: ARG002
     ) -> None:
-        """Note a product, taken to do its epilogue on the way."""
-        (M, K), N = a.shape, b.shape[1]
-        extra = {"gelu": gelu, "bias": bias, "dgelu": dgelu, "bias_grad": bias_grad}
-        with_it = "".join(f" + {name}" for name, array in extra.items() if array is not None)
-        self._note(f"product {M} x {K} x {N}{with_it}", 2.0 * M * K * N, [a, b, out, *extra.values()], ())
+        """Add up a GEMM, whose epilogue is taken to be fused."""
+        M, K = a.shape
+        N = b.shape[1]
+        extras = {"bias": bias, "pre_gelu": pre_gelu, "dgelu_input": dgelu_input, "bias_grad": bias_grad}
+        self._add(gemm_label(a, b, extras), 2.0 * M * K * N, [a, b, out, *extras.values()], ())
 
-    def _note(self, kernel: str, flops: float, args: Sequence[Any], touches: Sequence[Array]) -> None:
-        row = self.rows.setdefault((self.op, kernel), Row())
-        row.calls += 1
-        row.flops += flops
+    def _add(self, kernel: str, flops: float, args: Sequence[Any], touches: Sequence[Array]) -> None:
+        cost = self.costs.setdefault((self.op, kernel), KernelCost())
+        cost.calls += 1
+        cost.flops += flops
         given = {self.address(a): a.nbytes for a in args if isinstance(a, np.ndarray) and not a.dtype.names}
-        row.bytes += sum(given.values()) + sum(a.nbytes for a in touches)
+        cost.bytes += sum(given.values()) + sum(a.nbytes for a in touches)
+
+
+def gemm_label(a: Array, b: Array, extras: Mapping[str, Array | None]) -> str:
+    """The name of a GEMM in a table of kernels, "gemm M x K x N + gelu + bias": its shape, and what its epilogue does.
+
+    extras: the arrays that the epilogue reads or writes, by the names of the runtime's parameters.
+    """
+    epilogue = {"pre_gelu": "gelu", "bias": "bias", "dgelu_input": "dgelu", "bias_grad": "bias_grad"}
+    names = [name for parameter, name in epilogue.items() if extras.get(parameter) is not None]
+    return " + ".join([f"gemm {a.shape[0]} x {a.shape[1]} x {b.shape[1]}", *names])

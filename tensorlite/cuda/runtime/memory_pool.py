@@ -1,7 +1,7 @@
-"""Memory of one captured step: what the graph's kernels read and write is nobody else's.
+"""class GraphMemoryPool: the memory of one captured step, which no other code uses.
 
 A graph has addresses in it. Were its temporaries taken from CuPy's pool, the pool would hand them out again as soon as the capture
-is over, and the next launch would write over whatever is there then. So they come from here: blocks that stay reserved as long as
+is over, and the next replay would write over whatever is there then. So they come from here: blocks that stay reserved as long as
 the graph. Within the step a block is used again once the last array on it has gone, as tensorlite/cpu/memory_pool.py does it:
 kernels run in the order of their launches, so a new owner's kernel comes after the last one of the old.
 """
@@ -13,7 +13,7 @@ ROUND = 512  # bytes: sizes are rounded up to a multiple, so that arrays of near
 
 
 class PooledBlock:
-    """One block while it is in use. Whoever makes an array on `block` keeps this as the array's owner."""
+    """One block while it is in use. An array made on `block` must keep this object alive, as its owner."""
 
     __slots__ = ("_free", "block")
 
@@ -25,12 +25,12 @@ class PooledBlock:
 
     @property
     def __array_interface__(self) -> dict:
-        """Of a block of NumPy's: np.asarray(lease) is an array that keeps the lease."""
+        """For a NumPy block: np.asarray(pooled_block) is an array that keeps this object alive."""
         return self.block.__array_interface__
 
 
 class GraphMemoryPool:
-    """Blocks by size. allocate: makes one of so many bytes."""
+    """Free blocks by size. allocate: makes a block of the given number of bytes."""
 
     def __init__(self, allocate: Callable[[int], Any]) -> None:
         self._allocate = allocate

@@ -98,11 +98,11 @@ def cubin(file: str, architecture: int, defines: Mapping[str, object]) -> bytes:
         digest.update(source.read_bytes())
     path = cache_folder() / "kernels" / f"{Path(file).stem}-sm_{architecture}-{digest.hexdigest()[:24]}.cubin"
     with contextlib.suppress(OSError):
-        kept = path.read_bytes()
-        if kept[-SEAL:] == hashlib.sha256(kept[:-SEAL]).digest():
-            return kept[:-SEAL]
+        cached = path.read_bytes()
+        if cached[-SEAL:] == hashlib.sha256(cached[:-SEAL]).digest():
+            return cached[:-SEAL]
     code, _ = compile_file(file, architecture, defines)
-    with contextlib.suppress(OSError):  # no place to keep it: the next run compiles again
+    with contextlib.suppress(OSError):  # no place to store it: the next run compiles again
         write_whole(path, code + hashlib.sha256(code).digest())
     return code
 

@@ -1,4 +1,4 @@
-"""Known-wrong layers: the mistakes people make in a backward pass by hand, each as the code they would write.
+"""Known-wrong layers: the mistakes people make in a backward pass, as the code they would write.
 
 Two audiences. The tests (`tests/testing/test_bugs.py`) demand that each is rejected by the check it names, so that the checks are
 worth believing. Readers get them as exercises (`python -m tensorlite.exercises`): what is wrong here, and which test says so?

@@ -16,16 +16,16 @@ from tensorlite.testing.bugs.bug import bug
     "attention",
     "the scale missing from dk",
     "dk",
-    how_it_happens="q is scaled before the product in the forward someone read, so 1/sqrt(D) went with q alone.",
+    how_it_happens="q is scaled before the matmul in the forward someone read, so 1/sqrt(D) went with q alone.",
     explanation="scores = q k^T / sqrt(D): the factor is in both derivatives, dq = ds k / sqrt(D) and dk = ds^T q / sqrt(D).",
 )
 def _(dy: Array, cache: tuple) -> Array:
-    qkv, n_head, probs, drop = cache
+    qkv, n_head, probs, dropout_cache = cache
     q, k, v = split_heads(qkv, n_head)
     B, H, T, D = q.shape
     dy = dy.reshape(B, T, H, D).transpose(0, 2, 1, 3)
-    dv = dropout_backward(probs, drop).mT @ dy
-    dscores = softmax_backward(dropout_backward(dy @ v.mT, drop), probs)
+    dv = dropout_backward(probs, dropout_cache).mT @ dy
+    dscores = softmax_backward(dropout_backward(dy @ v.mT, dropout_cache), probs)
     dq = dscores @ k / math.sqrt(D)
     dk = dscores.mT @ q
     return np.concatenate([merge_heads(d) for d in (dq, dk, dv)], axis=-1)
@@ -35,16 +35,16 @@ def _(dy: Array, cache: tuple) -> Array:
     "attention",
     "the scale applied twice",
     "dq dk",
-    how_it_happens="The scale was applied to dscores, which covers both products, and then again in each.",
+    how_it_happens="The scale was applied to dscores, which covers both matmuls, and then again in each.",
     explanation="Forward divides by sqrt(D) once, so backward does. Queries and keys learn at a rate that shrinks with D.",
 )
 def _(dy: Array, cache: tuple) -> Array:
-    qkv, n_head, probs, drop = cache
+    qkv, n_head, probs, dropout_cache = cache
     q, k, v = split_heads(qkv, n_head)
     B, H, T, D = q.shape
     dy = dy.reshape(B, T, H, D).transpose(0, 2, 1, 3)
-    dv = dropout_backward(probs, drop).mT @ dy
-    dscores = softmax_backward(dropout_backward(dy @ v.mT, drop), probs) / math.sqrt(D)
+    dv = dropout_backward(probs, dropout_cache).mT @ dy
+    dscores = softmax_backward(dropout_backward(dy @ v.mT, dropout_cache), probs) / math.sqrt(D)
     dq = dscores @ k / math.sqrt(D)
     dk = dscores.mT @ q / math.sqrt(D)
     return np.concatenate([merge_heads(d) for d in (dq, dk, dv)], axis=-1)
@@ -59,12 +59,12 @@ def _(dy: Array, cache: tuple) -> Array:
     "A published NumPy GPT trains with this one.",
 )
 def _(dy: Array, cache: tuple) -> Array:
-    qkv, n_head, probs, drop = cache
+    qkv, n_head, probs, dropout_cache = cache
     q, k, v = split_heads(qkv, n_head)
     B, H, T, D = q.shape
     dy = dy.reshape(B, T, H, D).transpose(0, 2, 1, 3)
-    dv = dropout_backward(probs, drop).mT @ dy
-    dscores = softmax_backward(dropout_backward(dy @ v.mT, drop), probs)
+    dv = dropout_backward(probs, dropout_cache).mT @ dy
+    dscores = softmax_backward(dropout_backward(dy @ v.mT, dropout_cache), probs)
     dq = dscores @ k / math.sqrt(D)
     dk = (q.mT @ dscores / math.sqrt(D)).reshape(B, H, T, D)
     return np.concatenate([merge_heads(d) for d in (dq, dk, dv)], axis=-1)
@@ -75,15 +75,15 @@ def _(dy: Array, cache: tuple) -> Array:
     "dv from the probabilities before dropout",
     "dv",
     how_it_happens="The cache holds probs, and y = probs v is what the paper says.",
-    explanation="With dropout y = kept v, so dv = kept^T dy: a value whose probability was dropped had no part in y.",
+    explanation="With dropout y = p_dropped v, so dv = p_dropped^T dy: a value whose probability was dropped had no part in y.",
 )
 def _(dy: Array, cache: tuple) -> Array:
-    qkv, n_head, probs, drop = cache
+    qkv, n_head, probs, dropout_cache = cache
     q, k, v = split_heads(qkv, n_head)
     B, H, T, D = q.shape
     dy = dy.reshape(B, T, H, D).transpose(0, 2, 1, 3)
     dv = probs.mT @ dy
-    dscores = softmax_backward(dropout_backward(dy @ v.mT, drop), probs)
+    dscores = softmax_backward(dropout_backward(dy @ v.mT, dropout_cache), probs)
     dq = dscores @ k / math.sqrt(D)
     dk = dscores.mT @ q / math.sqrt(D)
     return np.concatenate([merge_heads(d) for d in (dq, dk, dv)], axis=-1)
@@ -97,11 +97,11 @@ def _(dy: Array, cache: tuple) -> Array:
     explanation="dy v^T is the gradient of the probabilities after dropout; it must pass through dropout before the softmax.",
 )
 def _(dy: Array, cache: tuple) -> Array:
-    qkv, n_head, probs, drop = cache
+    qkv, n_head, probs, dropout_cache = cache
     q, k, v = split_heads(qkv, n_head)
     B, H, T, D = q.shape
     dy = dy.reshape(B, T, H, D).transpose(0, 2, 1, 3)
-    dv = dropout_backward(probs, drop).mT @ dy
+    dv = dropout_backward(probs, dropout_cache).mT @ dy
     dscores = softmax_backward(dy @ v.mT, probs)
     dq = dscores @ k / math.sqrt(D)
     dk = dscores.mT @ q / math.sqrt(D)
@@ -116,12 +116,12 @@ def _(dy: Array, cache: tuple) -> Array:
     explanation="Gradients are packed as qkv is: [dq | dk | dv]. Shapes agree, so only the numbers tell.",
 )
 def _(dy: Array, cache: tuple) -> Array:
-    qkv, n_head, probs, drop = cache
+    qkv, n_head, probs, dropout_cache = cache
     q, k, v = split_heads(qkv, n_head)
     B, H, T, D = q.shape
     dy = dy.reshape(B, T, H, D).transpose(0, 2, 1, 3)
-    dv = dropout_backward(probs, drop).mT @ dy
-    dscores = softmax_backward(dropout_backward(dy @ v.mT, drop), probs)
+    dv = dropout_backward(probs, dropout_cache).mT @ dy
+    dscores = softmax_backward(dropout_backward(dy @ v.mT, dropout_cache), probs)
     dq = dscores @ k / math.sqrt(D)
     dk = dscores.mT @ q / math.sqrt(D)
     return np.concatenate([merge_heads(d) for d in (dk, dq, dv)], axis=-1)
@@ -136,12 +136,12 @@ def _(dy: Array, cache: tuple) -> Array:
     "This deals pieces of positions to heads.",
 )
 def _(dy: Array, cache: tuple) -> Array:
-    qkv, n_head, probs, drop = cache
+    qkv, n_head, probs, dropout_cache = cache
     q, k, v = split_heads(qkv, n_head)
     B, H, T, D = q.shape
     dy = dy.reshape(B, H, T, D)
-    dv = dropout_backward(probs, drop).mT @ dy
-    dscores = softmax_backward(dropout_backward(dy @ v.mT, drop), probs)
+    dv = dropout_backward(probs, dropout_cache).mT @ dy
+    dscores = softmax_backward(dropout_backward(dy @ v.mT, dropout_cache), probs)
     dq = dscores @ k / math.sqrt(D)
     dk = dscores.mT @ q / math.sqrt(D)
     return np.concatenate([merge_heads(d) for d in (dq, dk, dv)], axis=-1)
@@ -155,12 +155,12 @@ def _(dy: Array, cache: tuple) -> Array:
     explanation="Here q of all heads comes first, then k, then v. Three and H changed places; with one head nobody can tell.",
 )
 def _(dy: Array, cache: tuple) -> Array:
-    qkv, n_head, probs, drop = cache
+    qkv, n_head, probs, dropout_cache = cache
     q, k, v = split_heads(qkv, n_head)
     B, H, T, D = q.shape
     dy = dy.reshape(B, T, H, D).transpose(0, 2, 1, 3)
-    dv = dropout_backward(probs, drop).mT @ dy
-    dscores = softmax_backward(dropout_backward(dy @ v.mT, drop), probs)
+    dv = dropout_backward(probs, dropout_cache).mT @ dy
+    dscores = softmax_backward(dropout_backward(dy @ v.mT, dropout_cache), probs)
     dq = dscores @ k / math.sqrt(D)
     dk = dscores.mT @ q / math.sqrt(D)
     return np.stack([dq, dk, dv]).transpose(1, 3, 2, 0, 4).reshape(qkv.shape)
@@ -174,12 +174,12 @@ def _(dy: Array, cache: tuple) -> Array:
     explanation="Each query's row of probabilities sums to 1, so the sum of softmax's backward runs over keys, the last axis.",
 )
 def _(dy: Array, cache: tuple) -> Array:
-    qkv, n_head, probs, drop = cache
+    qkv, n_head, probs, dropout_cache = cache
     q, k, v = split_heads(qkv, n_head)
     B, H, T, D = q.shape
     dy = dy.reshape(B, T, H, D).transpose(0, 2, 1, 3)
-    dv = dropout_backward(probs, drop).mT @ dy
-    dprobs = dropout_backward(dy @ v.mT, drop)
+    dv = dropout_backward(probs, dropout_cache).mT @ dy
+    dprobs = dropout_backward(dy @ v.mT, dropout_cache)
     dscores = probs * (dprobs - (dprobs * probs).sum(axis=-2, keepdims=True))
     dq = dscores @ k / math.sqrt(D)
     dk = dscores.mT @ q / math.sqrt(D)
@@ -191,16 +191,16 @@ def _(dy: Array, cache: tuple) -> Array:
     "dv without the transpose",
     "dv",
     how_it_happens="(T, T) times (T, D) fits either way round.",
-    explanation="v at position s is read by all later queries t, so dv_s sums kept_ts dy_t over t: kept^T dy. "
+    explanation="v at position s is read by all later queries t, so dv_s sums p_dropped_ts dy_t over t: p_dropped^T dy. "
     "Without it a value hears from the past.",
 )
 def _(dy: Array, cache: tuple) -> Array:
-    qkv, n_head, probs, drop = cache
+    qkv, n_head, probs, dropout_cache = cache
     q, k, v = split_heads(qkv, n_head)
     B, H, T, D = q.shape
     dy = dy.reshape(B, T, H, D).transpose(0, 2, 1, 3)
-    dv = dropout_backward(probs, drop) @ dy
-    dscores = softmax_backward(dropout_backward(dy @ v.mT, drop), probs)
+    dv = dropout_backward(probs, dropout_cache) @ dy
+    dscores = softmax_backward(dropout_backward(dy @ v.mT, dropout_cache), probs)
     dq = dscores @ k / math.sqrt(D)
     dk = dscores.mT @ q / math.sqrt(D)
     return np.concatenate([merge_heads(d) for d in (dq, dk, dv)], axis=-1)
@@ -210,8 +210,8 @@ def _attention_unmasked(qkv: Array, n_head: int, p: float = 0.0, key: Key | None
     q, k, v = split_heads(qkv, n_head)
     scores = q @ k.mT / math.sqrt(q.shape[-1])
     probs, _ = softmax_forward(scores)
-    kept, drop = dropout_forward(probs, p, key)
-    return merge_heads(kept @ v), (qkv, n_head, probs, drop)
+    p_dropped, dropout_cache = dropout_forward(probs, p, key)
+    return merge_heads(p_dropped @ v), (qkv, n_head, probs, dropout_cache)
 
 
 @bug(
@@ -233,8 +233,8 @@ def _attention_leaking(qkv: Array, n_head: int, p: float = 0.0, key: Key | None 
     scores = q @ k.mT / math.sqrt(D)
     visible = np.tri(T, T, 1, dtype=bool)
     probs, _ = softmax_forward(np.where(visible, scores, -math.inf))
-    kept, drop = dropout_forward(probs, p, key)
-    return merge_heads(kept @ v), (qkv, n_head, probs, drop)
+    p_dropped, dropout_cache = dropout_forward(probs, p, key)
+    return merge_heads(p_dropped @ v), (qkv, n_head, probs, dropout_cache)
 
 
 @bug(
@@ -255,8 +255,8 @@ def _attention_masked_by_zero(qkv: Array, n_head: int, p: float = 0.0, key: Key 
     T, D = q.shape[-2:]
     visible = np.tri(T, dtype=bool)
     probs, _ = softmax_forward(np.where(visible, q @ k.mT / math.sqrt(D), 0.0))
-    kept, drop = dropout_forward(probs, p, key)
-    return merge_heads(kept @ v), (qkv, n_head, probs, drop)
+    p_dropped, dropout_cache = dropout_forward(probs, p, key)
+    return merge_heads(p_dropped @ v), (qkv, n_head, probs, dropout_cache)
 
 
 @bug(
@@ -269,12 +269,12 @@ def _attention_masked_by_zero(qkv: Array, n_head: int, p: float = 0.0, key: Key 
     caught_by="test_attention_cannot_see_the_future",
 )
 def _(dy: Array, cache: tuple) -> Array:
-    qkv, n_head, probs, drop = cache
+    qkv, n_head, probs, dropout_cache = cache
     q, k, v = split_heads(qkv, n_head)
     B, H, T, D = q.shape
     dy = dy.reshape(B, T, H, D).transpose(0, 2, 1, 3)
-    dv = dropout_backward(probs, drop).mT @ dy
-    dscores = softmax_backward(dropout_backward(dy @ v.mT, drop), probs) * np.tri(T)
+    dv = dropout_backward(probs, dropout_cache).mT @ dy
+    dscores = softmax_backward(dropout_backward(dy @ v.mT, dropout_cache), probs) * np.tri(T)
     dq = dscores @ k / math.sqrt(D)
     dk = dscores.mT @ q / math.sqrt(D)
     return np.concatenate([merge_heads(d) for d in (dq, dk, dv)], axis=-1)
@@ -284,8 +284,8 @@ def _attention_masked_late(qkv: Array, n_head: int, p: float = 0.0, key: Key | N
     q, k, v = split_heads(qkv, n_head)
     T, D = q.shape[-2:]
     probs, _ = softmax_forward(q @ k.mT / math.sqrt(D))
-    kept, drop = dropout_forward(probs * np.tri(T), p, key)
-    return merge_heads(kept @ v), (qkv, n_head, probs, drop)
+    p_dropped, dropout_cache = dropout_forward(probs * np.tri(T), p, key)
+    return merge_heads(p_dropped @ v), (qkv, n_head, probs, dropout_cache)
 
 
 @bug(
@@ -298,12 +298,12 @@ def _attention_masked_late(qkv: Array, n_head: int, p: float = 0.0, key: Key | N
     caught_by="test_attention_at_position_zero_is_the_first_value",
 )
 def _(dy: Array, cache: tuple) -> Array:
-    qkv, n_head, probs, drop = cache
+    qkv, n_head, probs, dropout_cache = cache
     q, k, v = split_heads(qkv, n_head)
     B, H, T, D = q.shape
     dy = dy.reshape(B, T, H, D).transpose(0, 2, 1, 3)
-    dv = dropout_backward(probs * np.tri(T), drop).mT @ dy
-    dscores = softmax_backward(dropout_backward(dy @ v.mT, drop) * np.tri(T), probs)
+    dv = dropout_backward(probs * np.tri(T), dropout_cache).mT @ dy
+    dscores = softmax_backward(dropout_backward(dy @ v.mT, dropout_cache) * np.tri(T), probs)
     dq = dscores @ k / math.sqrt(D)
     dk = dscores.mT @ q / math.sqrt(D)
     return np.concatenate([merge_heads(d) for d in (dq, dk, dv)], axis=-1)
@@ -314,8 +314,8 @@ def _attention_scaled_by_d(qkv: Array, n_head: int, p: float = 0.0, key: Key | N
     T, D = q.shape[-2:]
     visible = np.tri(T, dtype=bool)
     probs, _ = softmax_forward(np.where(visible, q @ k.mT / D, -math.inf))
-    kept, drop = dropout_forward(probs, p, key)
-    return merge_heads(kept @ v), (qkv, n_head, probs, drop)
+    p_dropped, dropout_cache = dropout_forward(probs, p, key)
+    return merge_heads(p_dropped @ v), (qkv, n_head, probs, dropout_cache)
 
 
 @bug(
@@ -328,12 +328,12 @@ def _attention_scaled_by_d(qkv: Array, n_head: int, p: float = 0.0, key: Key | N
     caught_by="test_attention_scale_is_one_over_root_d",
 )
 def _(dy: Array, cache: tuple) -> Array:
-    qkv, n_head, probs, drop = cache
+    qkv, n_head, probs, dropout_cache = cache
     q, k, v = split_heads(qkv, n_head)
     B, H, T, D = q.shape
     dy = dy.reshape(B, T, H, D).transpose(0, 2, 1, 3)
-    dv = dropout_backward(probs, drop).mT @ dy
-    dscores = softmax_backward(dropout_backward(dy @ v.mT, drop), probs)
+    dv = dropout_backward(probs, dropout_cache).mT @ dy
+    dscores = softmax_backward(dropout_backward(dy @ v.mT, dropout_cache), probs)
     dq = dscores @ k / D
     dk = dscores.mT @ q / D
     return np.concatenate([merge_heads(d) for d in (dq, dk, dv)], axis=-1)
@@ -344,8 +344,8 @@ def _attention_over_queries(qkv: Array, n_head: int, p: float = 0.0, key: Key | 
     T, D = q.shape[-2:]
     e = np.where(np.tri(T, dtype=bool), np.exp(q @ k.mT / math.sqrt(D)), 0.0)
     probs = e / e.sum(axis=-2, keepdims=True)
-    kept, drop = dropout_forward(probs, p, key)
-    return merge_heads(kept @ v), (qkv, n_head, probs, drop)
+    p_dropped, dropout_cache = dropout_forward(probs, p, key)
+    return merge_heads(p_dropped @ v), (qkv, n_head, probs, dropout_cache)
 
 
 @bug(
@@ -359,12 +359,12 @@ def _attention_over_queries(qkv: Array, n_head: int, p: float = 0.0, key: Key | 
     caught_by="test_attention_with_equal_scores_is_the_running_mean",
 )
 def _(dy: Array, cache: tuple) -> Array:
-    qkv, n_head, probs, drop = cache
+    qkv, n_head, probs, dropout_cache = cache
     q, k, v = split_heads(qkv, n_head)
     B, H, T, D = q.shape
     dy = dy.reshape(B, T, H, D).transpose(0, 2, 1, 3)
-    dv = dropout_backward(probs, drop).mT @ dy
-    dprobs = dropout_backward(dy @ v.mT, drop)
+    dv = dropout_backward(probs, dropout_cache).mT @ dy
+    dprobs = dropout_backward(dy @ v.mT, dropout_cache)
     dscores = probs * (dprobs - (dprobs * probs).sum(axis=-2, keepdims=True))
     dq = dscores @ k / math.sqrt(D)
     dk = dscores.mT @ q / math.sqrt(D)

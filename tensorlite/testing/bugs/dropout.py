@@ -11,10 +11,10 @@ from tensorlite.testing.bugs.bug import bug
 
 @bug(
     "dropout",
-    "the scale forgotten",
+    "the inv_keep forgotten",
     "dx",
-    how_it_happens="The mask was remembered, the 1/keep of the inverted form was not.",
-    explanation="y = x mask / keep has slope 1/keep where kept; without it gradients are too small by that factor.",
+    how_it_happens="The mask was remembered, the inv_keep of the inverted form was not.",
+    explanation="y = x mask inv_keep has slope inv_keep where kept; without it gradients are too small by that factor.",
 )
 def _(dy: Array, cache: tuple) -> Array:
     mask, _ = cache
@@ -29,8 +29,8 @@ def _(dy: Array, cache: tuple) -> Array:
     explanation="Here p is the probability of dropping, and what is kept is divided by 1 - p. At p = 0.5 nobody can tell.",
 )
 def _(dy: Array, cache: tuple) -> Array:
-    mask, scale = cache
-    p = 1.0 - 1.0 / scale
+    mask, inv_keep = cache
+    p = 1.0 - 1.0 / inv_keep
     return np.where(mask, dy / p, 0.0)
 
 
@@ -42,9 +42,9 @@ def _(dy: Array, cache: tuple) -> Array:
     explanation="Backward must block what forward blocked. Redrawing is fine when, and only when, it starts from the same key.",
 )
 def _(dy: Array, cache: tuple) -> Array:
-    mask, scale = cache
-    redrawn = keep_mask(np, Key(1, 3), mask.shape, 1.0 - 1.0 / scale)
-    return np.where(redrawn, dy * scale, 0.0)
+    mask, inv_keep = cache
+    redrawn = keep_mask(np, Key(1, 3), mask.shape, 1.0 - 1.0 / inv_keep)
+    return np.where(redrawn, dy * inv_keep, 0.0)
 
 
 @bug(
@@ -55,8 +55,8 @@ def _(dy: Array, cache: tuple) -> Array:
     explanation="A dropped entry had no influence on the loss, so its gradient is exactly 0.",
 )
 def _(dy: Array, cache: tuple) -> Array:
-    _, scale = cache
-    return dy * scale
+    _, inv_keep = cache
+    return dy * inv_keep
 
 
 def _dropout_unscaled(x: Array, p: float = 0.0, key: Key | None = None) -> tuple[Array, tuple | None]:

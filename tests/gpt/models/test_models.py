@@ -99,7 +99,7 @@ def test_the_logits_are_those_of_the_loss(ops, name):
     loss, _ = MODELS[name].forward(ops, params, idx, targets, config)
     direct, _ = ops.cross_entropy_forward(MODELS[name].logits(ops, params, idx, config), targets)
     assert math.isclose(loss, direct, rel_tol=1e-13)
-    kept_nothing, cache = MODELS[name].forward(ops, params, idx, targets, config, keep=False)
+    kept_nothing, cache = MODELS[name].forward(ops, params, idx, targets, config, with_cache=False)
     assert (kept_nothing, cache) == (loss, ())
 
 

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from golden import make_checkpoint
 from gpt.config import TrainConfig
-from gpt.errors import CheckpointError, TrainingError
+from gpt.errors import CheckpointError
 from gpt.training import checkpoint, run_dir, run_setup
 from gpt.training.checkpoint import BUFFERS, Checkpoint
 from gpt.training.data_parallel import Workers
@@ -241,7 +241,7 @@ def test_numbers_that_are_none_are_not_saved(saved):
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_a_failed_twin_leaves_nothing_behind(saved, monkeypatch):
+def test_a_failed_link_leaves_nothing_behind(saved, monkeypatch):
     path, _ = saved
 
     def busy(*_):
@@ -273,12 +273,12 @@ def test_a_file_of_format_1_is_read_for_ever(tmp_path):
 def test_a_run_of_format_1_goes_on(tmp_path):
     (tmp_path / "text").write_bytes(make_checkpoint.TEXT.encode())
     run_dir.last_checkpoint(tmp_path).write_bytes(make_checkpoint.FILE.read_bytes())
-    planned = run_setup.resume(tmp_path, {}, {}, tmp_path / "text")
-    run = Trainer.of(planned, Workers(ReferenceOps, planned.train.shards), np)
+    setup = run_setup.resume(tmp_path, {}, {}, tmp_path / "text")
+    run = Trainer.of(setup, Workers(ReferenceOps, setup.train.shards), np)
     assert run.run() is None
     after = checkpoint.load(run_dir.last_checkpoint(tmp_path))
     assert (after.step, after.seed, after.vocabulary) == (9, 11, run.corpus.tokenizer.vocabulary)
-    assert not np.array_equal(after.params, planned.weights.params)
+    assert not np.array_equal(after.params, setup.weights.params)
 
 
 def test_a_newer_format_is_named_with_the_version_that_reads_it(saved):
@@ -313,7 +313,7 @@ def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_a_twin_is_the_same_file_and_keeps_its_content(saved, monkeypatch, links):
+def test_a_link_is_the_same_file_and_keeps_its_content(saved, monkeypatch, links):
     """Where the system has no second names it is a copy. Saving under one name leaves the other alone."""
     path, original = saved
     other = run_dir.last_checkpoint(path.parent)
@@ -328,27 +328,3 @@ def test_a_twin_is_the_same_file_and_keeps_its_content(saved, monkeypatch, links
     assert sorted(os.listdir(path.parent)) == ["best.safetensors", "last.safetensors"]
     with pytest.raises(CheckpointError, match=r"nowhere.last\.safetensors cannot be written"):
         checkpoint.link_or_copy(path, run_dir.last_checkpoint(path.parent / "nowhere"))
-
-
-def test_a_folder_holds_one_run_at_a_time(tmp_path):
-    with run_dir.locked(tmp_path):
-        (tmp_path / "last.safetensors.tmp-1").touch()
-        with pytest.raises(TrainingError, match=f"in use by process {os.getpid()}"), run_dir.locked(tmp_path):
-            pass
-    with run_dir.locked(tmp_path):
-        assert not list(tmp_path.glob("*.tmp-*"))
-
-
-def test_an_earlier_run_is_moved_aside(tmp_path):
-    assert run_dir.archive_previous(tmp_path) is None
-    for n in (1, 2):
-        (tmp_path / "metrics.jsonl").write_text(str(n))
-        assert run_dir.archive_previous(tmp_path) == tmp_path / f"earlier-{n}"
-    assert (tmp_path / "earlier-1" / "metrics.jsonl").read_text() == "1"
-
-
-def test_a_metrics_line_cut_short_is_left_out(tmp_path):
-    records = [json.dumps({"step": step, "train_loss": 1.5, "val_loss": 2, "elapsed_s": 0.1}) for step in (0, 10, 20)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(records) + '\n{"st')
-    assert [r["step"] for r in run_dir.read_metrics(tmp_path, 10)] == [0, 10]
-    assert run_dir.read_metrics(tmp_path / "none", 10) == []

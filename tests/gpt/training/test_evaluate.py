@@ -1,4 +1,4 @@
-"""The validation loss: the whole split where that is quick, else windows spread evenly over it, the same ones each time."""
+"""Losses to report: every character once, the same batches each time, or windows spread evenly over a large text."""
 
 import dataclasses
 import itertools
@@ -11,15 +11,63 @@ from gpt.config import PRESETS, TrainConfig
 from gpt.errors import ConfigError
 from gpt.models import MODELS
 from gpt.training.data_parallel import Workers
-from gpt.training.evaluate import evaluated_chars, split_loss
+from gpt.training.evaluate import evaluated_chars, split_loss, train_loss
 from gpt.training.run_setup import new_run
+from gpt.training.step import loss_and_gradients
 from gpt.training.trainer import Trainer
 from small import PANGRAMS, config_of, start
 from tensorlite import ReferenceOps
+from trainers import TRAIN
 
+OPS = ReferenceOps()
 CONFIG = config_of("gpt")
 T = CONFIG.block_size
 STATE = start(CONFIG, std=0.3)
+
+
+def test_evaluation_and_training_draw_different_batches():
+    config = config_of("gpt")
+    data, seen = np.arange(10_000), []
+
+    class Spy(ReferenceOps):
+        @staticmethod
+        def get_batch(data, key, rows, block_size):
+            idx, targets = ReferenceOps.get_batch(data, key, rows, block_size)
+            seen.append(set(idx[:, 0].tolist()))
+            return idx % config.vocab_size, targets % config.vocab_size
+
+    state = start(config)
+    loss_and_gradients(Spy(), MODELS["gpt"], state, data, config, TRAIN, seed=1)
+    train_loss(Workers.of(Spy()), MODELS["gpt"], state.table.tree(state.params), data, config, batches=2, batch_size=4, seed=1)
+    assert len(seen) == 2
+    assert not seen[0] & seen[1]
+
+
+@pytest.mark.parametrize("n", [2, 5, 6, 7, 31, 32, 200])
+def test_validation_counts_every_character_once(n):
+    """Against one window at a time, remainder included."""
+    config = config_of("gpt")
+    state = start(config, std=0.3)
+    params = state.table.tree(state.params)
+    data = np.random.default_rng(n).integers(0, config.vocab_size, n)
+    T, total = config.block_size, 0.0
+    for a in range(0, n - 1, T):
+        idx, targets = data[None, a : min(a + T, n - 1)], data[None, a + 1 : min(a + T, n - 1) + 1]
+        total += float(MODELS["gpt"].forward(OPS, params, idx, targets, config)[0]) * idx.size
+    for rows in (1, 3, 1000):
+        assert math.isclose(split_loss(Workers.of(OPS), MODELS["gpt"], params, data, config, rows), total / (n - 1), rel_tol=1e-12)
+
+
+def test_train_loss_is_a_mean_over_the_same_batches_each_time():
+    config = config_of("gpt", block_size=64, dropout=0.5)
+    state = start(config, std=0.3)
+    params, data = state.table.tree(state.params), np.random.default_rng(0).integers(0, config.vocab_size, 900)
+    losses = [
+        train_loss(Workers.of(OPS), MODELS["gpt"], params, data, config, batches=b, batch_size=r, seed=1)
+        for b, r in ((6, 20), (6, 20), (120, 1))
+    ]
+    assert losses[0] == losses[1]
+    assert math.isclose(losses[0], losses[2], rel_tol=1e-12)
 
 
 class Seen(ReferenceOps):
@@ -77,10 +125,12 @@ def test_a_run_evaluates_what_it_says(tmp_path):
     (tmp_path / "text").write_text(PANGRAMS)
     losses = []
     for chars in (80, 0):
-        plan = new_run(PRESETS["bigram"], {}, {"val_chars": chars}, tmp_path / "run", tmp_path / "text", 1)
-        run = Trainer.of(plan, Workers.of(ReferenceOps()), np)
+        setup = new_run(PRESETS["bigram"], {}, {"val_chars": chars}, tmp_path / "run", tmp_path / "text", 1)
+        run = Trainer.of(setup, Workers.of(ReferenceOps()), np)
         losses.append(run.val_loss())
-        assert losses[-1] == split_loss(Workers.of(ReferenceOps()), run.model, run.params(), plan.corpus.val, plan.model, 32, chars)
+        assert losses[-1] == split_loss(
+            Workers.of(ReferenceOps()), run.model, run.params(), setup.corpus.val, setup.model, 32, chars
+        )
     assert losses[0] != losses[1]
 
 

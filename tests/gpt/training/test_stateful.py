@@ -77,7 +77,7 @@ class Run(RuleBasedStateMachine):
     @rule()
     def evaluate(self):
         params = self.state.table.tree(self.state.params)
-        MODELS["gpt"].forward(OPS, params, DATA[None, :5], DATA[None, 1:6], CONFIG, keep=False)
+        MODELS["gpt"].forward(OPS, params, DATA[None, :5], DATA[None, 1:6], CONFIG, with_cache=False)
         list(MODELS["gpt"].logits(OPS, params, DATA[None, :3], CONFIG))
 
     @invariant()

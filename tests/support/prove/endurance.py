@@ -30,7 +30,7 @@ def resident_bytes() -> int:
     return int((PROC / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def held() -> dict[str, int]:
+def open_resources() -> dict[str, int]:
     """What a process can leak."""
     return {"files": len(os.listdir(PROC / "fd")), "threads": len(os.listdir(PROC / "task"))}
 
@@ -40,23 +40,23 @@ def prove(steps: int) -> str:
         out, text = Path(temporary) / "run", Path(temporary) / "text"
         text.write_text(PANGRAMS)
         train = TrainConfig(batch_size=4, shards=2, max_iters=steps, eval_interval=25, eval_batches=2)
-        planned = run_setup.new_run(Preset(config_of("gpt", dropout=0.2), train, ""), {}, {}, out, text, seed=1)
+        setup = run_setup.new_run(Preset(config_of("gpt", dropout=0.2), train, ""), {}, {}, out, text, seed=1)
         with run_dir.locked(out):
-            run = Trainer.of(planned, Workers(select_backend("fast", pick_device("cpu")).make, shards=2, threads=2), np)
+            run = Trainer.of(setup, Workers(select_backend("fast", pick_device("cpu")).make, shards=2, threads=2), np)
             seen: list[tuple[int, dict[str, int]]] = []
 
             def look(_: str) -> None:
-                run.written()  # so that a file that is being written is not counted
+                run.wait_for_writer()  # so that a file that is being written is not counted
                 if run.state.step >= steps // 5 * 2:
-                    seen.append((resident_bytes(), held()))
+                    seen.append((resident_bytes(), open_resources()))
 
-            run.say = look
+            run.log = look
             assert run.run() is None, "a signal ended it"
-    (first, held_first), (last, held_last) = seen[0], seen[-1]
+    (first, open_first), (last, open_last) = seen[0], seen[-1]
     growth = last / first - 1
-    assert held_first == held_last, f"{held_first} became {held_last}"
+    assert open_first == open_last, f"{open_first} became {open_last}"
     assert growth < 0.01 or steps < FULL, f"{first} bytes became {last}, {growth:+.2%}"
-    return f"{first / 2**20:.1f} MiB became {last / 2**20:.1f}, {growth:+.2%}; {held_last}; {len(seen)} evaluations"
+    return f"{first / 2**20:.1f} MiB became {last / 2**20:.1f}, {growth:+.2%}; {open_last}; {len(seen)} evaluations"
 
 
 if __name__ == "__main__":

@@ -23,15 +23,15 @@ MODEL = ModelConfig("gpt", vocab_size=64, block_size=32, n_layer=2, n_head=2, n_
 EVEN_ODD = [checkpoint_of(MODEL, parity) for parity in (0, 1)]
 
 
-def at(step: int) -> Checkpoint:
-    """The checkpoint of a step; its numbers are not those of the step before."""
+def checkpoint_at(step: int) -> Checkpoint:
+    """The checkpoint of a step; its values are not those of the step before."""
     return dataclasses.replace(EVEN_ODD[step % 2], step=step)
 
 
 def save_until_killed(out: Path, returned: mmap.mmap) -> None:
     parent = os.getppid()
     for step in itertools.count(1):
-        checkpoint.save(run_dir.best_checkpoint(out), at(step))
+        checkpoint.save(run_dir.best_checkpoint(out), checkpoint_at(step))
         checkpoint.link_or_copy(run_dir.best_checkpoint(out), run_dir.last_checkpoint(out))
         returned[:8] = step.to_bytes(8, "little")
         if os.getppid() != parent:  # the proof was stopped
@@ -57,9 +57,9 @@ def case(n: int) -> str:
     step = int.from_bytes(returned[:8], "little")
 
     best, last = (checkpoint.load(path(out)) for path in (run_dir.best_checkpoint, run_dir.last_checkpoint))
-    for held in (best, last):
-        assert held.step in (step, step + 1), f"save {step} had returned, but step {held.step} is held"
-        assert equal(held, at(held.step))
+    for found in (best, last):
+        assert found.step in (step, step + 1), f"save {step} had returned, but step {found.step} is there"
+        assert equal(found, checkpoint_at(found.step))
     assert last.step <= best.step
     left = len(list(out.glob("*.tmp-*")))
     with run_dir.locked(out):

@@ -45,20 +45,20 @@ def trainer(preset: Preset, backend: str, threads: int, out: Path, resume: bool)
     text = out.parent / "text"
     text.write_text(PANGRAMS)
     out.mkdir(exist_ok=True)
-    planned = run_setup.resume(out, {}, {}, text) if resume else run_setup.new_run(preset, {}, {}, out, text, seed=3)
-    workers = Workers(select_backend(backend, pick_device("cpu")).make, planned.train.shards, threads)
-    run = Trainer.of(planned, workers, np)
-    run.say = lambda _: None
+    setup = run_setup.resume(out, {}, {}, text) if resume else run_setup.new_run(preset, {}, {}, out, text, seed=3)
+    workers = Workers(select_backend(backend, pick_device("cpu")).make, setup.train.shards, threads)
+    run = Trainer.of(setup, workers, np)
+    run.log = lambda _: None
     return run
 
 
 def before_step(run: Trainer, at: int, do: Callable[[], Any]) -> None:
     """Do something when so many steps have been made, as the next one begins."""
-    step = run.step
+    step = run.step_fn
 
     def stepped(*args: Any) -> Any:
         if run.state.step == at:
             do()
         return step(*args)
 
-    run.step = stepped
+    run.step_fn = stepped

@@ -92,16 +92,16 @@ def calls_of_a_save(out: Path) -> list[tuple[str, int]]:
 
 def check(out: Path, case: str) -> str:
     """What the two names hold now, "old" or "new" each; the next start leaves nothing else."""
-    held = []
+    found = []
     for path in (run_dir.best_checkpoint(out), run_dir.last_checkpoint(out)):
         step = checkpoint.load(path).step
         assert step in (OLD.step, NEW.step), case
-        held.append("new" if step == NEW.step else "old")
-    assert held != ["old", "new"], f"{case}: last is newer than best"
+        found.append("new" if step == NEW.step else "old")
+    assert found != ["old", "new"], f"{case}: last is newer than best"
     with run_dir.locked(out):
         left = sorted(path.name for path in out.iterdir() if path.name != ".lock")
         assert left == ["best.safetensors", "last.safetensors"], f"{case}: {left}"
-    return " and ".join(held)
+    return " and ".join(found)
 
 
 def killed(out: Path, name: str, n: int) -> str:
@@ -121,11 +121,11 @@ def failing(out: Path, name: str, n: int, error: str) -> str:
     assert os.WIFEXITED(status), f"{case}: killed"
     assert os.WEXITSTATUS(status) in (SAVED, FAILED), f"{case}: another exception than CheckpointError"
     assert not list(out.glob("*.tmp-*")), f"{case}: the temporary was left"
-    held = check(out, case)
+    found = check(out, case)
     if os.WEXITSTATUS(status) == SAVED:
-        assert held == "new and new", f"{case}: nothing was said, but the new checkpoint is not there"
+        assert found == "new and new", f"{case}: nothing was said, but the new checkpoint is not there"
         return "failing: not needed or tried again, new and new"
-    return f"failing: CheckpointError, {held}"
+    return f"failing: CheckpointError, {found}"
 
 
 def prove(errors: tuple[str, ...] = ERRORS) -> Counter[str]:
@@ -146,7 +146,7 @@ if __name__ == "__main__":
         sys.exit("strace is not installed")
     started = time.perf_counter()
     try:
-        found = prove(tuple(sys.argv[1:]) or ERRORS)
+        outcomes = prove(tuple(sys.argv[1:]) or ERRORS)
     except PermissionError as error:
         sys.exit(f"strace may not attach here: {error}")
-    print(f"syscalls: {time.perf_counter() - started:.0f} s: " + ", ".join(f"{what} {n}" for what, n in sorted(found.items())))
+    print(f"syscalls: {time.perf_counter() - started:.0f} s: " + ", ".join(f"{what} {n}" for what, n in sorted(outcomes.items())))

@@ -146,14 +146,14 @@ def empty(shape, dtype):
 
 
 def owner_of(array):
-    """What owns an array's memory: bytes with guard zones, of the array itself or of the block it has on lease."""
+    """What owns an array's memory: bytes with guard zones, of the array itself or of the pooled block that it stands on."""
     while array is not None and not isinstance(array, Guarded):
         array = array.block if isinstance(array, PooledBlock) else getattr(array, "base", None)
     return array
 
 
-def unleased(array):
-    """The same array without its lease: a recorded product, like a recorded launch, has addresses and keeps nothing from reuse."""
+def unpooled(array):
+    """The same array without its pooled block: a GEMM that is recorded, like a launch, keeps addresses and no memory from reuse."""
     owner = owner_of(array)
     if owner is None:
         return array
@@ -223,7 +223,7 @@ class HostRuntime:
     """What the backend ``cuda`` asks of a runtime, on the CPU. ``order`` is "forward" or "reversed": which threads run first.
 
     ``edits`` changes kernel files before they are compiled, for planted mistakes: {"layernorm.cu": [(old, new), ...]}.
-    ``separate`` takes the way of separate kernels wherever a product has an epilogue.
+    ``separate`` makes every epilogue of a GEMM unfused, by separate kernels.
     """
 
     xp = np
@@ -239,14 +239,14 @@ class HostRuntime:
                 self.sources[file] = self.sources[file].replace(old, new)
         self.optimize = "-O0" if edits else "-O2"  # a planted mistake runs once: what takes the time is to compile it
         self.recorded = None  # a list while capturing
-        self.arena = None
+        self.pool = None
         self.kernel = functools.cache(self._kernel)
 
     def empty(self, shape, dtype):
-        if self.arena is None:
+        if self.pool is None:
             return empty(shape, dtype)
         nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        return np.asarray(self.arena.take(nbytes))[:nbytes].view(dtype).reshape(shape)
+        return np.asarray(self.pool.take(nbytes))[:nbytes].view(dtype).reshape(shape)
 
     @staticmethod
     def address(a):
@@ -257,12 +257,12 @@ class HostRuntime:
         return empty((nbytes,), np.uint8)
 
     @contextlib.contextmanager
-    def allocating(self, arena):
-        self.arena = arena
+    def allocating(self, pool):
+        self.pool = pool
         try:
             yield
         finally:
-            self.arena = None
+            self.pool = None
 
     def _kernel(self, file, name, defines):
         names = ENTRY.findall(self.sources[file])
@@ -284,12 +284,12 @@ class HostRuntime:
 
         self._do(do)
 
-    def gemm(self, a, b, out, *, compute="float32", bias=None, gelu=None, dgelu=None, bias_grad=None, apart=None):
-        """The product, with the epilogues of cuBLASLt, and what that would refuse."""
-        if apart is not None and self.separate:
-            apart()
+    def gemm(self, a, b, out, *, compute="float32", bias=None, pre_gelu=None, dgelu_input=None, bias_grad=None, unfused=None):
+        """The GEMM, with the epilogues of cuBLASLt, and what that would refuse."""
+        if unfused is not None and self.separate:
+            unfused()
             return
-        extras = [x is not None for x in (bias, gelu, dgelu, bias_grad)]
+        extras = [x is not None for x in (bias, pre_gelu, dgelu_input, bias_grad)]
         for fine, what in [
             (is_matrix(a) and is_matrix(b) and a.dtype == b.dtype, "operands"),
             (out.flags.c_contiguous and out.dtype in (np.dtype(np.float32), a.dtype), "output"),
@@ -300,25 +300,25 @@ class HostRuntime:
             assert fine, f"cuBLASLt refuses: {what}"
         for vector in bias, bias_grad:
             assert vector is None or vector.shape == out.shape[1:]
-        for aux in gelu, dgelu:
+        for aux in pre_gelu, dgelu_input:
             assert aux is None or (aux.shape == out.shape and aux.flags.c_contiguous)
 
-        a, b, out, bias, gelu, dgelu, bias_grad = map(unleased, (a, b, out, bias, gelu, dgelu, bias_grad))
+        a, b, out, bias, pre_gelu, dgelu_input, bias_grad = map(unpooled, (a, b, out, bias, pre_gelu, dgelu_input, bias_grad))
 
         @np.errstate(all="ignore")  # as a GPU
         def do():
             x, y = a.astype(np.float32), b.astype(np.float32)
-            product = matmul(x, y)
+            result = matmul(x, y)
             if bias is not None:
-                product += bias.astype(np.float32)
-            if gelu is not None:
-                gelu[...] = product
-                product = gelu_forward(product)
-            if dgelu is not None:
-                product *= gelu_slope(dgelu.astype(np.float32))
+                result += bias.astype(np.float32)
+            if pre_gelu is not None:
+                pre_gelu[...] = result
+                result = gelu_forward(result)
+            if dgelu_input is not None:
+                result *= gelu_slope(dgelu_input.astype(np.float32))
             if bias_grad is not None:
                 bias_grad[...] = matmul(np.ones((1, len(y)), np.float32), y)[0]
-            out[...] = product
+            out[...] = result
 
         self._do(do)
 

@@ -1,0 +1,185 @@
+"""Write what docs/architecture.md shows between its markers, and the picture beside it, from the files themselves.
+
+    python docs/draw_architecture.py
+
+The tree has the first sentence of every file. Who imports whom is read off the import statements.
+"""
+
+import ast
+import functools
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGE, PICTURE = ROOT / "docs" / "architecture.md", ROOT / "docs" / "data-flow.svg"
+PACKAGES = ("tensorlite", "gpt")
+LONGEST = 100  # characters of a comment in the tree: a test holds the first sentences of the two packages to it
+
+
+def first_sentence(path: Path) -> str:
+    """What a source file says of itself first: of its docstring, or of its first lines of comment."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        text = ast.get_docstring(ast.parse(text)) or ""
+    else:
+        comment = re.match(r"(?://.*\n)+", text)
+        text = re.sub(r"^// ?", "", comment.group(), flags=re.MULTILINE) if comment else ""
+    paragraph = " ".join(text.split("\n\n")[0].split())
+    return re.split(r"(?<=[\w)`\"])\.\s(?!\d)", paragraph + " ")[0].strip().rstrip(".")
+
+
+def comment(path: Path) -> str:
+    """The first sentence, or as many of its clauses as fit."""
+    sentence = first_sentence(path)
+    clauses = re.match(rf".{{1,{LONGEST}}}(?=[:;,] )", sentence)
+    return clauses.group() if len(sentence) > LONGEST and clauses else sentence
+
+
+FOLDERS = {  # those that are no packages
+    "kernels": "the CUDA kernels: a file per op; layout, reduce, spin and the *.cuh are helpers",
+    "cli": "the command lines: consoles, signals, bad input",
+    "cpu": "what is special to the CPU backend",
+    "cuda": "kernels, runtime and captured steps on the CPU shim",
+    "gpu": "the same on a real GPU",
+    "runtime": "cuBLASLt, autotuning, capture",
+    "gpt": "the files of gpt/",
+    "models": "the models",
+    "training": "the training loop and what it needs",
+    "analysis": "costs, profile and dry run",
+    "mutation": "plants mistakes in the Python ops and the optimizer (in kernels: cuda/test_planted.py)",
+    "reference": "every op on every backend: gradients, values, properties, PyTorch",
+    "repo": "the README, the docs, the benchmarks and the proofs do what they say",
+    "shared": "arrays, random bits and the op table",
+    "testing": "the gradient checker, the known bugs, the exercises",
+    "support": "what the tests share: inputs, references, stand-ins",
+    "golden": "files of values that were made once, and the scripts that made them",
+    "shim": "CUDA kernels on a CPU",
+    "benchmarks": "what RESULTS.md was measured with",
+}
+
+
+def tree(*roots: str) -> str:
+    """Every file below some folders with its first sentence, the files of a folder before its folders."""
+    lines: list[tuple[str, str]] = []
+
+    def walk(folder: Path, depth: int) -> None:
+        start = folder / "__init__.py"
+        lines.append((f"{'  ' * depth}{folder.name}/", first_sentence(start) if start.exists() else FOLDERS[folder.name]))
+        entries = sorted(path for path in folder.iterdir() if path.name not in ("__init__.py", "__pycache__"))
+        for path in entries:
+            if path.suffix in (".py", ".cu", ".cuh"):
+                lines.append((f"{'  ' * (depth + 1)}{path.name}", comment(path)))
+        for path in entries:
+            if path.is_dir() and any(path.rglob("*.py")) | any(path.rglob("*.cu")):
+                walk(path, depth + 1)
+
+    for root in roots:
+        if root.endswith(".py"):
+            lines.append((root, comment(ROOT / root)))
+        else:
+            walk(ROOT / root, 0)
+    width = max(len(name) for name, _ in lines) + 2
+    return "\n".join(f"{name:{width}}{comment}".rstrip() for name, comment in lines)
+
+
+def package_of(path: Path) -> str:
+    """The folder of a module, as "gpt/training"."""
+    return path.parent.relative_to(ROOT).as_posix()
+
+
+@functools.cache
+def imports() -> dict[str, list[str]]:
+    """For each package, the packages that its modules import."""
+    found: dict[str, set[str]] = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            here = found.setdefault(package_of(path), set())
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Import):
+                    names = [alias.name for alias in node.names]
+                elif isinstance(node, ast.ImportFrom) and node.module:
+                    names = [f"{node.module}.{alias.name}" for alias in node.names]
+                else:
+                    continue
+                for name in names:
+                    target = ROOT / Path(*name.split("."))
+                    while target != ROOT and not (target.with_suffix(".py").exists() or target.is_dir()):
+                        target = target.parent
+                    if target != ROOT and name.split(".")[0] in PACKAGES:
+                        here.add(package_of(target.with_suffix(".py") if not target.is_dir() else target / "x"))
+    return {package: sorted(others - {package}) for package, others in found.items()}
+
+
+def who_imports_whom() -> str:
+    """One line for each package."""
+    found = imports()
+    width = max(map(len, found)) + 2
+    return "\n".join(f"{package:{width}}{', '.join(others) or '-'}" for package, others in found.items())
+
+
+BOXES = {  # centre, words, file
+    "text": (0, 2, "text", "gpt/data.py, gpt/tokenizer.py"),
+    "batch": (1, 2, "idx, targets (B, T)", "ops.get_batch"),
+    "forward": (2, 2, "model.forward", "gpt/models/gpt.py"),
+    "loss": (3, 2, "loss", "a mean over B T tokens"),
+    "caches": (2.5, 1, "caches", "what backward needs"),
+    "backward": (3, 0, "model.backward", "gpt/models/gpt.py"),
+    "grads": (2, 0, "grads by name", "ops.pack_grads"),
+    "flat": (1, 0, "one flat gradient", "summed over shards and ranks"),
+    "update": (0, 0, "clip, AdamW", "tensorlite/reference/optim.py"),
+    "params": (0.5, 1, "one flat parameter buffer with named views", "gpt/params.py"),
+}
+ARROWS = (
+    ("text", "batch"),
+    ("batch", "forward"),
+    ("forward", "loss"),
+    ("forward", "caches"),
+    ("caches", "backward"),
+    ("loss", "backward"),
+    ("backward", "grads"),
+    ("grads", "flat"),
+    ("flat", "update"),
+    ("update", "params"),
+    ("params", "forward"),
+)
+
+
+def draw() -> None:
+    """The way of the data through one training step."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams |= {"svg.hashsalt": "tensorlite", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
+    figure = Figure(figsize=(10, 4))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(-0.5, 3.5), ylim=(-0.4, 2.4))
+    axes.axis("off")
+    style = {"boxstyle": "round,pad=0.5", "facecolor": "#eef3f8", "edgecolor": "#30506e"}
+    drawn = {
+        name: axes.text(x, y, f"{words}\n{where}", ha="center", va="center", bbox=style)
+        for name, (x, y, words, where) in BOXES.items()
+    }
+    figure.draw_without_rendering()  # now the boxes have their sizes, where arrows begin and end
+    for a, b in ARROWS:
+        ends = {"patchA": drawn[a].get_bbox_patch(), "patchB": drawn[b].get_bbox_patch(), "shrinkA": 1, "shrinkB": 2}
+        axes.annotate("", BOXES[b][:2], BOXES[a][:2], arrowprops={"arrowstyle": "->", "color": "#30506e", **ends})
+    figure.savefig(PICTURE, metadata={"Date": None, "Creator": None})
+
+
+def page() -> str:
+    """The page with what stands between its markers made anew."""
+    text = PAGE.read_text(encoding="utf-8")
+    parts = {
+        "tree": tree("train.py", "sample.py", *PACKAGES),
+        "tests": tree("tests", "benchmarks"),
+        "imports": who_imports_whom(),
+    }
+    for name, made in parts.items():
+        pattern = rf"(<!-- {name} -->\n```text\n).*?(\n```\n<!-- end -->)"
+        text = re.sub(pattern, lambda found, made=made: found.group(1) + made + found.group(2), text, flags=re.DOTALL)
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    draw()

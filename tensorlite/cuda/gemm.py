@@ -1,0 +1,63 @@
+"""GEMMs with an epilogue (bias, GELU, bias gradient), fused by cuBLASLt or in separate kernels."""
+
+from typing import Any
+
+from tensorlite.arrays import Array
+from tensorlite.cuda import activations, elementwise
+from tensorlite.cuda.launch import launch_elementwise
+from tensorlite.cuda.reduce import sum_rows
+
+
+def gemm(
+    ops: Any,
+    a: Array,
+    b: Array,
+    out: Array,
+    *,
+    bias: Array | None = None,
+    pre_gelu: Array | None = None,
+    dgelu_input: Array | None = None,
+    bias_grad: Array | None = None,
+) -> None:
+    """out = a b, for a: (M, K) and b: (K, N), each C-contiguous or the transpose of such an array, of one dtype; and on the way:
+
+    bias: (N,), added to each row, of out's dtype.
+    pre_gelu: (M, N), receives the pre-activation a b + bias, while out becomes gelu of it.
+    dgelu_input: (M, N), the values that gelu was applied to in forward: out = (a b) gelu'(dgelu_input).
+    bias_grad: (N,) float32, receives the sum of b over its rows: the gradient of a bias beside dw = x^T dy.
+
+    The runtime finds out which is faster: cuBLASLt's epilogues, or `unfused`, a plain GEMM followed by kernels of our own.
+    """
+    if out.size == 0 or a.shape[1] == 0:
+        for array in (out, bias_grad):
+            if array is not None:
+                array[...] = 0
+        return
+    extras = {"bias": bias, "pre_gelu": pre_gelu, "dgelu_input": dgelu_input, "bias_grad": bias_grad}
+    plain = all(array is None for array in extras.values())
+    fallback = None if plain else lambda: unfused(ops, a, b, out, **extras)
+    ops.runtime.gemm(a, b, out, compute=ops.precision, **extras, unfused=fallback)
+
+
+def unfused(
+    ops: Any,
+    a: Array,
+    b: Array,
+    out: Array,
+    bias: Array | None = None,
+    pre_gelu: Array | None = None,
+    dgelu_input: Array | None = None,
+    bias_grad: Array | None = None,
+) -> None:
+    """The same as gemm, as a plain GEMM and one kernel per epilogue."""
+    if pre_gelu is not None:
+        gemm(ops, a, b, pre_gelu, bias=bias)
+        launch_elementwise(ops, activations.FILE, "gelu_forward", pre_gelu, out, over=out)
+        return
+    gemm(ops, a, b, out)
+    if bias is not None:
+        launch_elementwise(ops, elementwise.FILE, "add_bias", out, bias, bias.size, over=out)
+    if dgelu_input is not None:
+        launch_elementwise(ops, activations.FILE, "gelu_backward", out, dgelu_input, out, over=out)
+    if bias_grad is not None:
+        sum_rows(ops, b, bias_grad)

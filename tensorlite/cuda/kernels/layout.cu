@@ -1,0 +1,28 @@
+// Copies of an array in another layout or precision.
+// Kernels and GEMMs ask for these; tensorlite/cuda/layout.py launches the copies.
+#include "common.cuh"
+
+// y_ij = x_ji, for y: (rows, n / rows).
+extern "C" __global__ void transpose(const scalar_t* x, scalar_t* y, long long rows, long long n) {
+    for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < n; i += gridDim.x * (long long)blockDim.x)
+        y[i] = x[i % (n / rows) * rows + i / (n / rows)];
+}
+
+// Rows of another width: those of x: (rows, from) from column `at` on in y: (rows, to), as far as they fit, and zeros elsewhere.
+extern "C" __global__ void pad_columns(const scalar_t* x, long long from, scalar_t* y, long long to, long long at, long long rows) {
+    for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < rows * to; i += gridDim.x * (long long)blockDim.x) {
+        long long column = i % to - at;
+        if (0 <= column && column < from)
+            y[i] = x[i / to * from + column];
+        else
+            store(y + i, 0.0f);
+    }
+}
+
+extern "C" __global__ void to_bf16(const float* x, bf16* y, long long n) {
+    grid_stride_vec4(n, [&](Chunk chunk) { chunk.store_to(y, chunk.load(x)); });
+}
+
+extern "C" __global__ void to_float32(const bf16* x, float* y, long long n) {
+    grid_stride_vec4(n, [&](Chunk chunk) { chunk.store_to(y, chunk.load(x)); });
+}

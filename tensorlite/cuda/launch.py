@@ -1,0 +1,24 @@
+"""How many blocks a kernel gets, and the launch of an elementwise one."""
+
+from typing import Any
+
+from tensorlite.arrays import Array
+
+BLOCK = 256  # threads per block
+GRID = 2048  # blocks at most: enough to fill any GPU, each thread then loops over several chunks
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+def blocks(n: int, per_block: int = 4 * BLOCK) -> int:
+    """How many blocks share n elements, of which each takes per_block at a time."""
+    return max(1, min(GRID, ceil_div(n, per_block)))
+
+
+def launch_elementwise(ops: Any, file: str, kernel: str, *args: Any, over: Array) -> None:
+    """Launch a kernel over the elements of an array, which is among its arguments, and whose dtype is scalar_t."""
+    if over.size:
+        ops.launch(file, kernel, blocks(over.size), BLOCK, *args, over.size, scalar_t=ops.c_scalar(over))

@@ -1,0 +1,38 @@
+"""class KVCache: the keys and values of earlier positions, which generation keeps."""
+
+from tensorlite.arrays import Array, array_namespace
+
+
+class LayerCache:
+    """Keys and values of the positions one attention layer has seen, up to `capacity` of them (generation only)."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self._k: Array = None  # (B, H, capacity, D), allocated when the first keys arrive and tell the rest
+        self._v: Array = None
+
+    def extend(self, k: Array, v: Array) -> tuple[Array, Array]:
+        """Append k, v: (B, H, T, D); return all of them: (B, H, length, D). Raises ValueError when the context is full."""
+        B, H, T, D = k.shape
+        if self.length + T > self.capacity:
+            raise ValueError(f"attention: {self.length + T} positions do not fit a context of {self.capacity}")
+        if self._k is None:
+            self._k = array_namespace(k).empty((B, H, self.capacity, D), k.dtype)
+            self._v = array_namespace(v).empty((B, H, self.capacity, D), v.dtype)
+        self._k[:, :, self.length : self.length + T] = k
+        self._v[:, :, self.length : self.length + T] = v
+        self.length += T
+        return self._k[:, :, : self.length], self._v[:, :, : self.length]
+
+
+class KVCache:
+    """One LayerCache a layer: what a model must remember of a text to continue it one token at a time."""
+
+    def __init__(self, n_layer: int, capacity: int) -> None:
+        self.layers = [LayerCache(capacity) for _ in range(n_layer)]
+
+    @property
+    def length(self) -> int:
+        """How many positions are held, before a forward pass adds its own."""
+        return self.layers[0].length

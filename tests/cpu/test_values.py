@@ -1,0 +1,96 @@
+"""The CPU backend's values and gradients are the reference's. What holds for any backend is in tests/reference."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cases import CASES
+from cpu_results import OPS, REFERENCE, assert_same, normal, op_results, results
+from gpt.config import TrainConfig
+from gpt.models import MODELS
+from gpt.training.step import train_step
+from small import config_of, start, text
+from tensorlite.cpu import activations, optim
+from tensorlite.testing.properties import EPS32
+
+
+@pytest.mark.parametrize("name", CASES)
+@given(data=st.data())
+def test_an_op_and_its_gradients(name, data):
+    inputs = data.draw(CASES[name].inputs)
+    found, expected = (op_results(ops, name, inputs) for ops in (OPS, REFERENCE))
+    assert_same(found, expected)
+
+
+MODEL = {"n_head": 4, "n_embd": 32, "block_size": 24, "vocab_size": 19}
+VARIANTS = {
+    "gelu": {"model": "gpt", "dropout": 0.2},
+    "relu, tied": {"model": "gpt", "dropout": 0.2, "activation": "relu", "tied": True},
+    "no bias": {"model": "gpt", "dropout": 0.2, "bias": False},
+    "no dropout": {"model": "gpt"},
+    "before layernorm": {"model": "residual", "dropout": 0.2},
+}
+every_variant = pytest.mark.parametrize("variant", VARIANTS)
+
+
+def loss_and_gradients(ops, variant, dtype=np.float64):
+    config = config_of(**VARIANTS[variant], **MODEL)
+    state, model = start(config, std=0.3, dtype=dtype), MODELS[config.model]
+    params, batch = state.table.tree(state.params), text(config, 3)
+    key = ops.step_key(1, 2, row0=3) if config.dropout else None
+
+    def backward(dloss, cache):
+        return tuple(state.table.leaves(model.backward(ops, dloss, cache)))
+
+    return results(ops, lambda: model.forward(ops, params, *batch, config, key), backward, 0.7)
+
+
+@every_variant
+def test_a_model_and_every_gradient(variant):
+    assert_same(loss_and_gradients(OPS, variant), loss_and_gradients(REFERENCE, variant))
+
+
+@every_variant
+def test_a_model_in_float32(variant):
+    """No op on the way widens, or loses more than rounding."""
+    found, expected = (loss_and_gradients(ops, variant, np.float32) for ops in (OPS, REFERENCE))
+    assert {a.dtype for a in found} == {np.dtype(np.float32)}
+    assert_same(found, expected, 1000 * EPS32)
+
+
+def test_a_training_run():
+    """Loss, norm before clipping and parameters over ten steps with dropout and clipping."""
+    config = config_of("gpt", dropout=0.2)
+    train = TrainConfig(batch_size=4, max_iters=10, learning_rate=0.01, min_lr=0.001, grad_clip=1.0)
+    data = np.random.default_rng(0).integers(0, config.vocab_size, 300)
+    states = [start(config, std=0.3) for _ in range(2)]
+    for _ in range(10):
+        steps = [train_step(o, MODELS["gpt"], s, data, config, train, 0) for o, s in zip((OPS, REFERENCE), states, strict=True)]
+        assert_same(*steps, 1e-10)
+    assert_same([states[0].params], [states[1].params], 1e-10)
+
+
+# ---- tiles ----
+
+
+@pytest.mark.parametrize("n_decay", [None, 0, 9, 23])
+@pytest.mark.parametrize("tile", [1, 7, 23, 1 << 16])
+def test_adamw_over_tiles(tile, n_decay, monkeypatch):
+    """Whole tiles, a last one that is shorter, and one that is longer than the buffer; the decay ends within a tile."""
+    monkeypatch.setattr(optim, "TILE", tile)
+    options = {"lr": 0.02, "beta1": 0.8, "beta2": 0.95, "eps": 1e-3, "weight_decay": 0.3, "n_decay": n_decay}
+    found, expected = ([normal(0, 23), np.zeros(23), np.zeros(23)] for _ in range(2))
+    for t in range(1, 6):
+        grads = normal(t, 23)
+        for ops, (params, m, v) in ((OPS, found), (REFERENCE, expected)):
+            ops.adamw_(params, grads, m, v, t=t, **options)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("tile", [1, 7, 45, 1 << 17])
+def test_gelu_over_tiles(tile, monkeypatch):
+    """45 elements: six tiles of 7 and a last one of 3."""
+    monkeypatch.setattr(activations, "TILE", tile)
+    x = 2 * normal(0, 5, 9)
+    assert_same(op_results(OPS, "gelu", {"x": x}), op_results(REFERENCE, "gelu", {"x": x}))

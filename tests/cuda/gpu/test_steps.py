@@ -1,0 +1,111 @@
+"""On a real GPU: steps of the CUDA backend, captured and not, generation, and what the runtime remembers."""
+
+import numpy as np
+import pytest
+
+from gpt.config import TrainConfig
+from gpt.generate import Sampling, generate
+from gpt.models import MODELS
+from gpt.training.data_parallel import Workers
+from gpt.training.evaluate import split_loss
+from gpt.training.step import TrainState, train_step
+from on_gpu import on_host
+from small import config_of, start
+from tensorlite import ReferenceOps, device_failure, to_numpy
+from tensorlite.cuda import CUDAOps
+from tensorlite.cuda.ops import PRECISIONS
+
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]  # what CuPy warns of is not ours
+every_precision = pytest.mark.parametrize("precision", PRECISIONS)
+CONFIG = config_of("gpt", dropout=0.2, n_embd=48, n_head=3, block_size=32)  # heads of 16: on tensor cores
+TRAIN = TrainConfig(batch_size=4, max_iters=12, learning_rate=0.01, min_lr=0.001, warmup_iters=3, grad_clip=1.0)
+DATA = np.random.default_rng(0).integers(0, CONFIG.vocab_size, 500).astype(np.uint16)
+
+
+def fresh(xp, dtype=np.float32):
+    made = start(CONFIG, std=0.1, dtype=np.float32)
+    return TrainState.start(made.table, made.params.astype(dtype), xp)
+
+
+def curve(ops, xp, captured, between=lambda state: None, dtype=np.float32, train=TRAIN):
+    """Twelve steps: the losses and norms, read at the end, and all bits of the state."""
+    state, data = fresh(xp, dtype), xp.asarray(DATA)
+    step, seen = ops.compile(train_step) if captured else train_step, []
+    for _ in range(12):
+        seen += step(ops, MODELS["gpt"], state, data, CONFIG, train, 5)
+        between(state)
+    return [float(x) for x in seen], [to_numpy(a) for a in (state.params, state.grads, state.m, state.v)]
+
+
+@every_precision
+def test_a_captured_step_is_the_step(precision, gpu, cupy):
+    """To the bit: with evaluations and other users of memory in between, a second time, and with micro-batches."""
+    ops = CUDAOps(precision, check=False, runtime=gpu)
+
+    def disturb(state):
+        split_loss(
+            Workers.of(ops), MODELS["gpt"], state.table.tree(ops.compute_params(state.params)), cupy.asarray(DATA), CONFIG, 4
+        )
+        cupy.get_default_memory_pool().free_all_blocks()
+        for n in range(1, 40):
+            cupy.full(997 * n, np.nan, np.float32)
+
+    losses, state = curve(ops, cupy, captured=False)
+    for between in (lambda _: None, disturb):
+        again, same = curve(ops, cupy, True, between)
+        assert again == losses
+        for a, b in zip(same, state, strict=True):
+            np.testing.assert_array_equal(a, b)
+    expected, _ = curve(ReferenceOps(check=False), np, False, dtype=np.float64)
+    np.testing.assert_allclose(losses[::2], expected[::2], rtol=1e-4 if precision == "float32" else 0.05)
+    twice = TrainConfig(batch_size=2, gradient_accumulation_steps=2, max_iters=12, learning_rate=0.01, min_lr=0.001)
+    np.testing.assert_array_equal(curve(ops, cupy, True, train=twice)[1][0], curve(ops, cupy, False, train=twice)[1][0])
+
+
+def test_a_state_put_back_is_gone_on_from(gpu, cupy):
+    """As train.py does after it has timed some steps: the device counts anew, in the same graph."""
+    ops, state, data = CUDAOps("bf16", check=False, runtime=gpu), fresh(cupy), cupy.asarray(DATA)
+    step, saved, runs = ops.compile(train_step), state.copy(), []
+    for _ in range(3):
+        state.restore(saved)
+        losses = [step(ops, MODELS["gpt"], state, data, CONFIG, TRAIN, 5)[0] for _ in range(6)]
+        runs.append([float(loss) for loss in losses])
+    assert runs[0] == runs[1] == runs[2]
+
+
+@every_precision
+def test_generation(precision, gpu, cupy):
+    """The likeliest tokens: the reference's in float32; in all, those of a second run."""
+    state = fresh(np)
+    prompt, sampling = DATA[:3], Sampling(temperature=0.0)
+
+    def write(ops, xp, dtype):
+        params = state.table.tree(ops.compute_params(xp.asarray(state.params.astype(dtype))))
+        return list(generate(ops, MODELS["gpt"], params, xp.asarray(prompt), 40, CONFIG, sampling))  # and on beyond the context
+
+    ops = CUDAOps(precision, check=False, runtime=gpu)
+    found = write(ops, cupy, np.float32)
+    assert found == write(ops, cupy, np.float32)
+    if precision == "float32":
+        assert found == write(ReferenceOps(check=False), np, np.float64)
+
+
+def test_a_choice_is_made_once(gpu, cupy, monkeypatch):
+    """Another runtime, as in another process, finds it: so it computes the same bits."""
+    from tensorlite.cuda.runtime.device import CudaRuntime
+
+    r, results = np.random.default_rng(0), []
+    x, w, b = (cupy.asarray(r.standard_normal(shape).astype(np.float32)) for shape in ((64, 48), (48, 96), (96,)))
+    results.append(on_host(CUDAOps("tf32", runtime=gpu).linear_forward(x, w, b)[0]))
+    if not gpu.autotune_cache.path.exists():
+        pytest.skip(f"{gpu.autotune_cache.path} cannot be written")
+    other = CudaRuntime()
+    monkeypatch.setattr(other, "time_call", lambda work: pytest.fail("it was timed again"))
+    results.append(on_host(CUDAOps("tf32", runtime=other).linear_forward(x, w, b)[0]))
+    np.testing.assert_array_equal(*results)
+
+
+def test_memory_that_is_not_there(gpu):
+    with pytest.raises(MemoryError) as caught:
+        gpu.empty((1 << 44,), np.dtype(np.float32))
+    assert isinstance(device_failure(caught.value), MemoryError)

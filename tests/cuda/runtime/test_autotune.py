@@ -1,0 +1,150 @@
+"""The fastest of several candidates: how it is found, and how it is remembered."""
+
+import json
+import threading
+
+import pytest
+
+from tensorlite.cuda.runtime import autotune
+from tensorlite.cuda.runtime.cublaslt import CublasError
+
+
+class Clock:
+    """The `time_call` for candidates that return their seconds; it notes them."""
+
+    def __init__(self):
+        self.timed = []
+
+    def __call__(self, run):
+        seconds = run()
+        self.timed.append(seconds)
+        return seconds
+
+
+def taking(seconds):
+    return lambda: seconds
+
+
+def failing():
+    raise CublasError("cublasLtMatmul: no", 15)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORLITE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def silent(text):
+    raise AssertionError(text)
+
+
+def test_fastest():
+    assert autotune.fastest({"a": taking(3.0), "b": taking(1.0), "c": taking(1.0)}, Clock()) == ("b", 1.0)
+    uneven = iter([0.1, 2.0, 2.0, 2.0, 0.1])  # least once, not by the median
+    assert autotune.fastest({"uneven": lambda: next(uneven), "even": taking(1.5)}, Clock()) == ("even", 1.5)
+    late = iter([1.0, 1.0])  # fails in its third round
+
+    def fails_late():
+        try:
+            return next(late)
+        except StopIteration:
+            failing()
+
+    assert autotune.fastest({"never": failing, "late": fails_late, "slow": taking(9.0)}, Clock()) == ("slow", 9.0)
+    with pytest.raises(RuntimeError, match="none of 2 candidates runs: cublasLtMatmul: no"):
+        autotune.fastest({"a": failing, "b": failing}, Clock())
+
+    def mistake():
+        raise TypeError("ours")
+
+    with pytest.raises(TypeError, match="ours"):
+        autotune.fastest({"a": mistake, "b": taking(1.0)}, Clock())
+
+
+def test_a_choice_is_remembered(folder):
+    machine = "NVIDIA H200, driver 580.65.06, cuBLASLt 131000"
+    first = autotune.AutotuneCache(machine, silent)
+    clock = Clock()
+    assert first.pick("p", {"a": taking(2e-6), "unfused": taking(1.5e-6)}, clock) == "unfused"
+    assert len(clock.timed) == 10
+    assert first.path == folder / "choices-nvidia-h200-driver-580.65.06-cublaslt-131000.json"
+    entry = {"algo": "unfused", "microseconds": 1.5, "note": "of 2 candidates"}
+    assert json.loads(first.path.read_text()) == {"p": entry}
+    assert {path.name for path in folder.iterdir()} <= {first.path.name, first.path.with_suffix(".lock").name}
+
+    ran = []
+    candidates = {"a": taking(1e-6), "unfused": lambda: ran.append(1)}  # a would win now
+    assert autotune.AutotuneCache(machine, silent).pick("p", candidates, None) == "unfused"
+    assert ran == [1]  # once, to load its kernel
+    assert autotune.AutotuneCache(machine, silent).pick("p", {"a": taking(2.0), "b": taking(1.0)}, Clock()) == "b"  # it is no more
+    assert autotune.AutotuneCache(machine, silent).pick("p", {"a": taking(2.0), "b": failing}, Clock()) == "a"  # it runs no more
+    assert autotune.AutotuneCache("another", silent).pick("p", {"a": taking(2.0), "c": taking(1.0)}, Clock()) == "c"
+
+
+def test_two_processes_keep_each_others_choices(folder):
+    one, two = autotune.AutotuneCache("m", silent), autotune.AutotuneCache("m", silent)
+    one.pick("p", {"a": taking(1.0)}, Clock())
+    two.pick("q", {"b": taking(1.0)}, Clock())
+    assert set(json.loads(one.path.read_text())) == {"p", "q"}
+
+
+def test_processes_that_choose_at_once_choose_the_same(folder):
+    """The ranks of a run: one times, the other waits and takes what it remembers, though it would have found another."""
+    pytest.importorskip("fcntl")
+    one, two = autotune.AutotuneCache("m", silent), autotune.AutotuneCache("m", silent)
+    timing, second = threading.Event(), []
+
+    def other():
+        timing.wait()
+        second.append(two.pick("p", {"a": taking(1.0), "b": taking(2.0)}, lambda run: pytest.fail("it was timed again")))
+
+    def slow(run):
+        timing.set()
+        thread.join(0.02)
+        return run()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert one.pick("p", {"a": taking(2.0), "b": taking(1.0)}, slow) == "b"
+    thread.join(10)
+    assert second == ["b"]
+
+
+def test_a_candidate_may_make_choices_of_its_own(folder):
+    """As unfused kernels do, whose plain GEMM is chosen too."""
+    cache = autotune.AutotuneCache("m", silent)
+
+    def unfused():
+        assert cache.pick("plain", {"x": taking(1.0)}, Clock()) == "x"
+        return 2.0
+
+    assert cache.pick("p", {"fused": taking(3.0), "unfused": unfused}, Clock()) == "unfused"
+    assert set(json.loads(cache.path.read_text())) == {"p", "plain"}
+
+
+@pytest.mark.parametrize(
+    "damage", [b"[" * 100_000, b"{", b"\xff\xfe", b"[]", b"7", b"null", b'{"p": 7}', b'{"p": {"algo": 7}}', b'{"p": {}}']
+)
+def test_a_damaged_file(folder, damage):
+    said = []
+    folder.mkdir()
+    (folder / "choices-m.json").write_bytes(damage)
+    cache = autotune.AutotuneCache("m", said.append)
+    assert cache.pick("p", {"a": taking(1.0)}, Clock()) == "a"
+    assert cache.pick("q", {"b": taking(1.0)}, Clock()) == "b"
+    assert len(said) == 1
+    assert "cannot be read" in said[0]
+    assert set(json.loads(cache.path.read_text())) == {"p", "q"}
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    """A file stands where the folder would be, which stops root too."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TENSORLITE_CACHE", str(tmp_path / "file" / "cache"))
+    said = []
+    cache = autotune.AutotuneCache("m", said.append)
+    for key in ("p", "q", "r"):
+        assert cache.pick(key, {"b": taking(2.0), "a": taking(1.0)}, Clock()) == "a"
+    assert len([text for text in said if "cannot be written" in text]) == 1
+    assert cache.pick("p", {"b": taking(1.0), "a": taking(1.0)}, None) == "a"  # within the run it is remembered

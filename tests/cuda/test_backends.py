@@ -1,0 +1,103 @@
+"""Which backend gpt.training.backends chooses where CUDA is: the kernels in bf16, or the reference and the reason."""
+
+import re
+
+import numpy as np
+import pytest
+
+import tensorlite.cuda.runtime.device
+from fake_cupy import StandIn
+from gpt.errors import ConfigError
+from gpt.training import backends
+from gpt.training.backends import select_backend
+from shim.host import HostRuntime
+from tensorlite import Device, DeviceError
+from tensorlite.cuda import CUDAOps
+
+GPU = Device("cuda", np, "a GPU of the tests")
+
+
+def fake_cuda(monkeypatch, error=None):
+    def make():
+        if error:
+            raise DeviceError(error)
+        return HostRuntime()
+
+    monkeypatch.setattr(tensorlite.cuda.runtime.device, "CudaRuntime", make)
+
+
+def test_a_gpu_gets_the_kernels_in_bf16(monkeypatch):
+    fake_cuda(monkeypatch)
+    backend = select_backend("auto", GPU)
+    assert (backend.name, backend.make().precision, backend.itemsize) == ("fast", "bf16", 2)
+    assert select_backend("fast", GPU, "tf32").make().precision == "tf32"
+    assert select_backend("reference", GPU).make().name == "reference"
+    assert "attention" in backend.description
+
+
+def test_a_gpu_that_cannot_run_them(monkeypatch):
+    """auto falls back to the reference and says why; a run that asks for the kernels gets the reason as an error."""
+    fake_cuda(monkeypatch, "Tesla T4 has compute capability 7.5")
+    backend = select_backend("auto", GPU)
+    assert backend.name == "reference"
+    assert "Tesla T4" in backend.description
+    for want, precision in (("fast", "auto"), ("auto", "bf16"), ("auto", "tf32")):
+        with pytest.raises(DeviceError, match="Tesla T4"):
+            select_backend(want, GPU, precision)
+
+
+@pytest.mark.parametrize("want", ["auto", "fast", "reference"])
+def test_a_cpu_has_float32_alone(want):
+    cpu = Device("cpu", np, "")
+    assert select_backend(want, cpu, "float32").itemsize == 4
+    with pytest.raises(ConfigError, match="precision bf16 is of the fast backend on a CUDA device"):
+        select_backend(want, cpu, "bf16")
+
+
+def test_own_ops_are_told():
+    own = backends._overridden(CUDAOps).split(", ")
+    assert {"attention", "mlp", "linear_cross_entropy", "layernorm"} <= set(own)
+    assert "softmax" not in own
+
+
+def refuse(code):
+    raise RuntimeError("CUDA_ERROR_UNSUPPORTED_PTX_VERSION")
+
+
+def test_a_backend_that_is_chosen_has_run_a_kernel_and_a_matmul(fake_gpu):
+    gpus = fake_gpu(count=2)
+    gpus.current = 1
+    assert select_backend("auto", GPU).name == "fast"
+    assert [what for what, _ in gpus.used] == ["ones", "alloc", "spin", "synchronize"]
+    assert {number for _, number in gpus.used} == {1}  # the device of a rank stays the current one
+
+
+@pytest.mark.parametrize(
+    ("algos", "load", "words"),
+    [
+        (1, refuse, r"driver cannot load code of CUDA 13\.0 .*UNSUPPORTED.*update the driver, or install CuPy"),
+        (0, lambda code: None, "cuBLASLt 130000 has no way to compute .*bf16"),
+    ],
+)
+def test_auto_falls_back_where_a_kernel_or_a_matmul_fails(algos, load, words, fake_gpu):
+    fake_gpu(algos=algos, load=load)
+    backend = select_backend("auto", GPU)
+    assert backend.name == "reference"
+    assert re.search(words, backend.description)
+    with pytest.raises(DeviceError, match=words):
+        select_backend("fast", GPU)
+
+
+def test_auto_falls_back_where_a_launch_fails(fake_gpu):
+    """CuPy's own errors too; but a GPU whose memory is taken is no reason to try it another way."""
+    gpus = fake_gpu()
+    error = RuntimeError("cudaErrorNoKernelImageForDevice")
+
+    def fail():
+        raise error
+
+    gpus.cupy.cuda.Device = lambda: StandIn("cupy.cuda.Device", id=0, compute_capability="90", synchronize=fail)
+    assert "Imaginary GPU 0 cannot run the fast backend (cudaErrorNoKernel" in select_backend("auto", GPU).description
+    error = MemoryError("taken")
+    with pytest.raises(MemoryError):
+        select_backend("auto", GPU)

@@ -1,0 +1,123 @@
+"""The compiler of real GPUs, which needs none: the kernel files compile and nothing spills. And what the files say."""
+
+import itertools
+import re
+import sys
+import types
+
+import pytest
+
+from compiled_files import files_of_a_run
+from shim.host import ENTRY, KERNELS
+from tensorlite import DeviceError
+from tensorlite.cuda.runtime import device, nvrtc
+
+ARCHITECTURES = (80, *(pytest.param(architecture, marks=pytest.mark.long) for architecture in (89, 90, 100)))
+
+
+@pytest.fixture(scope="module")
+def compiler():
+    try:
+        nvrtc.library()
+    except DeviceError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("file", "defines"), files_of_a_run(), ids=lambda x: x if isinstance(x, str) else " ".join(f"{k}={v}" for k, v in x)
+)
+def test_a_file_compiles_for_a_gpu_and_nothing_spills(file, defines, architecture, compiler):
+    if architecture not in nvrtc.architectures():
+        pytest.skip(f"this NVRTC knows {nvrtc.architectures()}")
+    code, log = nvrtc.compile_file(file, architecture, dict(defines))
+    assert code[:4] == b"\x7fELF"
+    assert "warning" not in log
+    usage = nvrtc.usage(log)
+    assert set(usage) == set(ENTRY.findall((KERNELS / file).read_text()))
+    assert {name: (u.spilled, u.stack) for name, u in usage.items()} == dict.fromkeys(usage, (0, 0))
+
+
+def test_every_file_is_compiled():
+    assert {file for file, _ in files_of_a_run()} == {path.name for path in KERNELS.glob("*.cu")}
+
+
+def test_a_file_that_does_not_compile_is_named(compiler, tmp_path):
+    (tmp_path / "broken.cu").write_text('extern "C" __global__ void k(float* x) { x[0] = y; }')
+    with pytest.raises(nvrtc.CompileError, match=r"(?s)^broken\.cu does not compile for sm_80 with \{'D': 3\}:.*identifier \"y\""):
+        nvrtc.compile_file("broken.cu", 80, {"D": 3}, tmp_path)
+
+
+def test_what_spills_is_seen(compiler, tmp_path):
+    (tmp_path / "spills.cu").write_text(
+        'extern "C" __global__ void __launch_bounds__(1024, 2) k(float* x, int n) {\n'
+        "float a[64];\n#pragma unroll\nfor (int i = 0; i < 64; i++) a[i] = x[i * n];\n"
+        "for (int j = 0; j < n; j++)\n#pragma unroll\nfor (int i = 0; i < 64; i++) a[i] = a[i] * a[(i + 7) % 64] + x[j];\n"
+        "#pragma unroll\nfor (int i = 0; i < 64; i++) x[i * n] = a[i]; }\n"
+        'extern "C" __global__ void indexed(float* x, int n) {\n'
+        "float a[64]; for (int i = 0; i < n; i++) a[i % 64] = x[i]; for (int i = 0; i < n; i++) x[0] += a[7 * i % 64]; }"
+    )
+    usage = nvrtc.usage(nvrtc.compile_file("spills.cu", 80, {}, tmp_path)[1])
+    assert usage["k"].spilled > 0
+    assert usage["indexed"].stack >= 256
+
+
+def test_compiled_code_is_kept(compiler, tmp_path, monkeypatch):
+    """Under a name made of all that it depends on; where nothing can be written, it is compiled again."""
+    calls, compile_file = [], nvrtc.compile_file
+    monkeypatch.setattr(nvrtc, "compile_file", lambda *args: calls.append(args) or compile_file(*args))
+    monkeypatch.setenv("TENSORLITE_CACHE", str(tmp_path / "cache"))
+    first = nvrtc.cubin("reduce.cu", 80, {"scalar_t": "float", "K": 3})
+    assert nvrtc.cubin("reduce.cu", 80, {"scalar_t": "float", "K": 3}) == first
+    assert len(calls) == 1
+    for architecture, k in ((89, 3), (80, 5)):
+        nvrtc.cubin("reduce.cu", architecture, {"scalar_t": "float", "K": k})
+    assert len(calls) == len(list((tmp_path / "cache" / "kernels").iterdir())) == 3
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TENSORLITE_CACHE", str(tmp_path / "file"))
+    assert nvrtc.cubin("reduce.cu", 80, {"scalar_t": "float", "K": 3}) == first
+
+
+def test_a_missing_compiler_is_a_device_error(monkeypatch):
+    def missing(_):
+        raise RuntimeError("nowhere")
+
+    for module in (None, types.SimpleNamespace(load_nvidia_dynamic_lib=missing)):
+        monkeypatch.setitem(sys.modules, "cuda.pathfinder", module)
+        with pytest.raises(DeviceError, match=r"no CUDA: the run-time compiler libnvrtc cannot be loaded .*pip install"):
+            nvrtc.library.__wrapped__()
+
+
+def test_code_for_a_gpu_is_of_its_family(monkeypatch):
+    """Of compute capability 8.x code for 8.0 to 8.x runs, and none of 9.0."""
+    monkeypatch.setattr(nvrtc, "architectures", lambda: (75, 80, 86, 90, 100))
+    monkeypatch.setattr(nvrtc, "version", lambda: (12, 8))
+    for architecture, target in ((80, 80), (86, 86), (87, 86), (89, 86), (90, 90), (100, 100), (103, 100)):
+        assert device.target_architecture(architecture) == target
+        device.check_device("a GPU", architecture)
+    with pytest.raises(DeviceError, match=r"CUDA 12\.8 has no compiler for compute capability 12\.0; install CuPy"):
+        device.check_device("a new GPU", 120)
+    for old in (61, 75):
+        with pytest.raises(
+            DeviceError, match=rf"Tesla T4 has compute capability {old // 10}\.{old % 10}, .* needs 8\.0 .*--backend ref"
+        ):
+            device.check_device("Tesla T4", old)
+
+
+SOURCES = {path.name: path.read_text() for path in sorted(KERNELS.glob("*.cu*"))}
+
+
+def test_assembly_is_in_one_file():
+    assert [name for name, text in SOURCES.items() if re.search(r"\basm\b", text)] == ["ptx.cuh"]
+
+
+@pytest.mark.parametrize("file", [name for name in SOURCES if name.endswith(".cu")])
+def test_a_kernel_file_names_what_it_replaces(file):
+    """In its first lines: the file of the reference, or the kernel file that names it. Sums and a wait replace nothing."""
+    header = "".join(itertools.takewhile(lambda line: line.startswith("//"), SOURCES[file].splitlines(keepends=True)))
+    named = re.findall(r"[\w/]+\.(?:py|cu)\b", header)
+    root = KERNELS.parents[2]
+    for name in named:
+        assert any((folder / name).is_file() for folder in (root, root / "tensorlite" / "reference", KERNELS)), name
+    assert named or file in ("reduce.cu", "spin.cu", "layout.cu")
+    assert all(name.endswith(".py") or name in SOURCES for name in named)

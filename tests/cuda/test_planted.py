@@ -1,0 +1,135 @@
+"""Mistakes planted in the kernels of the CUDA backend: a check of cuda_op_checks.py or cuda_step_checks.py must notice each."""
+
+import functools
+import re
+
+import pytest
+
+from cuda_machines import Both, both
+from cuda_op_checks import (
+    attention,
+    cross_entropy_alone,
+    dropout,
+    dropout_add_layernorm,
+    gelu,
+    layernorm_alone,
+    linear_cross_entropy,
+    position_embedding,
+    relu,
+)
+from cuda_step_checks import adamw, batch, clipped, cosine_lr, end_of_step, pack_grads, threshold
+from shim.host import KERNELS, KernelError
+from tensorlite import Key
+
+MMA, SCALAR, TILES = "attention_mma.cu", "attention.cu", "attention_tiles.cuh"
+BARRIER = "__syncthreads();"
+tiles = functools.partial(attention, B=1, T=76, H=1)  # two of the tensor cores' tiles, the second with 12 of 64 rows
+masked = functools.partial(attention, B=1, T=76, p=0.3)  # and two heads, after three rows of a batch
+rows = functools.partial(attention, B=1, T=40, H=1)  # two tiles of the scalar kernels, five blocks
+masked_rows = functools.partial(attention, B=1, T=40, p=0.3)
+# A file, what is in it once, what to put in its place, the precision, and the check that must notice.
+PLANTED = [
+    # a barrier less
+    (MMA, "__syncthreads();\n        float p[TILE / 8][4];\n", "float p[TILE / 8][4];\n", "bf16", tiles),
+    (MMA, "__syncthreads();  // before the next tile overwrites k and v", "", "bf16", tiles),
+    (MMA, "__syncthreads();\n        float ds[TILE / 8][4], dp", "float ds[TILE / 8][4], dp", "bf16", tiles),
+    (MMA, "gemm_rs(acc, ds, k);  // 4. dq\n        __syncthreads();", "gemm_rs(acc, ds, k);", "bf16", tiles),
+    (MMA, "__syncthreads();\n        float p[QUERIES / 8][4], dp", "float p[QUERIES / 8][4], dp", "bf16", tiles),
+    (MMA, "gemm_rs(dk, dp, q);  // 4. dk\n        __syncthreads();", "gemm_rs(dk, dp, q);", "bf16", tiles),
+    (SCALAR, "__syncthreads();\n        load_tile(k_tile, k_base", "load_tile(k_tile, k_base", "float32", rows),
+    (SCALAR, "v_base, kv_strides.row, kv0, end);\n        __syncthreads();", "v_base, kv_strides.row, kv0, end);", "float32", rows),
+    (SCALAR, "__syncthreads();\n        load_tile(k_tile, q_base + C", "load_tile(k_tile, q_base + C", "float32", rows),
+    (SCALAR, "2 * C, 3 * C, kv0, end);\n        __syncthreads();", "2 * C, 3 * C, kv0, end);", "float32", rows),
+    (SCALAR, "__syncthreads();\n        load_tile(q_tile", "load_tile(q_tile", "float32", rows),
+    (SCALAR, "C, q0, T);\n        __syncthreads();", "C, q0, T);", "float32", rows),
+    ("layernorm.cu", BARRIER, "", "float32", layernorm_alone),
+    ("reduce.cu", BARRIER, "", "float32", position_embedding),
+    ("common.cuh", BARRIER, "", "float32", clipped),
+    ("random.cuh", BARRIER, "", "float32", dropout),
+    ("embedding.cu", BARRIER, "", "float32", batch),
+    ("optim.cu", BARRIER, "", "float32", adamw),
+    # where a matrix's elements are
+    (TILES, "PITCH + d + lane / 16 * 8);\n#pragma", "PITCH + d + lane / 8 % 2 * 8);\n#pragma", "bf16", tiles),
+    (TILES, "d + lane / 8 % 2 * 8", "d + lane / 16 * 8", "bf16", tiles),
+    (TILES, "(8 * j + lane % 16)", "(8 * j + lane % 8)", "bf16", tiles),
+    (TILES, "PITCH = D + 8", "PITCH = D + 4", "bf16", tiles),
+    (TILES, "if (r + 8 < valid_rows)", "if (r + 7 < valid_rows)", "bf16", tiles),
+    (TILES, "(r + 8) * row_stride + 8 * j", "(r + 7) * row_stride + 8 * j", "bf16", tiles),
+    (SCALAR, "PITCH = D + 1", "PITCH = D + 2", "float32", rows),
+    # which scores count, and what is done with them
+    (MMA, "p[j][i] = column <= row", "p[j][i] = column < row", "bf16", tiles),
+    (MMA, "float p = column <= row + 8 * r", "float p = column <= row + 1 + 8 * r", "bf16", tiles),
+    (MMA, "<= q0 + query", "< q0 + query", "bf16", tiles),
+    (MMA, "? p[j][i] * scale_log2 : -INF", "? p[j][i] * LOG2_E : -INF", "bf16", tiles),
+    (MMA, "acc[j][i] *= alpha[i / 2]", "acc[j][i] *= alpha[i / 3]", "bf16", functools.partial(attention, B=1, T=128, H=1)),
+    (MMA, "= (m[r] + log2f", "= (m[0] + log2f", "bf16", tiles),
+    (MMA, " - delta_shared[query]);", ");", "bf16", tiles),
+    (MMA, "int t = row + 8 * r;", "int t = row + 7 * r;", "bf16", tiles),
+    (SCALAR, "l = l * alpha + warp_sum(p)", "l = l + warp_sum(p)", "float32", rows),
+    (SCALAR, "ds = p * (dp - delta_t)", "ds = p * dp", "float32", rows),
+    (SCALAR, "if (s <= t && t < T)", "if (s < t && t < T)", "float32", rows),
+    # dropout
+    (MMA, "inv_keep / l[0], inv_keep / l[1]", "1.0f / l[0], 1.0f / l[1]", "bf16", masked),
+    (MMA, "dv, inv_keep, inv_keep);", "dv, 1.0f, 1.0f);", "bf16", masked),
+    (MMA, "row) * T + kv_tile * TILE;\n            unsigned mask", "row) * T;\n            unsigned mask", "bf16", masked),
+    (TILES, "lane - t + 2 * half + t / 2", "lane - t + 2 * half + t % 2", "bf16", masked),
+    (TILES, "+ r - own + own / 2 * 8", "+ r - own + own % 2 * 8", "bf16", masked),
+    (TILES, "(r - own + i) * 4 + t) >> own", "(r - own + i) * 4 + t) >> i", "bf16", masked),
+    (SCALAR, "dropout.offset + row * T + s", "row * T + s", "float32", masked_rows),
+    ("random.cuh", "17, 29, 16, 24}", "17, 29, 24, 16}", "float32", dropout),
+    ("random.cuh", "(x.y & 0xffffu) >= thr", "(x.y & 0xffffu) > thr", "float32", functools.partial(threshold, element=2)),
+    ("random.cuh", "counter, (unsigned)(counter >> 32)", "counter, 0u", "float32",
+     functools.partial(dropout, shape=(1, 64), key=Key(1, 2, 2**29))),
+    ("random.cuh", "element / 4) >> (element % 4)", "element / 4) >> (element % 2)", "float32", dropout),
+    ("random.cuh", "(unsigned)*key.step, (unsigned)(*key.step >> 32)", "(unsigned)*key.step, 0u", "float32",
+     functools.partial(batch, counted=2**33 + 1)),
+    ("random.cuh", "key.layer, key.site)", "key.site, key.layer)", "float32", functools.partial(batch, counted=1)),
+    ("dropout.cu", "dropout.offset + chunk.i", "chunk.i", "float32", dropout),
+    ("dropout.cu", "x[j] * dropout.inv_keep", "x[j]", "float32", dropout),
+    ("layernorm.cu", "key, dropout.offset + n * C);\n            for", "key, n * C);\n            for", "float32",
+     functools.partial(dropout_add_layernorm, p=0.3)),
+    ("layernorm.cu", "if (dropout.threshold) apply_dropout(g, dropout, key, dropout.offset + n * C);", "", "float32",
+     functools.partial(dropout_add_layernorm, p=0.3)),
+    # a few of all the rest
+    ("layernorm.cu", "if (channel(i) < C) row", "row", "float32", layernorm_alone),
+    ("layernorm.cu", "+ (warp ? sums[1][c] : 0.0f)", "", "float32", layernorm_alone),
+    ("layernorm.cu", "round_to_storage(s, row.x[i] + branch.x[i])", "row.x[i] + branch.x[i]", "bf16", dropout_add_layernorm),
+    ("reduce.cu", "(blockIdx.y + 1) * rows_each", "(blockIdx.y + 2) * rows_each", "float32",
+     functools.partial(position_embedding, rows=(1100,))),
+    ("common.cuh", "i = 16; i > 0; i /= 2) x +=", "i = 8; i > 0; i /= 2) x +=", "float32", clipped),
+    ("common.cuh", "i + 4 <= n", "i + 3 <= n", "float32", functools.partial(gelu, shape=(1023,))),
+    ("common.cuh", "n / 4 * 4 + thread < n", "n / 4 * 4 + thread <= n", "float32", gelu),
+    ("activations.cu", "v[j] > 0.0f ? d[j]", "v[j] >= 0.0f ? d[j]", "float32", relu),
+    ("optim.cu", "Vec4 y = chunk.load(to);", "Vec4 y = chunk.load(from);", "float32", pack_grads),
+    ("cross_entropy.cu", ": 1.0f) / rows;", ": 1.0f);", "float32", cross_entropy_alone),
+    ("cross_entropy.cu", "v < stride", "v < V", "float32", linear_cross_entropy),
+    ("embedding.cu", "row0 + blockIdx.x", "blockIdx.x", "float32", batch),
+    ("optim.cu", "chunk.i + j < n_decay", "chunk.i < n_decay", "float32", adamw),
+    ("optim.cu", "(float)(hyper.eps * root_c2)", "(float)hyper.eps", "float32", adamw),
+    ("optim.cu", "(*hyper.step + 1) / (hyper.warmup", "*hyper.step / (hyper.warmup", "float32",
+     lambda both: cosine_lr(both, 0.02, 0.003, 4, 7)),
+    ("optim.cu", "loss_ring[2 * slot + 1]", "loss_ring[2 * slot]", "float32", end_of_step),
+]  # fmt: skip
+
+
+def planted_name(planted):
+    file, old, new = (re.sub(r"\s+", " ", text) for text in planted[:3])
+    return f"{file}: {old[:50]} -> {new[:50] or 'nothing'}"
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=planted_name)
+def test_a_planted_mistake_is_noticed(planted):
+    file, old, new, precision, function = planted
+    source = (KERNELS / file).read_text()
+    assert source.count(old) == 1, f"{file} has {old!r} {source.count(old)} times"
+    edited = Both(precision, edits={file: [(old, new)]})
+    with pytest.raises((AssertionError, KernelError)) as caught:
+        function(edited)
+    assert "does not compile" not in str(caught.value)
+    unharmed(function, precision)
+
+
+@functools.cache
+def unharmed(function, precision):
+    """As the kernels stand, the check passes."""
+    function(both(precision))

@@ -1,0 +1,235 @@
+"""What a process may use: control groups as file trees, and, where this machine lets a test make them, as real ones."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpt import limits
+from paths import ROOT
+
+GIB = 2**30
+V1 = Path("/sys/fs/cgroup/memory")
+
+
+def tree(folder, files):
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+V2 = {"proc/self/cgroup": "0::/user.slice/job\n"}
+MEMORY = {
+    "version 2, the group itself": (V2 | {"sys/fs/cgroup/user.slice/job/memory.max": "629145600\n"}, 629145600),
+    "version 2, one around it": (
+        V2 | {"sys/fs/cgroup/user.slice/memory.max": "1000000\n", "sys/fs/cgroup/user.slice/job/memory.max": "max\n"},
+        1000000,
+    ),
+    "version 2, within a container": (V2 | {"sys/fs/cgroup/memory.max": "2000000\n"}, 2000000),
+    "version 1": (
+        {"proc/self/cgroup": "4:memory:/docker/ab\n0::/\n", "sys/fs/cgroup/memory/docker/ab/memory.limit_in_bytes": "3000000\n"},
+        3000000,
+    ),
+    "version 1, within a container": (
+        {"proc/self/cgroup": "4:cpu,memory:/docker/ab\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": "4000000\n"},
+        4000000,
+    ),
+    "no limit": (V2 | {"sys/fs/cgroup/memory.max": "max\n"}, None),
+    "version 1, no limit": (
+        {"proc/self/cgroup": "4:memory:/\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"},
+        None,
+    ),
+    "no files": ({}, None),
+}
+
+
+@pytest.mark.parametrize("case", MEMORY)
+def test_memory_of_a_control_group(case, tmp_path, monkeypatch):
+    files, limit = MEMORY[case]
+    monkeypatch.setattr(limits, "_physical_memory", lambda: 64 * GIB)
+    monkeypatch.setattr(limits, "_shell_limits", lambda _: iter(()))
+    assert limits.available_memory(tree(tmp_path, files)) == (64 * GIB if limit is None else limit)
+
+
+CPU = {
+    "version 2": (V2 | {"sys/fs/cgroup/user.slice/job/cpu.max": "300000 100000\n"}, 3),
+    "version 2, less than one": (V2 | {"sys/fs/cgroup/user.slice/job/cpu.max": "50000 100000\n"}, 1),
+    "version 2, around it": (
+        V2 | {"sys/fs/cgroup/cpu.max": "400000 200000", "sys/fs/cgroup/user.slice/job/cpu.max": "max 100000"},
+        2,
+    ),
+    "version 1": (
+        {
+            "proc/self/cgroup": "7:cpu,cpuacct:/docker/ab\n",
+            "sys/fs/cgroup/cpu/docker/ab/cpu.cfs_quota_us": "550000\n",
+            "sys/fs/cgroup/cpu/docker/ab/cpu.cfs_period_us": "100000\n",
+        },
+        5,
+    ),
+    "version 1, no quota": (
+        {
+            "proc/self/cgroup": "7:cpu:/\n",
+            "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+            "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+        },
+        8,
+    ),
+    "no files": ({}, 8),
+}
+
+
+@pytest.mark.parametrize("case", CPU)
+def test_processors_of_a_control_group(case, tmp_path, monkeypatch):
+    files, expected = CPU[case]
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert limits.processors(tree(tmp_path, files)) == expected
+
+
+@pytest.mark.parametrize(("words", "expected"), [("3", 3), ("3,2", 3), ("0", 1), ("64", 8), ("many", 8), ("", 8)])
+def test_processors_by_the_wish_of_openmp(words, expected, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", words)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert limits.processors(tmp_path) == expected
+
+
+LIMITS = "from gpt.limits import *; print(available_memory(), memory_in_use())"
+
+
+def said(command, **options):
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, **options)
+    return [int(n) for n in done.stdout.split()]
+
+
+@pytest.mark.program
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts the addresses of a process for others to read")
+@pytest.mark.parametrize("flag", ["-v", "-d"])
+def test_the_limit_of_a_shell(flag):
+    """What is reserved and not used is taken off, and what is in use stays."""
+    command = ["sh", "-c", f'ulimit {flag} 4000000 && exec "$@"', "sh", sys.executable, "-c", LIMITS]
+    memory, in_use = said(command, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})
+    assert in_use < memory <= 4000000 * 1024
+
+
+@pytest.mark.program
+@pytest.mark.skipif(not os.access(V1, os.W_OK), reason="no control groups of version 1 that this user may make")
+def test_a_real_control_group_of_version_1():
+    group = V1 / f"tensorlite-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(600 * 2**20))
+        command = ["sh", "-c", f'echo $$ > {group}/tasks && exec "$@"', "sh", sys.executable, "-c", LIMITS]
+        assert said(command)[0] == 600 * 2**20
+    finally:
+        group.rmdir()
+
+
+TINY = [
+    "--preset",
+    "laptop",
+    "--max-iters",
+    "2",
+    "--eval-interval",
+    "2",
+    "--eval-batches",
+    "1",
+    "--device",
+    "cpu",
+    "--data",
+    "text.txt",
+]
+
+
+WATCHED = """
+import atexit, pathlib, runpy, sys
+status, *sys.argv = sys.argv[1:]
+atexit.register(lambda: pathlib.Path(status).write_text(pathlib.Path("/proc/self/status").read_text()))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Run train.py after some words of a shell: the status, what was printed, and the most memory that it had.
+
+    It says so itself: what the system tells of a child's memory counts the parent's too, from before it became another program.
+    """
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 900)
+
+    def run(prelude, *flags):
+        program = [sys.executable, "-c", WATCHED, str(tmp_path / "status"), str(ROOT / "train.py"), *TINY, *flags]
+        command = ["sh", "-c", prelude + '; exec "$@"', "sh", *program]
+        done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        fields = dict(line.split(":", 1) for line in (tmp_path / "status").read_text().splitlines())
+        return done.returncode, done.stdout, int(fields["VmHWM"].split()[0]) * 1024
+
+    return run
+
+
+def printed_estimate(out):
+    number, unit = next(line.split()[2:4] for line in out.splitlines() if line.startswith("memory   about"))
+    return float(number) * {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}[unit.rstrip(",")]
+
+
+@pytest.mark.long
+@pytest.mark.program
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count memory in other units and ways")
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--threads", "1"],
+        ["--threads", "2"],
+        ["--backend", "reference"],
+        ["--threads", "2", "--batch-size", "128"],
+        ["--n-embd", "512", "--batch-size", "2", "--threads", "2"],
+    ],
+    ids=" ".join,
+)
+def test_the_estimate_is_near_the_measured_peak(flags, train):
+    """Within a fifth below and a half above: what is estimated fits, and little that fits is refused."""
+    status, out, peak = train(":", *flags)
+    assert status == 0, out
+    assert 0.8 < printed_estimate(out) / peak < 1.5
+
+
+@pytest.mark.long
+@pytest.mark.program
+@pytest.mark.skipif(not os.access(V1, os.W_OK), reason="no control groups of version 1 that this user may make")
+def test_a_container_of_600_mb(train):
+    """What is said to fit trains in it, and what would not is refused before any work."""
+    group = V1 / f"tensorlite-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(600 * 2**20))
+        enter = f"echo $$ > {group}/tasks"
+        status, out, peak = train(enter, "--threads", "2", "--batch-size", "96")
+        assert status == 0, out
+        assert 300 * 2**20 < peak < 600 * 2**20
+        status, out, peak = train(enter, "--threads", "2", "--batch-size", "192")
+        assert status == 2
+        assert "the cpu has 600 MiB; lower --batch-size" in out
+        assert peak < 200 * 2**20
+    finally:
+        group.rmdir()
+
+
+@pytest.mark.long
+@pytest.mark.program
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts the addresses of a process for others to read")
+def test_limits_of_addresses_end_in_one_line_or_not_at_all(train):
+    """Whatever `ulimit -v` is: a run that begins comes to its end."""
+    statuses = []
+    for mebibytes in range(350, 1000, 50):
+        status, out, _ = train(f"ulimit -v {mebibytes * 1024}", "--threads", "2")
+        assert status in (0, 2), f"{mebibytes} MiB: {out}"
+        assert "Traceback" not in out
+        if status == 2:
+            assert "; lower --" in out.splitlines()[-1]
+            assert not any(line.startswith("step") for line in out.splitlines())
+        statuses.append(status)
+    assert statuses == sorted(statuses, reverse=True)
+    assert set(statuses) == {0, 2}

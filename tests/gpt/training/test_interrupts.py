@@ -1,0 +1,85 @@
+"""Signals: a run that is interrupted saves, and resumes as if it had never stopped."""
+
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+from gpt.training import evaluate, interrupts
+from trainers import trainer, without_time
+
+
+def test_an_evaluation_that_is_interrupted_is_done_again(corpus, tmp_path, monkeypatch):
+    """The resumed run equals a straight one, bit for bit, its log included."""
+    straight = trainer(corpus, tmp_path / "a")
+    straight.run()
+    for at in (0, 8):
+        run = trainer(corpus, tmp_path / f"b{at}")
+        real = evaluate.split_loss
+
+        def interrupted(workers, *args, real=real, run=run, at=at):
+            if run.state.step == at:
+                os.kill(os.getpid(), signal.SIGINT)
+            return real(workers, *args)
+
+        monkeypatch.setattr("gpt.training.trainer.split_loss", interrupted)
+        assert run.run() == signal.SIGINT
+        assert [r["step"] for r in run.history] == list(range(0, at, 4))
+        monkeypatch.setattr("gpt.training.trainer.split_loss", real)
+        resumed = trainer(corpus, tmp_path / f"b{at}", resume=True)
+        assert resumed.run() is None
+        assert without_time(resumed.history) == without_time(straight.history)
+        np.testing.assert_array_equal(resumed.state.params, straight.state.params)
+
+
+def test_a_long_evaluation_answers_a_signal_soon(corpus, tmp_path, monkeypatch):
+    """Each of its pieces may take a moment; those that have not begun are left."""
+    run = trainer(corpus, tmp_path / "a")
+    forward, seen = run.model.forward, []
+
+    def slow(*args, **options):
+        seen.append(1)
+        if len(seen) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return forward(*args, **options)
+
+    monkeypatch.setattr(run.model, "forward", slow)
+    assert run.run() == signal.SIGINT
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_second_signal_acts_at_once_and_ignored_hangups_stay_ignored(name):
+    number = getattr(signal, name, None)
+    if number is None:
+        pytest.skip(f"this system has no {name}")
+    before = signal.getsignal(number)
+    for handler in (signal.SIG_DFL, signal.SIG_IGN, before):
+        signal.signal(number, handler)
+        try:
+            with interrupts.catch_signals() as caught:
+                if name == "SIGHUP" and handler == signal.SIG_IGN:
+                    os.kill(os.getpid(), number)
+                    assert caught == []
+                    continue
+                os.kill(os.getpid(), number)
+                assert caught == [number]
+                assert signal.getsignal(number) not in (signal.SIG_IGN, None)
+            assert signal.getsignal(number) == handler
+        finally:
+            signal.signal(number, before)
+
+
+def test_in_a_thread_signals_stay_the_main_threads():
+    found = []
+
+    def inside():
+        with interrupts.catch_signals() as caught:
+            found.append(caught)
+
+    thread = threading.Thread(target=inside)
+    thread.start()
+    thread.join()
+    assert found == [[]]

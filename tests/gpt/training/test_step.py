@@ -1,0 +1,76 @@
+"""A step is its parts, accumulation is a larger batch, and another array library gives the same values."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+import fake_cupy
+from gpt.generate import generate
+from gpt.models import MODELS
+from gpt.training.data_parallel import Workers
+from gpt.training.evaluate import split_loss
+from gpt.training.step import TrainState, loss_and_gradients, train_step
+from small import config_of, start
+from tensorlite import ReferenceOps, to_numpy
+from trainers import TRAIN
+
+OPS = ReferenceOps()
+
+
+def test_a_step_is_its_parts():
+    """Batch, key, loss, gradient, clipping, schedule, decay groups, Adam's count: each argument where it belongs."""
+    config = config_of("gpt", dropout=0.3)
+    train = dataclasses.replace(TRAIN, learning_rate=0.02, warmup_iters=2, weight_decay=0.3, beta1=0.8, beta2=0.9, grad_clip=0.1)
+    data = np.random.default_rng(0).integers(0, config.vocab_size, 300)
+    state, twin = start(config, std=0.3), start(config, std=0.3)
+    for n in range(6):
+        loss, norm = train_step(OPS, MODELS["gpt"], state, data, config, train, seed=3)
+        key = OPS.step_key(3, n)
+        idx, targets = OPS.get_batch(data, OPS.fold_in(key, 0, "batch"), train.batch_size, config.block_size)
+        twin_loss, cache = MODELS["gpt"].forward(OPS, twin.table.tree(twin.params), idx, targets, config, key)
+        OPS.pack_grads(twin.table.leaves(MODELS["gpt"].backward(OPS, 1.0, cache)), twin.table.views(twin.grads))
+        assert (loss, norm) == (twin_loss, OPS.clip_grad_norm_(twin.grads, 0.1))
+        assert norm > 0.1
+        lr = OPS.cosine_lr(n, 0.02, 0.001, 2, 12)
+        groups = {"weight_decay": 0.3, "n_decay": twin.table.n_decay}
+        OPS.adamw_(twin.params, twin.grads, twin.m, twin.v, t=n + 1, lr=lr, beta1=0.8, beta2=0.9, **groups)
+        np.testing.assert_array_equal(state.params, twin.params)
+    assert 0 < state.table.n_decay < state.table.size
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_accumulation_is_a_larger_batch(dropout):
+    """2 x 3 rows and 3 x 2 rows are the same 6 rows, masks included: the same loss and gradient to rounding."""
+    config = config_of("gpt", dropout=dropout)
+    data = np.random.default_rng(0).integers(0, config.vocab_size, 500)
+    found = []
+    for rows, steps in ((6, 1), (3, 2), (2, 3)):
+        state = start(config, std=0.3)
+        train = dataclasses.replace(TRAIN, batch_size=rows, gradient_accumulation_steps=steps)
+        loss = loss_and_gradients(OPS, MODELS["gpt"], state, data, config, train, seed=3)
+        found.append((float(loss), state.grads))
+    for loss, grads in found[1:]:
+        assert math.isclose(loss, found[0][0], rel_tol=1e-12)
+        np.testing.assert_allclose(grads, found[0][1], rtol=1e-9, atol=1e-13)
+
+
+def test_training_and_generation_on_another_array_library(monkeypatch):
+    """Three steps, an evaluation and a text with CuPy's manners, and NumPy's numbers."""
+    cupy = fake_cupy.module()
+    monkeypatch.setitem(__import__("sys").modules, "cupy", cupy)
+    config = config_of("gpt", dropout=0.2)
+    data, results = np.random.default_rng(0).integers(0, config.vocab_size, 300), []
+    for xp in (np, cupy):
+        state = TrainState.start(start(config).table, start(config).params, xp)
+        on_device = xp.asarray(data)
+        losses = [
+            float(train_step(ReferenceOps(check=False), MODELS["gpt"], state, on_device, config, TRAIN, 0)[0]) for _ in range(3)
+        ]
+        params = state.table.tree(state.params)
+        losses.append(split_loss(Workers.of(OPS), MODELS["gpt"], params, on_device, config, 4))
+        tokens = list(generate(OPS, MODELS["gpt"], params, xp.asarray(data[:2]), 12, config))
+        results.append((losses, tokens, to_numpy(state.params)))
+    assert results[0][:2] == results[1][:2]
+    np.testing.assert_array_equal(results[0][2], results[1][2])

@@ -1,0 +1,59 @@
+"""docs/architecture.md is what the files say; imports go one way; the package lists every folder."""
+
+import sys
+import tomllib
+
+import pytest
+
+from paths import ROOT
+
+sys.path.insert(0, str(ROOT / "docs"))
+import draw_architecture as architecture
+
+SOURCES = [p for folder in architecture.PACKAGES for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".cu", ".cuh")]
+
+
+def test_the_page_is_what_the_files_say():
+    assert architecture.page() == architecture.PAGE.read_text(encoding="utf-8"), "run python docs/draw_architecture.py"
+
+
+def test_a_file_says_in_a_short_sentence_what_it_is():
+    found = {path.relative_to(ROOT).as_posix(): len(architecture.first_sentence(path)) for path in SOURCES}
+    assert not {name: length for name, length in found.items() if not 10 <= length <= architecture.LONGEST}
+
+
+LAYERS = {  # a package may import those named, and itself
+    "tensorlite/reference": {"tensorlite"},
+    "tensorlite/cpu": {"tensorlite", "tensorlite/reference"},
+    "tensorlite/cuda/runtime": {"tensorlite"},
+    "tensorlite/cuda": {"tensorlite", "tensorlite/reference", "tensorlite/cuda/runtime"},
+    "tensorlite/testing": {"tensorlite", "tensorlite/testing/bugs"},
+    "tensorlite/testing/bugs": {"tensorlite", "tensorlite/reference"},
+    "gpt/models": {"gpt"},
+}
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_imports_go_one_way(package):
+    assert set(architecture.imports()[package]) <= LAYERS[package]
+
+
+def test_nothing_below_imports_what_is_above():
+    found = architecture.imports()
+    assert not [package for package, others in found.items() if package.startswith("tensorlite") and "gpt" in str(others)]
+    assert not [other for other in found["gpt/training"] if other == "gpt/analysis"]
+
+
+def test_the_places_that_the_picture_names_exist():
+    for *_, where in architecture.BOXES.values():
+        for name in where.split(", "):
+            if name.endswith(".py"):
+                assert (ROOT / name).is_file()
+
+
+def test_the_package_has_every_folder():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    folders = {p.parent.relative_to(ROOT).as_posix().replace("/", ".") for p in SOURCES if p.name == "__init__.py"}
+    assert set(settings["packages"]) == folders
+    files = {p for pattern in settings["package-data"]["tensorlite.cuda"] for p in (ROOT / "tensorlite" / "cuda").glob(pattern)}
+    assert files == {p for p in SOURCES if p.suffix != ".py"}

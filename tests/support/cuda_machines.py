@@ -1,0 +1,88 @@
+"""What the checks of the CUDA backend run on: its kernels on a CPU, in two orders of threads.
+
+The tests of a GPU put a machine of their own in the place of `Both`, and its ways to copy, read and compare arrays in the place of
+`guarded`, `as_bytes` and `close`: so checks take a machine as argument, and these functions from this module when they are called.
+"""
+
+import functools
+
+import numpy as np
+import pytest
+
+from cuda_bounds import UNIT
+from cuda_bounds import close as close  # what the checks use
+from shim.host import HostRuntime, require_compiler
+from tensorlite import Key, cuda
+
+PRECISIONS = ("float32", "bf16")
+KEY = Key(5, 6, 3)
+every_precision = pytest.mark.parametrize("precision", PRECISIONS)
+
+
+def as_arrays(value):
+    """The arrays of nested tuples in a row, absent ones included."""
+    return [a for part in value for a in as_arrays(part)] if isinstance(value, tuple) else [value]
+
+
+def guarded(ops, a):
+    """A copy of an array between guard zones: a write out of bounds is reported."""
+    copy = ops.runtime.empty(a.shape, a.dtype)
+    copy[...] = a
+    return copy
+
+
+def surrounded(a):
+    """A copy of an array amid large values: a read out of bounds is felt. NaN would look like a guard zone where it is written."""
+    if not isinstance(a, np.ndarray):
+        return a
+    room = np.full(a.nbytes + 1024, 0x7E, np.uint8)  # in float32 and bf16 8e37, as an id or an integer too large
+    start = 256 + -room.ctypes.data % 256
+    copy = room[start : start + a.nbytes].view(a.dtype).reshape(a.shape)
+    copy[...] = a
+    return copy
+
+
+class Both:
+    """The backend on two machines, whose threads run in opposite orders."""
+
+    def __init__(self, precision, edits=None, separate=False):
+        require_compiler()
+        orders = [HostRuntime(order, edits=edits, separate=separate) for order in ("forward", "reversed")]
+        self.ops = [cuda.CUDAOps(precision, runtime=host) for host in orders]
+        self.dtype = self.ops[0].dtype
+        self.unfused_unit = UNIT[self.dtype] if separate else 0.0
+
+    def run(self, function, *arrays):
+        """function(ops, *arrays), as a flat list: bitwise identical on both, and the arrays as they were."""
+        results = []
+        for ops in self.ops:
+            moved = [surrounded(a) for a in arrays]
+            results.append(as_arrays(function(ops, *moved)))
+            assert all(a is None or np.array_equal(as_bytes(a), as_bytes(b)) for a, b in zip(arrays, moved, strict=True))
+        for a, b in zip(*results, strict=True):
+            assert (a is None) == (b is None)
+            assert a is None or np.array_equal(as_bytes(a), as_bytes(b)), "the order of threads or blocks shows in the result"
+        return results[0]
+
+    def draw(self, random, *shape, size=1.0):
+        """Normal values that the precision can hold."""
+        return np.asarray(size * random.standard_normal(shape)).astype(self.dtype)
+
+
+def as_bytes(a):
+    return np.frombuffer(np.ascontiguousarray(a).tobytes(), np.uint8)
+
+
+@functools.cache
+def both(precision, separate=False):
+    return Both(precision, separate=separate)
+
+
+def in_float64(value):
+    if type(value) is tuple:
+        return tuple(map(in_float64, value))
+    return value.astype(np.float64) if isinstance(value, np.ndarray) and value.dtype in UNIT else value
+
+
+def generator(*seeds):
+    return np.random.default_rng([int(n) for n in seeds])
