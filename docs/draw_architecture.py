@@ -22,8 +22,8 @@ def first_sentence(path: Path) -> str:
     if path.suffix == ".py":
         text = ast.get_docstring(ast.parse(text)) or ""
     else:
-        comment = re.match(r"(?://.*\n)+", text)
-        text = re.sub(r"^// ?", "", comment.group(), flags=re.MULTILINE) if comment else ""
+        header = re.match(r"(?://.*\n)+", text)
+        text = re.sub(r"^// ?", "", header.group(), flags=re.MULTILINE) if header else ""
     paragraph = " ".join(text.split("\n\n")[0].split())
     return re.split(r"(?<=[\w)`\"])\.\s(?!\d)", paragraph + " ")[0].strip().rstrip(".")
 
@@ -70,7 +70,7 @@ def tree(*roots: str) -> str:
             if path.suffix in (".py", ".cu", ".cuh"):
                 lines.append((f"{'  ' * (depth + 1)}{path.name}", comment(path)))
         for path in entries:
-            if path.is_dir() and any(path.rglob("*.py")) | any(path.rglob("*.cu")):
+            if path.is_dir() and (any(path.rglob("*.py")) or any(path.rglob("*.cu"))):
                 walk(path, depth + 1)
 
     for root in roots:
@@ -79,35 +79,33 @@ def tree(*roots: str) -> str:
         else:
             walk(ROOT / root, 0)
     width = max(len(name) for name, _ in lines) + 2
-    return "\n".join(f"{name:{width}}{comment}".rstrip() for name, comment in lines)
+    return "\n".join(f"{name:{width}}{sentence}".rstrip() for name, sentence in lines)
 
 
-def package_of(path: Path) -> str:
-    """The folder of a module, as "gpt/training"."""
-    return path.parent.relative_to(ROOT).as_posix()
+def package_of(name: str) -> str:
+    """The folder of what is imported by a dotted name, as "gpt/training"; "" where it is no part of this project."""
+    path = Path(*name.split("."))
+    if path.parts[0] not in PACKAGES:
+        return ""
+    while not (ROOT / path).is_dir():
+        path = path.parent
+    return path.as_posix()
 
 
 @functools.cache
 def imports() -> dict[str, list[str]]:
     """For each package, the packages that its modules import."""
     found: dict[str, set[str]] = {}
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            here = found.setdefault(package_of(path), set())
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Import):
-                    names = [alias.name for alias in node.names]
-                elif isinstance(node, ast.ImportFrom) and node.module:
-                    names = [f"{node.module}.{alias.name}" for alias in node.names]
-                else:
-                    continue
-                for name in names:
-                    target = ROOT / Path(*name.split("."))
-                    while target != ROOT and not (target.with_suffix(".py").exists() or target.is_dir()):
-                        target = target.parent
-                    if target != ROOT and name.split(".")[0] in PACKAGES:
-                        here.add(package_of(target.with_suffix(".py") if not target.is_dir() else target / "x"))
-    return {package: sorted(others - {package}) for package, others in found.items()}
+    for path in sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py")):
+        here = path.parent.relative_to(ROOT).as_posix()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found.setdefault(here, set()).update(map(package_of, names))
+    return {package: sorted(others - {package, ""}) for package, others in sorted(found.items())}
 
 
 def who_imports_whom() -> str:
@@ -149,21 +147,22 @@ def draw() -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    mpl.rcParams |= {"svg.hashsalt": "tensorlite", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
-    figure = Figure(figsize=(10, 4))
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(-0.5, 3.5), ylim=(-0.4, 2.4))
-    axes.axis("off")
-    style = {"boxstyle": "round,pad=0.5", "facecolor": "#eef3f8", "edgecolor": "#30506e"}
-    drawn = {
-        name: axes.text(x, y, f"{words}\n{where}", ha="center", va="center", bbox=style)
-        for name, (x, y, words, where) in BOXES.items()
-    }
-    figure.draw_without_rendering()  # now the boxes have their sizes, where arrows begin and end
-    for a, b in ARROWS:
-        ends = {"patchA": drawn[a].get_bbox_patch(), "patchB": drawn[b].get_bbox_patch(), "shrinkA": 1, "shrinkB": 2}
-        axes.annotate("", BOXES[b][:2], BOXES[a][:2], arrowprops={"arrowstyle": "->", "color": "#30506e", **ends})
-    figure.savefig(PICTURE, metadata={"Date": None, "Creator": None})
+    look = {"svg.hashsalt": "tensorlite", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
+    with mpl.rc_context(look):
+        figure = Figure(figsize=(10, 4))
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set(xlim=(-0.5, 3.5), ylim=(-0.4, 2.4))
+        axes.axis("off")
+        style = {"boxstyle": "round,pad=0.5", "facecolor": "#eef3f8", "edgecolor": "#30506e"}
+        drawn = {
+            name: axes.text(x, y, f"{words}\n{where}", ha="center", va="center", bbox=style)
+            for name, (x, y, words, where) in BOXES.items()
+        }
+        figure.draw_without_rendering()  # now the boxes have their sizes, where arrows begin and end
+        for a, b in ARROWS:
+            ends = {"patchA": drawn[a].get_bbox_patch(), "patchB": drawn[b].get_bbox_patch(), "shrinkA": 1, "shrinkB": 2}
+            axes.annotate("", BOXES[b][:2], BOXES[a][:2], arrowprops={"arrowstyle": "->", "color": "#30506e", **ends})
+        figure.savefig(PICTURE, metadata={"Date": None, "Creator": None})
 
 
 def page() -> str:

@@ -14,13 +14,14 @@ import tyro
 from threadpoolctl import threadpool_limits
 
 from gpt import console
-from gpt.analysis.announce import blas_threads, default_threads, describe, estimated_time
+from gpt.analysis.announce import describe, estimated_time
 from gpt.analysis.dry_run import step_table
 from gpt.analysis.gpus import figures_for
 from gpt.analysis.profile import profile
 from gpt.config import PRESETS, ModelConfig, TrainConfig, override
 from gpt.errors import CheckpointError, ConfigError
 from gpt.generate import generate
+from gpt.limits import processors
 from gpt.reading import is_stream
 from gpt.train_args import Args
 from gpt.training import checkpoint, run_dir
@@ -130,6 +131,21 @@ def dry_run(args: Args, device: Device) -> int:
     setup = make_setup(args, device)
     print(step_table(setup.model, setup.train, args.precision, len(setup.corpus.train), gpu))
     return 0
+
+
+def blas_threads(workers: Workers, threads: int) -> int:
+    """With several shards each matmul stays on the thread of its shard, because its result, bit for bit, depends on its threads."""
+    return threads if workers.shards == 1 else 1
+
+
+def default_threads(model: ModelConfig, device: Device, local_size: int = 1) -> int:
+    """All processors, or this rank's share of them, but one thread for a small stage, whose matmuls end before another wakes up.
+
+    A GPU is fed by one thread.
+    """
+    if device.name != "cpu":
+        return 1
+    return 1 if model.n_embd < 100 and model.block_size < 32 else max(1, processors() // local_size)
 
 
 def make_setup(args: Args, device: Device) -> RunSetup:

@@ -4,30 +4,14 @@ from threadpoolctl import threadpool_info
 
 from gpt.analysis.cost import available_bytes, estimate_cost, time_call
 from gpt.analysis.format import human_bytes, human_seconds
-from gpt.config import ModelConfig
 from gpt.errors import ConfigError
-from gpt.limits import memory_in_use, processors
+from gpt.limits import memory_in_use
 from gpt.training.backends import Backend
 from gpt.training.data_parallel import Workers
 from gpt.training.evaluate import evaluated_chars, rows_per_pass
 from gpt.training.run_setup import RunSetup
 from gpt.training.trainer import Trainer
 from tensorlite import Device
-
-
-def blas_threads(workers: Workers, threads: int) -> int:
-    """With several shards each matmul stays on the thread of its shard, because its result, bit for bit, depends on its threads."""
-    return threads if workers.shards == 1 else 1
-
-
-def default_threads(model: ModelConfig, device: Device, local_size: int = 1) -> int:
-    """All processors, or this rank's share of them, but one thread for a small stage, whose matmuls end before another wakes up.
-
-    A GPU is fed by one thread.
-    """
-    if device.name != "cpu":
-        return 1
-    return 1 if model.n_embd < 100 and model.block_size < 32 else max(1, processors() // local_size)
 
 
 def blas_kernels() -> str:

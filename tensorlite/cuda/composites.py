@@ -7,7 +7,7 @@ from typing import Any
 
 from tensorlite.arrays import Array, array_namespace
 from tensorlite.cuda.cross_entropy import gradient, mean_loss
-from tensorlite.cuda.layout import pad_columns, padded_vocab_size
+from tensorlite.cuda.layout import pad_columns, whole_tiles
 from tensorlite.cuda.linear import padded_backward
 from tensorlite.reference import composites
 from tensorlite.reference.cross_entropy import check_cross_entropy
@@ -55,7 +55,7 @@ def linear_cross_entropy_forward(ops: Any, x: Array, w: Array, b: Array | None, 
     check_cross_entropy((*x.shape[:-1], V), targets)
     if ops.check:
         check_indices(targets, V, "cross_entropy: targets")
-    padded_vocab = padded_vocab_size(V)
+    padded_vocab = whole_tiles(V)
     x, w = ops.operand(x), pad_columns(ops, ops.matrix(w), padded_vocab)
     logits = ops.float32(x.size // C, padded_vocab)
     bias = None if b is None else pad_columns(ops, ops.cast(ops.vector(b), logits.dtype), padded_vocab)

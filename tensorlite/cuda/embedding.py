@@ -7,7 +7,7 @@ from typing import Any
 
 from tensorlite.arrays import Array, array_namespace
 from tensorlite.cuda.launch import BLOCK, blocks, ceil_div
-from tensorlite.cuda.layout import c_integer, pad_columns, padded_vocab_size, padded_width, place_columns
+from tensorlite.cuda.layout import c_integer, pad_columns, padded_width, place_columns, whole_tiles
 from tensorlite.cuda.reduce import sum_rows
 from tensorlite.cuda.runtime.device_key import DeviceKey, pack_key
 from tensorlite.random import Key
@@ -36,7 +36,7 @@ def embedding_backward(ops: Any, dy: Array, cache: tuple) -> Array:
     ids, table = cache
     array_namespace(dy, table)
     V, C = table.shape
-    padded_vocab = padded_vocab_size(V)
+    padded_vocab = whole_tiles(V)
     dy = pad_columns(ops, ops.gradient(dy, (*ids.shape, C), "embedding").reshape(-1, C), padded_width(C))
     onehot, dtable = ops.empty((ids.size, padded_vocab)), ops.float32(padded_vocab, dy.shape[1])
     grid = blocks(32 * ids.size, BLOCK)

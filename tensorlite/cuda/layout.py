@@ -40,14 +40,14 @@ def contiguous(ops: Any, x: Array) -> Array:
     return y
 
 
-def padded_vocab_size(V: int) -> int:
-    """V, up to a multiple of TILE_COLS."""
-    return ceil_div(V, TILE_COLS) * TILE_COLS
+def whole_tiles(D: int) -> int:
+    """D, up to a multiple of TILE_COLS."""
+    return ceil_div(D, TILE_COLS) * TILE_COLS
 
 
 def padded_width(D: int) -> int:
     """D, or a multiple of TILE_COLS where rows of D bf16 values are not whole pieces of 16 bytes."""
-    return D if D % WIDTH == 0 else padded_vocab_size(D)
+    return D if D % WIDTH == 0 else whole_tiles(D)
 
 
 def pad_columns(ops: Any, x: Array, width: int) -> Array:
