@@ -20,6 +20,7 @@ from gpt.errors import DataError
 from gpt.reading import Text, clean, name_of, read_bytes
 from gpt.tokenizer import CODE_POINTS, CharTokenizer, unknown_characters
 from tensorlite.cache_dir import cache_folder, write_whole
+from tensorlite.integers import ceil_div
 
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 WEB = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -88,7 +89,7 @@ def load_corpus(
         val, val_dropped = _encoded(tokenizer, val_texts, drop_unknown)
         dropped += val_dropped
     else:
-        n, need = int(0.9 * have), max(-(-need * 10 // 9), 20)
+        n, need = int(0.9 * have), max(ceil_div(10 * need, 9), 20)
         train, val = train[:n], train[n:]
     if len(train) < block_size + 1 or have < need:
         raise DataError(f"{name} has {have} characters; a context of {block_size} needs at least {need}: lower --block-size")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tensorlite.arrays import Array
+from tensorlite.integers import round_up
 
 ALIGN = 64  # elements: every parameter starts on a 256-byte boundary, as vector loads like it; the gaps stay zero
 
@@ -42,7 +43,7 @@ class ParamTable:
                 n = int(np.prod(param.shape))
                 self.slots[param.name] = slice(end, end + n)
                 self.n_decay = end + n if param.decays else self.n_decay
-                end += -(-n // ALIGN) * ALIGN
+                end += round_up(n, ALIGN)
         self.size = end
         self.n_params = sum(s.stop - s.start for s in self.slots.values())
 

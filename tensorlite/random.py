@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tensorlite.arrays import Array
+from tensorlite.integers import ceil_div
 
 ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 PARITY = 0x1BD11BDA  # the key schedule's constant
@@ -96,7 +97,7 @@ def keep_mask(xp: Any, key: Key, shape: tuple[int, ...], p: float) -> Array:
     """
     rows, per_row = shape[0], math.prod(shape[1:])
     offset = key.row0 * per_row
-    lanes = _lanes(xp, key, offset // LANES, -(-(offset + rows * per_row) // LANES))
+    lanes = _lanes(xp, key, offset // LANES, ceil_div(offset + rows * per_row, LANES))
     mask = lanes[offset % LANES : offset % LANES + rows * per_row] >= xp.uint16(drop_threshold(p))
     return mask.reshape(shape)
 

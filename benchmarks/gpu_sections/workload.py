@@ -8,6 +8,7 @@ import numpy as np
 
 from gpt.config import PRESETS
 from tensorlite.cuda import CUDAOps
+from tensorlite.integers import ceil_div
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG, TRAIN = PRESETS["shakespeare"].model, PRESETS["shakespeare"].train
@@ -28,5 +29,5 @@ def numbers(ops: Any, *shape: int) -> Any:
     """An array of random numbers of N(0, 1), repeated where it is large."""
     xp, size = ops.runtime.xp, math.prod(shape)
     some = np.random.default_rng(size % 97).standard_normal(min(size, 1 << 20), np.float32)
-    whole = xp.tile(xp.asarray(some), -(-size // some.size))[:size].reshape(shape)
+    whole = xp.tile(xp.asarray(some), ceil_div(size, some.size))[:size].reshape(shape)
     return ops.cast(xp.ascontiguousarray(whole), ops.dtype)

@@ -12,6 +12,7 @@ from gpt.training.evaluate import evaluated_chars, rows_per_pass
 from gpt.training.run_setup import RunSetup
 from gpt.training.trainer import Trainer
 from tensorlite import Device
+from tensorlite.integers import ceil_div
 
 
 def blas_kernels() -> str:
@@ -25,7 +26,7 @@ def blas_kernels() -> str:
 def describe(setup: RunSetup, device: Device, backend: Backend, workers: Workers, threads: int) -> None:
     """Print what will run and what it needs. Raises ConfigError when the device's memory cannot hold it."""
     model, corpus = setup.model, setup.corpus
-    shard_rows, eval_rows = -(-setup.train.batch_size // workers.shards), rows_per_pass(workers, setup.train.batch_size, model)
+    shard_rows, eval_rows = ceil_div(setup.train.batch_size, workers.shards), rows_per_pass(workers, setup.train.batch_size, model)
     cost = estimate_cost(
         model,
         setup.train,
@@ -83,6 +84,6 @@ def estimated_time(trainer: Trainer) -> str:
     validated = evaluated_chars(len(trainer.val_data), trainer.model_config.block_size, cfg.val_chars)
     evaluated = validated + cfg.eval_batches * cfg.batch_size * trainer.model_config.block_size
     evaluation = step / 3 * evaluated / trainer.tokens_per_step
-    evaluations = -(-left // cfg.eval_interval) + (not trainer.history)
+    evaluations = ceil_div(left, cfg.eval_interval) + (not trainer.history)
     total = left * step + evaluations * evaluation
     return f"about {human_seconds(total)}: {left} steps of {step:.3g} s, timed here, and evaluations of {evaluation:.2g} s"

@@ -10,6 +10,7 @@ from gpt.config import ModelConfig, TrainConfig
 from gpt.limits import available_memory
 from gpt.models import MODELS
 from gpt.params import Param, ParamTable
+from tensorlite.integers import ceil_div
 from tensorlite.meta import MetaArray, MetaOps, cache_bytes
 from tensorlite.op_info import OP_INFO, OpInfo
 
@@ -64,7 +65,7 @@ def estimate_cost(
     """
     ops = MetaOps(op_table)
     local_shards = train.shards if local_shards is None else local_shards
-    batch_rows = -(-train.batch_size * local_shards // train.shards)
+    batch_rows = ceil_div(train.batch_size * local_shards, train.shards)
     table, cached = run_on_meta(ops, config, batch_rows, itemsize)
     largest = max(ops.largest, table.size)  # attention's scores, say, where the backend stores them
     copies = 6 if on_cpu else 4  # of the timed state; or, larger, three that are being written and the file that they make

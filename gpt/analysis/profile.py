@@ -17,6 +17,7 @@ from gpt.analysis.format import human_bytes
 from gpt.analysis.instrument import Observer, instrument
 from gpt.training.step import loss_and_gradients, update
 from gpt.training.trainer import Trainer
+from tensorlite.integers import ceil_div
 from tensorlite.meta import MetaOps, cache_bytes
 from tensorlite.reference.ops import ReferenceOps
 
@@ -77,7 +78,7 @@ def cost_observer(costs: OpCosts, ops: MetaOps, backend: type) -> Observer:
 def measure(trainer: Trainer) -> tuple[OpCosts, int]:
     """Return the costs of the median step of one shard on this thread, and the batch rows of that shard."""
     workers, config, train = trainer.workers, trainer.model_config, trainer.train_config
-    batch_rows = range(-(-train.batch_size // train.shards))
+    batch_rows = range(ceil_div(train.batch_size, train.shards))
     synchronize = trainer.xp.cuda.Device().synchronize if trainer.xp.__name__ == "cupy" else lambda: None
 
     def now() -> float:

@@ -8,13 +8,14 @@ import numpy as np
 from gpt.config import ModelConfig
 from gpt.training.data_parallel import Workers
 from tensorlite.arrays import Array, array_namespace
+from tensorlite.integers import ceil_div
 
 EVAL_TOKENS = 1024  # at least this many per forward pass: small batches waste time
 
 
 def rows_per_pass(workers: Workers, batch_size: int, config: ModelConfig) -> int:
     """Rows per forward pass: one shard's worth, which is known to fit in memory, but at least EVAL_TOKENS tokens."""
-    return max(-(-batch_size // workers.shards), EVAL_TOKENS // config.block_size)
+    return max(ceil_div(batch_size, workers.shards), EVAL_TOKENS // config.block_size)
 
 
 def train_loss(

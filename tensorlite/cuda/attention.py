@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from tensorlite.arrays import Array, array_namespace
-from tensorlite.cuda.launch import ceil_div
+from tensorlite.integers import ceil_div
 from tensorlite.kv_cache import LayerCache
 from tensorlite.random import Key
 from tensorlite.reference.attention import split_heads

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from tensorlite.arrays import Array, array_namespace
-from tensorlite.cuda.launch import ceil_div
 from tensorlite.cuda.layout import c_integer
+from tensorlite.integers import ceil_div
 from tensorlite.reference.cross_entropy import check_cross_entropy
 from tensorlite.reference.indices import check_indices
 

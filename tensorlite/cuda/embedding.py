@@ -6,10 +6,11 @@ The kernel file says what differs; the derivations are in tensorlite/reference/e
 from typing import Any
 
 from tensorlite.arrays import Array, array_namespace
-from tensorlite.cuda.launch import BLOCK, blocks, ceil_div
+from tensorlite.cuda.launch import BLOCK, blocks
 from tensorlite.cuda.layout import c_integer, pad_columns, padded_width, place_columns, whole_tiles
 from tensorlite.cuda.reduce import sum_rows
 from tensorlite.cuda.runtime.device_key import DeviceKey, pack_key
+from tensorlite.integers import round_up
 from tensorlite.random import Key
 from tensorlite.reference.embedding import check_position_embedding
 from tensorlite.reference.indices import check_indices
@@ -26,7 +27,7 @@ def embedding_forward(ops: Any, ids: Array, table: Array) -> tuple[Array, tuple]
     ids, table, C = xp.ascontiguousarray(ids), ops.operand(table), table.shape[1]
     y = ops.empty((*ids.shape, C))
     if ids.size:
-        block = min(BLOCK, ceil_div(C, 32) * 32)
+        block = min(BLOCK, round_up(C, 32))
         ops.launch(FILE, "lookup", ids.size, block, ids, table, y, C, scalar_t=ops.c_scalar(), index_t=index_t)
     return y, (ids, table)
 
@@ -78,5 +79,5 @@ def get_batch(ops: Any, data: Array, key: Key | DeviceKey, rows: int, block_size
     idx, targets = (ops.runtime.empty((rows, block_size), data.dtype) for _ in range(2))
     args = (data, len(data), pack_key(key, ops.address), key.row0, idx, targets, block_size)
     index_t = c_integer(data, "get_batch: data")
-    ops.launch(FILE, "get_batch", rows, min(BLOCK, ceil_div(block_size, 32) * 32), *args, scalar_t="float", index_t=index_t)
+    ops.launch(FILE, "get_batch", rows, min(BLOCK, round_up(block_size, 32)), *args, scalar_t="float", index_t=index_t)
     return idx, targets

@@ -3,14 +3,10 @@
 from typing import Any
 
 from tensorlite.arrays import Array
+from tensorlite.integers import ceil_div
 
 BLOCK = 256  # threads per block
 GRID = 2048  # blocks at most: enough to fill any GPU, each thread then loops over several chunks
-
-
-def ceil_div(a: int, b: int) -> int:
-    """a / b, rounded up."""
-    return -(-a // b)
 
 
 def blocks(n: int, per_block: int = 4 * BLOCK) -> int:

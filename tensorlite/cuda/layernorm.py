@@ -3,8 +3,8 @@
 from typing import Any
 
 from tensorlite.arrays import Array, array_namespace
-from tensorlite.cuda.launch import ceil_div
 from tensorlite.cuda.reduce import sum_rows
+from tensorlite.integers import ceil_div, round_up
 from tensorlite.random import Key
 from tensorlite.reference.dropout import check_residual
 from tensorlite.reference.layernorm import check_layernorm
@@ -79,7 +79,7 @@ def _backward(ops: Any, dh: Array, cache: tuple, skip: Array | None, dropout: An
     dh, dx = ops.gradient(dh, x.shape, "layernorm"), ops.empty(x.shape)
     skip = None if skip is None else ops.gradient(skip, x.shape, "layernorm")
     dbranch = ops.empty(x.shape) if dropout is not None and dropout["threshold"] else None  # without dropout it is dx
-    partial = ops.float32(grid, 2 * ceil_div(C, 4) * 4)
+    partial = ops.float32(grid, 2 * round_up(C, 4))
     dropout = ops.dropout_params((), 0.0, None) if dropout is None else dropout
     args = (dh, x, w, mean, rstd, skip, dx, dropout, dbranch, partial, rows)
     ops.launch(FILE, "layernorm_backward", grid, 32 * WARPS, *args, scalar_t=ops.c_scalar(), C=C)

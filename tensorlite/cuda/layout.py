@@ -6,7 +6,8 @@ Rows are contiguous and whole pieces of 16 bytes; kernels/layout.cu copies an ar
 from typing import Any
 
 from tensorlite.arrays import Array, array_namespace
-from tensorlite.cuda.launch import BLOCK, blocks, ceil_div
+from tensorlite.cuda.launch import BLOCK, blocks
+from tensorlite.integers import round_up
 
 FILE = "layout.cu"
 ALIGNED = 16  # bytes: kernels and GEMMs read so many at once
@@ -42,7 +43,7 @@ def contiguous(ops: Any, x: Array) -> Array:
 
 def whole_tiles(D: int) -> int:
     """D, up to a multiple of TILE_COLS."""
-    return ceil_div(D, TILE_COLS) * TILE_COLS
+    return round_up(D, TILE_COLS)
 
 
 def padded_width(D: int) -> int:

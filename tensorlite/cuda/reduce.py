@@ -3,7 +3,7 @@
 from typing import Any
 
 from tensorlite.arrays import Array
-from tensorlite.cuda.launch import ceil_div
+from tensorlite.integers import ceil_div
 
 FILE = "reduce.cu"
 BLOCK_COLS, BLOCK = 32, 1024  # of reduce.cu: columns, and threads, of a block

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from shim.host import GUARD, KERNELS, SHIM, HostRuntime, KernelError, require_compiler
+from tensorlite.integers import ceil_div
 from tensorlite.reference.activations import gelu_backward, gelu_forward
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -144,7 +145,7 @@ def test_pack_bf16_rounds_as_ml_dtypes(host):
     low = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
     x = (np.arange(1 << 16, dtype=np.uint32)[:, None] << 16 | low).ravel().view(np.float32)
     out = host.empty(x.shape, np.uint32)
-    launch(host, "pack", -(-x.size // 256), 256, filled(host, x), out, x.size)
+    launch(host, "pack", ceil_div(x.size, 256), 256, filled(host, x), out, x.size)
     with np.errstate(over="ignore", invalid="ignore"):
         expected = x.astype(BF16).view(np.uint16)
     got = out.astype(np.uint16)

@@ -9,6 +9,8 @@ kernels run in the order of their launches, so a new owner's kernel comes after 
 from collections.abc import Callable
 from typing import Any
 
+from tensorlite.integers import round_up
+
 ROUND = 512  # bytes: sizes are rounded up to a multiple, so that arrays of nearly one size share blocks
 
 
@@ -39,7 +41,7 @@ class GraphMemoryPool:
 
     def take(self, nbytes: int) -> PooledBlock:
         """A block of at least so many bytes: one that was given back, the last first, or a new one."""
-        size = max(1, -(-nbytes // ROUND)) * ROUND
+        size = round_up(max(1, nbytes), ROUND)
         free = self._free.setdefault(size, [])
         if not free:
             self.nbytes += size
