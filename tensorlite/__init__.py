@@ -9,7 +9,7 @@
 from tensorlite.arrays import Array, Device, DeviceError, array_namespace, device_failure, pick_device, to_numpy
 from tensorlite.kv_cache import KVCache
 from tensorlite.random import Key
-from tensorlite.reference.ops import ReferenceOps
+from tensorlite.reference.ops import Ops, ReferenceOps
 from tensorlite.testing.gradcheck import GradcheckError, GradReport, gradcheck
 from tensorlite.version import __version__
 
@@ -21,6 +21,7 @@ __all__ = [
     "GradcheckError",
     "KVCache",
     "Key",
+    "Ops",
     "ReferenceOps",
     "__version__",
     "array_namespace",

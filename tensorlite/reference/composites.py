@@ -5,17 +5,18 @@ every composite here uses its version; one that fuses a whole composite into a k
 cannot tell the difference: a cache is opened only by the backend that made it.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tensorlite.arrays import Array
 from tensorlite.kv_cache import LayerCache
 from tensorlite.random import Key
 
-Ops = Any  # a ReferenceOps, or anything with its methods
+if TYPE_CHECKING:
+    from tensorlite.reference.ops import Ops
 
 
 def mlp_forward(
-    ops: Ops, x: Array, fc_w: Array, fc_b: Array | None, proj_w: Array, proj_b: Array | None, activation: str = "gelu"
+    ops: "Ops", x: Array, fc_w: Array, fc_b: Array | None, proj_w: Array, proj_b: Array | None, activation: str = "gelu"
 ) -> tuple[Array, tuple]:
     """y = act(x fc_w + fc_b) proj_w + proj_b
 
@@ -29,7 +30,7 @@ def mlp_forward(
     return y, (fc_cache, activation, act_cache, proj_cache)
 
 
-def mlp_backward(ops: Ops, dy: Array, cache: tuple) -> tuple[Array, Array, Array | None, Array, Array | None]:
+def mlp_backward(ops: "Ops", dy: Array, cache: tuple) -> tuple[Array, Array, Array | None, Array, Array | None]:
     """The chain rule, last step first. Returns dx, dfc_w, dfc_b, dproj_w, dproj_b."""
     fc_cache, activation, act_cache, proj_cache = cache
     da, dproj_w, dproj_b = ops.linear_backward(dy, proj_cache)
@@ -39,7 +40,7 @@ def mlp_backward(ops: Ops, dy: Array, cache: tuple) -> tuple[Array, Array, Array
 
 
 def self_attention_forward(
-    ops: Ops,
+    ops: "Ops",
     x: Array,
     qkv_w: Array,
     qkv_b: Array | None,
@@ -61,7 +62,7 @@ def self_attention_forward(
     return y, (qkv_cache, attn_cache, proj_cache)
 
 
-def self_attention_backward(ops: Ops, dy: Array, cache: tuple) -> tuple[Array, Array, Array | None, Array, Array | None]:
+def self_attention_backward(ops: "Ops", dy: Array, cache: tuple) -> tuple[Array, Array, Array | None, Array, Array | None]:
     """The chain rule, last step first. Returns dx, dqkv_w, dqkv_b, dproj_w, dproj_b."""
     qkv_cache, attn_cache, proj_cache = cache
     da, dproj_w, dproj_b = ops.linear_backward(dy, proj_cache)
@@ -70,7 +71,7 @@ def self_attention_backward(ops: Ops, dy: Array, cache: tuple) -> tuple[Array, A
     return dx, dqkv_w, dqkv_b, dproj_w, dproj_b
 
 
-def prenorm_layernorm_forward(ops: Ops, x: Array, w: Array, b: Array | None) -> tuple[tuple[Array, Array], tuple]:
+def prenorm_layernorm_forward(ops: "Ops", x: Array, w: Array, b: Array | None) -> tuple[tuple[Array, Array], tuple]:
     """Return x unchanged together with h = layernorm(x), the input of a residual branch.
 
     x: (..., C). w: (C,). b: (C,) or None.
@@ -80,7 +81,7 @@ def prenorm_layernorm_forward(ops: Ops, x: Array, w: Array, b: Array | None) -> 
     return (x, h), norm_cache
 
 
-def prenorm_layernorm_backward(ops: Ops, dout: tuple[Array, Array], cache: tuple) -> tuple[Array, Array, Array | None]:
+def prenorm_layernorm_backward(ops: "Ops", dout: tuple[Array, Array], cache: tuple) -> tuple[Array, Array, Array | None]:
     """x is used twice, by the layernorm and by the residual path, so its two gradients add. Returns dx, dw, db."""
     dx, dh = dout
     dx_norm, dw, db = ops.layernorm_backward(dh, cache)
@@ -88,7 +89,7 @@ def prenorm_layernorm_backward(ops: Ops, dout: tuple[Array, Array], cache: tuple
 
 
 def dropout_add_layernorm_forward(
-    ops: Ops, x: Array, y: Array, w: Array, b: Array | None, p: float = 0.0, key: Key | None = None
+    ops: "Ops", x: Array, y: Array, w: Array, b: Array | None, p: float = 0.0, key: Key | None = None
 ) -> tuple[tuple[Array, Array], tuple]:
     """s = x + dropout(y),  h = layernorm(s): end one branch of a block and begin the next.
 
@@ -100,7 +101,7 @@ def dropout_add_layernorm_forward(
     return out, (residual_cache, norm_cache)
 
 
-def dropout_add_layernorm_backward(ops: Ops, dout: tuple[Array, Array], cache: tuple) -> tuple[Array, Array, Array, Array | None]:
+def dropout_add_layernorm_backward(ops: "Ops", dout: tuple[Array, Array], cache: tuple) -> tuple[Array, Array, Array, Array | None]:
     """The chain rule, last step first. Returns dx, dy, dw, db."""
     residual_cache, norm_cache = cache
     ds, dw, db = ops.prenorm_layernorm_backward(dout, norm_cache)
@@ -108,7 +109,7 @@ def dropout_add_layernorm_backward(ops: Ops, dout: tuple[Array, Array], cache: t
     return dx, dy, dw, db
 
 
-def linear_cross_entropy_forward(ops: Ops, x: Array, w: Array, b: Array | None, targets: Array) -> tuple[Array, tuple]:
+def linear_cross_entropy_forward(ops: "Ops", x: Array, w: Array, b: Array | None, targets: Array) -> tuple[Array, tuple]:
     """loss = cross_entropy(x w + b, targets)
 
     x: (..., C). w: (C, V). b: (V,) or None. targets: (...) integers in [0, V).
@@ -119,7 +120,7 @@ def linear_cross_entropy_forward(ops: Ops, x: Array, w: Array, b: Array | None, 
     return loss, (linear_cache, xent_cache)
 
 
-def linear_cross_entropy_backward(ops: Ops, dloss: Array | float, cache: tuple) -> tuple[Array, Array, Array | None]:
+def linear_cross_entropy_backward(ops: "Ops", dloss: Array | float, cache: tuple) -> tuple[Array, Array, Array | None]:
     """The chain rule, last step first. Returns dx, dw, db."""
     linear_cache, xent_cache = cache
     dlogits = ops.cross_entropy_backward(dloss, xent_cache)
