@@ -13,6 +13,9 @@ import numpy as np
 from tensorlite.arrays import Array
 from tensorlite.integers import round_up
 
+Params = dict[
+    str, Any
+]  # a tree of arrays by name, None for a parameter that is switched off; its gradients are a tree of the same names
 ALIGN = 64  # elements: every parameter starts on a 256-byte boundary, as vector loads like it; the gaps stay zero
 
 
