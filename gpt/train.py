@@ -199,7 +199,7 @@ def show_sample(trainer: Trainer) -> None:
     params = state.table.tree(ops.compute_params(flat))
     tokenizer = trainer.corpus.tokenizer
     prompt = trainer.xp.asarray(tokenizer.encode(tokenizer.start))
-    tokens = generate(ops, trainer.model, params, prompt, SAMPLE_LENGTH, trainer.model_config, seed=trainer.seed)
+    tokens = generate(ops, trainer.task.model, params, prompt, SAMPLE_LENGTH, trainer.task.config, seed=trainer.task.seed)
     print(f"\n--- {SAMPLE_LENGTH} characters from the {which} model (step {step}) ---")
     print(tokenizer.decode(list(tokens)))
     print("---", flush=True)

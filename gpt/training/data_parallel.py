@@ -11,16 +11,15 @@ import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from queue import Empty, SimpleQueue
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from gpt.config import ModelConfig, TrainConfig
 from gpt.errors import ConfigError
 from gpt.training.distributed import SingleProcess
-from gpt.training.step import TrainState, loss_and_gradients, train_step, update
-from tensorlite.arrays import Array, array_namespace
+from gpt.training.step import Task, TrainState, loss_and_gradients, train_step, update
+from tensorlite import Array, Ops
+from tensorlite.arrays import array_namespace
 
 
 class Stopped(Exception):  # noqa: N818  (no error: a user asked for it)
@@ -37,7 +36,7 @@ class Workers:
     threads: worker threads of this rank.
     """
 
-    def __init__(self, backend: Callable[[], Any], shards: int = 1, threads: int = 1, ranks: SingleProcess | None = None) -> None:
+    def __init__(self, backend: Callable[[], Ops], shards: int = 1, threads: int = 1, ranks: SingleProcess | None = None) -> None:
         self.ranks = ranks or SingleProcess()
         if shards < self.ranks.size:
             raise ConfigError(
@@ -53,41 +52,40 @@ class Workers:
         self._pool = ThreadPoolExecutor(max(1, self.threads - 1))  # starts a thread when there is work for it
 
     @classmethod
-    def of(cls, ops: Any) -> "Workers":
+    def of(cls, ops: Ops) -> "Workers":
         """One worker with this backend."""
         return cls(lambda: ops)
 
-    def train_step(
-        self, model: ModuleType, state: TrainState, data: Array, config: ModelConfig, train: TrainConfig, seed: int
-    ) -> tuple[Any, Any]:
-        """step.train_step on all workers: the same update, to the rounding of sums. Returns the loss and the gradient's norm.
+    def train_step(self, task: Task, state: TrainState) -> tuple[Any, Any]:
+        """step.train_step on all workers: the same update, to the rounding of sums. Return the loss and the gradient's norm.
 
-        With one shard the device may still be computing them: reading them waits for it.
+        With one shard the device may still be computing them, and reading them waits for it.
         """
         if self.shards == 1:
-            return self.compiled_step(self.ops, model, state, data, config, train, seed)
-        shard_losses = self._shard_losses(model, state, data, config, train, seed)
+            return self.compiled_step(self.ops, task, state)
+        shard_losses = self._shard_losses(task, state)
         self._sum_shard_grads(state.grads)
         self.ranks.all_reduce_(state.grads)
         loss = self.sum([sum(shard_losses)])[0]
-        norm = self.ops.clip_grad_norm_(state.grads, train.grad_clip)
-        self.map(lambda ops, part: update(ops, state, train, part), self._thread_slices(state.grads))
+        norm = self.ops.clip_grad_norm_(state.grads, task.train.grad_clip)
+        self.map(lambda ops, part: update(ops, task, state, part), self._thread_slices(state.grads))
         state.step += 1
         return loss, float(norm)
 
-    def _shard_losses(
-        self, model: ModuleType, state: TrainState, data: Array, config: ModelConfig, train: TrainConfig, seed: int
-    ) -> list[float]:
-        """Each shard's share of the loss. Its share of the gradient is left in a buffer, that of the first in state.grads."""
+    def _shard_losses(self, task: Task, state: TrainState) -> list[float]:
+        """Return the share of the loss of each local shard.
+
+        The first shard leaves its share of the gradient in state.grads, and the others leave theirs in self._shard_grads.
+        """
         while len(self._shard_grads) < len(self.local_shards) - 1:
             self._shard_grads.append(array_namespace(state.grads).zeros_like(state.grads))
-        grads, shard_rows = [state.grads, *self._shard_grads], split_evenly(range(train.batch_size), self.shards)
+        grads = [state.grads, *self._shard_grads]
+        shard_rows = split_evenly(range(task.train.batch_size), self.shards)
 
-        def shard_loss(ops: Any, i: int) -> float:
+        def shard_loss(ops: Ops, i: int) -> float:
+            rows = shard_rows[self.local_shards[i]]
             with ops.step():
-                return float(
-                    loss_and_gradients(ops, model, state, data, config, train, seed, shard_rows[self.local_shards[i]], grads[i])
-                )
+                return float(loss_and_gradients(ops, task, state, batch_rows=rows, grads_out=grads[i]))
 
         return self.map(shard_loss, range(len(self.local_shards)))
 

@@ -14,7 +14,6 @@ from typing import Any
 from tqdm import tqdm
 
 from gpt import console
-from gpt.config import ModelConfig, TrainConfig
 from gpt.data import Corpus
 from gpt.errors import CheckpointError, TrainingError
 from gpt.models import MODELS
@@ -25,7 +24,7 @@ from gpt.training.data_parallel import Stopped, Workers
 from gpt.training.evaluate import split_loss, train_loss
 from gpt.training.plots import loss_curve
 from gpt.training.run_setup import RunSetup
-from gpt.training.step import TrainState
+from gpt.training.step import Task, TrainState, learning_rate
 from tensorlite import to_numpy
 
 SIGPIPE = 13  # Windows has no name for it
@@ -37,11 +36,9 @@ class Trainer:
 
     workers: Workers
     xp: Any
-    model_config: ModelConfig
-    train_config: TrainConfig
+    task: Task
     corpus: Corpus
     state: TrainState
-    seed: int
     out: Path
     drop_unknown: bool = False
     log: Callable[[str], None] = tqdm.write
@@ -57,8 +54,7 @@ class Trainer:
     pending: list[tuple[int, Any, Any]] = field(default_factory=list)  # step, loss, norm of steps that may still be computing
 
     def __post_init__(self) -> None:
-        self.model = MODELS[self.model_config.model]
-        self.train_data, self.val_data = self.xp.asarray(self.corpus.train), self.xp.asarray(self.corpus.val)
+        self.val_data = self.xp.asarray(self.corpus.val)
         self.step_fn = self.workers.train_step
         self.is_writer = self.workers.ranks.rank == 0
         self.started = time.perf_counter()
@@ -66,10 +62,12 @@ class Trainer:
     @classmethod
     def of(cls, setup: RunSetup, workers: Workers, xp: Any) -> "Trainer":
         """Put a run on a device. A resumed run continues its history and its best loss."""
-        table = ParamTable(MODELS[setup.model.model].init(setup.model))
+        model = MODELS[setup.model.model]
+        table = ParamTable(model.init(setup.model))
         start = setup.weights if setup.resumed else None
         state = start.state(xp) if start else TrainState.start(table, setup.params(), xp)
-        trainer = cls(workers, xp, setup.model, setup.train, setup.corpus, state, setup.seed, setup.out, setup.drop_unknown)
+        task = Task(model, setup.model, setup.train, xp.asarray(setup.corpus.train), setup.seed)
+        trainer = cls(workers, xp, task, setup.corpus, state, setup.out, setup.drop_unknown)
         if start:
             trainer.best_val = start.best_val
             if trainer.is_writer:
@@ -91,7 +89,7 @@ class Trainer:
 
     def train_step(self) -> None:
         """Start one update, and leave its loss and norm pending: a GPU may be some steps behind."""
-        loss, norm = self.step_fn(self.model, self.state, self.train_data, self.model_config, self.train_config, self.seed)
+        loss, norm = self.step_fn(self.task, self.state)
         self.pending.append((self.state.step, loss, norm))
 
     def sync(self) -> float:
@@ -114,7 +112,7 @@ class Trainer:
 
     def run(self) -> int | None:
         """Train to max_iters. Returns None, or the signal that ended the run early (its work is saved)."""
-        cfg, state = self.train_config, self.state
+        cfg, state = self.task.train, self.state
         with (
             interrupts.catch_signals() as caught,
             self._writer_finished(),
@@ -145,7 +143,7 @@ class Trainer:
     @property
     def _eval_due(self) -> bool:
         """Whether this step is evaluated: the first, every eval_interval-th, and the last."""
-        step, cfg = self.state.step, self.train_config
+        step, cfg = self.state.step, self.task.train
         return self.last_eval_step < 0 or step % cfg.eval_interval == 0 or step >= cfg.max_iters
 
     @property
@@ -168,12 +166,8 @@ class Trainer:
         return bool(self.xp.isfinite(self.state.table.view(flat, param)).all())
 
     @property
-    def tokens_per_step(self) -> int:
-        return self.train_config.batch_size * self.train_config.gradient_accumulation_steps * self.model_config.block_size
-
-    @property
     def tokens_per_second(self) -> float:
-        return self.trained_steps * self.tokens_per_step / self.trained_seconds if self.trained_seconds else 0.0
+        return self.trained_steps * self.task.tokens_per_step / self.trained_seconds if self.trained_seconds else 0.0
 
     @property
     def elapsed(self) -> float:
@@ -185,23 +179,19 @@ class Trainer:
 
     def train_loss(self) -> float:
         """Mean over eval_batches random batches of the training text."""
-        cfg = self.train_config
-        return train_loss(
-            self.workers, self.model, self.params(), self.train_data, self.model_config, cfg.eval_batches, cfg.batch_size, self.seed
-        )
+        return train_loss(self.workers, self.task, self.params())
 
     def val_loss(self) -> float:
         """Over the validation split, or val_chars of its characters."""
-        cfg = self.train_config
-        return split_loss(self.workers, self.model, self.params(), self.val_data, self.model_config, cfg.batch_size, cfg.val_chars)
+        return split_loss(self.workers, self.task, self.params(), self.val_data)
 
     def evaluate(self) -> None:
         """Measure both losses, log them, and write the checkpoints and the picture."""
-        cfg, state = self.train_config, self.state
+        state = self.state
         train, val = self.train_loss(), self.val_loss()
         if not math.isfinite(val):
             raise self._not_finite_error(state.step, f"the validation loss is {val}")
-        lr = self.workers.ops.cosine_lr(max(0, state.step - 1), cfg.learning_rate, cfg.min_lr, cfg.warmup_iters, cfg.max_iters)
+        lr = learning_rate(self.workers.ops, self.task.train, max(0, state.step - 1))
         self.history.append(
             {
                 "step": state.step,
@@ -231,10 +221,10 @@ class Trainer:
         self.wait_for_writer()
         buffers: dict[str, Any] = {name: to_numpy(getattr(self.state, name).copy()) for name in checkpoint.BUFFERS}
         saved = Checkpoint(
-            model=self.model_config,
-            train=self.train_config,
+            model=self.task.config,
+            train=self.task.train,
             vocabulary=self.corpus.tokenizer.vocabulary,
-            seed=self.seed,
+            seed=self.task.seed,
             step=self.state.step,
             val_loss=val_loss,
             best_val=self.best_val,

@@ -37,7 +37,7 @@ def test_an_evaluation_that_is_interrupted_is_done_again(corpus, tmp_path, monke
 def test_a_long_evaluation_answers_a_signal_soon(corpus, tmp_path, monkeypatch):
     """Each of its pieces may take a moment; those that have not begun are left."""
     run = trainer(corpus, tmp_path / "a")
-    forward, seen = run.model.forward, []
+    forward, seen = run.task.model.forward, []
 
     def slow(*args, **options):
         seen.append(1)
@@ -45,7 +45,7 @@ def test_a_long_evaluation_answers_a_signal_soon(corpus, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         return forward(*args, **options)
 
-    monkeypatch.setattr(run.model, "forward", slow)
+    monkeypatch.setattr(run.task.model, "forward", slow)
     assert run.run() == signal.SIGINT
     assert len(seen) == 2
 

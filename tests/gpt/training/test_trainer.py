@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from gpt.errors import CheckpointError, TrainingError
+from gpt.models import MODELS
 from gpt.training import checkpoint, run_dir
 from gpt.training.data_parallel import Workers
 from gpt.training.evaluate import split_loss, train_loss
+from gpt.training.step import Task
 from tensorlite import ReferenceOps
 from trainers import TRAIN, trainer, without_time
 
@@ -96,10 +98,10 @@ def test_the_logged_losses_are_those_of_their_splits(tmp_path):
     run.run()
     params = run.state.table.tree(run.state.params)
     train, val = run.corpus.train, run.corpus.val
-    rest = (run.model_config, 3, 4, run.seed)
-    assert run.history[-1]["train_loss"] == train_loss(Workers.of(OPS), run.model, params, train, *rest)
-    assert run.history[-1]["val_loss"] == split_loss(Workers.of(OPS), run.model, params, val, run.model_config, 4)
-    assert run.history[-1]["val_loss"] != split_loss(Workers.of(OPS), run.model, params, train, run.model_config, 4)
+    task = Task(MODELS["gpt"], run.task.config, TRAIN, train, seed=1)
+    assert run.history[-1]["train_loss"] == train_loss(Workers.of(OPS), task, params)
+    assert run.history[-1]["val_loss"] == split_loss(Workers.of(OPS), task, params, val)
+    assert run.history[-1]["val_loss"] != split_loss(Workers.of(OPS), task, params, train)
 
 
 def test_a_run_leaves_its_files(corpus, tmp_path):
