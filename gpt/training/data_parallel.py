@@ -133,6 +133,10 @@ class Workers:
         self.ranks.all_reduce_(total)
         return total.tolist()
 
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank: the same answer on all of them."""
+        return self.sum([flag])[0] > 0
+
     def mean(self, value: float) -> float:
         """The mean of a value over the ranks, which is the same on all of them: they may decide by it."""
         return self.sum([value])[0] / self.ranks.size

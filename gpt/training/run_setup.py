@@ -17,6 +17,7 @@ from gpt.params import ParamTable
 from gpt.tokenizer import CharTokenizer
 from gpt.training import checkpoint, run_dir
 from gpt.training.checkpoint import Checkpoint
+from gpt.training.step import Task, TrainState
 from tensorlite.version import __version__
 
 
@@ -38,6 +39,17 @@ class RunSetup:
         if self.weights is not None:
             return self.weights.params
         return ParamTable(MODELS[self.model.model].init(self.model)).init_params(self.seed)
+
+    def task(self, xp: Any) -> Task:
+        """What every step of the run depends on, its text on a device. xp: the device's array library."""
+        return Task(MODELS[self.model.model], self.model, self.train, data=xp.asarray(self.corpus.train), seed=self.seed)
+
+    def state(self, xp: Any) -> TrainState:
+        """The state to start from, on a device: the checkpoint's if the run is resumed, else that of step 0."""
+        if self.resumed and self.weights is not None:
+            return self.weights.state(xp)
+        table = ParamTable(MODELS[self.model.model].init(self.model))
+        return TrainState.start(table, self.params(), xp)
 
     def facts(self) -> dict[str, object]:
         """Everything that fixes what the run computes, by name, in a few words each: for ranks to compare."""

@@ -23,7 +23,7 @@ TRAIN = TrainConfig(batch_size=6, shards=2, gradient_accumulation_steps=3, learn
 def trainer(tmp_path):
     (tmp_path / "text").write_text(PANGRAMS)
     setup = run_setup.new_run(Preset(config_of("gpt", dropout=0.2), TRAIN, ""), {}, {}, tmp_path, tmp_path / "text", seed=1)
-    return lambda backend: Trainer.of(setup, Workers(backend, shards=2), np)
+    return lambda backend: Trainer(setup, Workers(backend, shards=2), np)
 
 
 @pytest.mark.parametrize("backend", [ReferenceOps, cpu.CPUOps])
@@ -86,4 +86,4 @@ def test_a_profile_changes_nothing(trainer):
     assert run.state.step == 0
     for name, value in before.items():
         np.testing.assert_array_equal(getattr(run.state, name), value)
-    assert not list(run.out.glob("*.safetensors"))
+    assert not list(run.setup.out.glob("*.safetensors"))

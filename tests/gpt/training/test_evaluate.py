@@ -129,7 +129,7 @@ def test_a_run_evaluates_what_it_says(tmp_path):
     losses = []
     for chars in (80, 0):
         setup = new_run(PRESETS["bigram"], {}, {"val_chars": chars}, tmp_path / "run", tmp_path / "text", 1)
-        run = Trainer.of(setup, Workers.of(ReferenceOps()), np)
+        run = Trainer(setup, Workers.of(ReferenceOps()), np)
         losses.append(run.val_loss())
         train = dataclasses.replace(PRESETS["bigram"].train, val_chars=chars)
         task = Task(run.task.model, setup.model, train, setup.corpus.train, seed=1)

@@ -59,13 +59,13 @@ def test_a_second_signal_acts_at_once_and_ignored_hangups_stay_ignored(name):
     for handler in (signal.SIG_DFL, signal.SIG_IGN, before):
         signal.signal(number, handler)
         try:
-            with interrupts.catch_signals() as caught:
+            with interrupts.catch_signals() as stop:
                 if name == "SIGHUP" and handler == signal.SIG_IGN:
                     os.kill(os.getpid(), number)
-                    assert caught == []
+                    assert stop.signals == []
                     continue
                 os.kill(os.getpid(), number)
-                assert caught == [number]
+                assert stop.signals == [number]
                 assert signal.getsignal(number) not in (signal.SIG_IGN, None)
             assert signal.getsignal(number) == handler
         finally:
@@ -76,8 +76,8 @@ def test_in_a_thread_signals_stay_the_main_threads():
     found = []
 
     def inside():
-        with interrupts.catch_signals() as caught:
-            found.append(caught)
+        with interrupts.catch_signals() as stop:
+            found.append(stop.signals)
 
     thread = threading.Thread(target=inside)
     thread.start()

@@ -28,7 +28,7 @@ def test_resume_equals_a_straight_run(corpus, tmp_path, stop):
     straight = trainer(corpus, tmp_path / "a", train=accumulated)
     assert straight.run() is None
     first = trainer(corpus, tmp_path / "b", train=accumulated)
-    step = first.step_fn
+    step = first.workers.train_step
 
     def stop_there(*args):
         if first.state.step + 1 == stop:
@@ -36,7 +36,7 @@ def test_resume_equals_a_straight_run(corpus, tmp_path, stop):
         return step(*args)
 
     if stop:
-        first.step_fn = stop_there
+        first.workers.train_step = stop_there
     else:
         first.log = lambda _: os.kill(os.getpid(), signal.SIGINT)  # during the first evaluation
     assert first.run() == signal.SIGINT
@@ -60,7 +60,7 @@ def test_a_record_ahead_of_an_interrupted_checkpoint_is_not_its_evaluation(corpu
 
 def test_an_interrupt_between_evaluations_saves_too(corpus, tmp_path):
     run = trainer(corpus, tmp_path / "a")
-    step, calls = run.step_fn, []
+    step, calls = run.workers.train_step, []
 
     def interrupted(*args):
         calls.append(1)
@@ -68,7 +68,7 @@ def test_an_interrupt_between_evaluations_saves_too(corpus, tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
         return step(*args)
 
-    run.step_fn = interrupted
+    run.workers.train_step = interrupted
     assert run.run() == signal.SIGTERM
     assert checkpoint.load(run_dir.last_checkpoint(tmp_path / "a")).step == 6
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -82,8 +82,8 @@ def test_a_signal_in_the_last_evaluation_lets_the_run_end(corpus, tmp_path):
 
 def test_a_resumed_run_with_nothing_left_is_evaluated_where_it_stands(corpus, tmp_path):
     run = trainer(corpus, tmp_path / "a")
-    step = run.step_fn
-    run.step_fn = lambda *args: (os.kill(os.getpid(), signal.SIGINT) if run.state.step == 5 else None) or step(*args)
+    step = run.workers.train_step
+    run.workers.train_step = lambda *args: (os.kill(os.getpid(), signal.SIGINT) if run.state.step == 5 else None) or step(*args)
     assert run.run() == signal.SIGINT
     resumed = trainer(corpus, tmp_path / "a", {"max_iters": 6}, resume=True)
     assert resumed.run() is None
@@ -97,7 +97,7 @@ def test_the_logged_losses_are_those_of_their_splits(tmp_path):
     run = trainer(tmp_path / "text", tmp_path / "a")
     run.run()
     params = run.state.table.tree(run.state.params)
-    train, val = run.corpus.train, run.corpus.val
+    train, val = run.setup.corpus.train, run.setup.corpus.val
     task = Task(MODELS["gpt"], run.task.config, TRAIN, train, seed=1)
     assert run.history[-1]["train_loss"] == train_loss(Workers.of(OPS), task, params)
     assert run.history[-1]["val_loss"] == split_loss(Workers.of(OPS), task, params, val)
@@ -134,14 +134,14 @@ def test_best_and_last_are_kept_apart(corpus, tmp_path):
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_good_files(corpus, tmp_path):
     run = trainer(corpus, tmp_path / "a")
-    step = run.step_fn
+    step = run.workers.train_step
 
     def poisoned(*args):
         if run.state.step == 9:
             run.state.table.tree(run.state.params)["blocks"][1]["fc_w"][0, 0] = np.nan
         return step(*args)
 
-    run.step_fn = poisoned
+    run.workers.train_step = poisoned
     with pytest.raises(TrainingError, match=r"^step 10: the loss is nan.*first bad gradient"), np.errstate(invalid="ignore"):
         run.run()
     assert checkpoint.load(run_dir.last_checkpoint(tmp_path / "a")).step == 8
@@ -163,7 +163,7 @@ def test_what_fails_on_the_disk_ends_the_run(corpus, tmp_path, monkeypatch):
     assert run.state.step == 8  # noticed when the next one was to be written
     assert checkpoint.load(run_dir.last_checkpoint(tmp_path / "a")).step == 0
     run = trainer(corpus, tmp_path / "b")
-    step = run.step_fn
-    run.step_fn = lambda *args: (1 / 0) if run.state.step == 5 else step(*args)
+    step = run.workers.train_step
+    run.workers.train_step = lambda *args: (1 / 0) if run.state.step == 5 else step(*args)
     with pytest.raises(ZeroDivisionError):
         run.run()
