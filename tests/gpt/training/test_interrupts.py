@@ -72,6 +72,18 @@ def test_a_second_signal_acts_at_once_and_ignored_hangups_stay_ignored(name):
             signal.signal(number, before)
 
 
+@pytest.mark.parametrize(
+    ("signals", "reader_gone", "ended_by"),
+    [([], False, None), ([2, 15], False, 2), ([1], True, 1), ([], True, 13)],
+)
+def test_the_first_signal_ends_a_run_or_a_reader_that_has_left(signals, reader_gone, ended_by, monkeypatch):
+    monkeypatch.setattr("gpt.console.reader_gone", lambda: reader_gone)
+    stop = interrupts.StopRequest()
+    stop.signals += signals
+    assert stop.is_set() == (ended_by is not None)
+    assert stop.signal() == (ended_by or signal.SIGTERM)  # without a request of its own a rank ends by another's
+
+
 def test_in_a_thread_signals_stay_the_main_threads():
     found = []
 

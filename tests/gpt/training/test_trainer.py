@@ -16,7 +16,7 @@ from gpt.training.data_parallel import Workers
 from gpt.training.evaluate import split_loss, train_loss
 from gpt.training.step import Task
 from tensorlite import ReferenceOps
-from trainers import TRAIN, trainer, without_time
+from trainers import RECORD, TRAIN, trainer, without_time
 
 OPS = ReferenceOps()
 
@@ -47,6 +47,70 @@ def test_resume_equals_a_straight_run(corpus, tmp_path, stop):
         np.testing.assert_array_equal(getattr(second.state, name), getattr(straight.state, name))
     assert without_time(second.history) == without_time(straight.history)
     assert second.best_val == straight.best_val
+
+
+def interrupt_before_the_evaluation_of(run, step):
+    """Let a signal arrive in the update that leads to this step."""
+    train_step = run.workers.train_step
+
+    def interrupted(*args):
+        if run.state.step == step - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return train_step(*args)
+
+    run.workers.train_step = interrupted
+
+
+def interrupt_after_the_evaluation_of(run, step):
+    run.log = lambda text: os.kill(os.getpid(), signal.SIGINT) if text.startswith(f"step {step}:") else None
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "step", "kept"),
+    [
+        (interrupt_before_the_evaluation_of, 6, [0, 4]),
+        (interrupt_before_the_evaluation_of, 8, [0, 4]),
+        (interrupt_after_the_evaluation_of, 8, [0, 4, 8]),
+        (interrupt_after_the_evaluation_of, 0, [0]),
+    ],
+)
+def test_a_resumed_run_keeps_the_records_of_the_evaluations_before_its_checkpoint(interrupt, step, kept, corpus, tmp_path):
+    """It keeps these records as they are, drops those that are ahead of the checkpoint, and evaluates no step twice."""
+    first = trainer(corpus, tmp_path / "a")
+    interrupt(first, step)
+    assert first.run() == signal.SIGINT
+    assert first.state.step == step
+    in_the_file = [RECORD | {"step": n, "tokens_per_s": n + 0.5, "elapsed_s": 1000.0 + n} for n in (0, 4, 8, 12)]
+    run_dir.write_metrics(tmp_path / "a", in_the_file)
+
+    resumed = trainer(corpus, tmp_path / "a", resume=True)
+    expected = [record for record in in_the_file if record["step"] in kept]
+    assert resumed.history == expected
+    logged = []
+    resumed.log = lambda text: logged.append(int(text.split()[1].rstrip(":")))
+    assert resumed.run() is None
+    assert resumed.history[: len(kept)] == expected
+    assert kept + logged == [0, 4, 8, 12]
+    assert run_dir.read_metrics(tmp_path / "a", 99) == resumed.history
+    seconds = [record["elapsed_s"] for record in resumed.history]
+    assert seconds == sorted(seconds)  # the clock of the first run goes on
+    assert seconds[-1] < 1000 + kept[-1] + 600
+
+
+def test_the_logged_learning_rate_is_that_of_the_last_update(corpus, tmp_path):
+    """In the warmup and on the cosine, by the schedule's formula; at step 0 it is that of the first update."""
+    run = trainer(corpus, tmp_path / "a", {"warmup_iters": 6})
+    adamw_, rates = run.workers.ops.adamw_, []
+
+    def noted(*buffers, lr, **options):
+        rates.append(lr)
+        adamw_(*buffers, lr=lr, **options)
+
+    run.workers.ops.adamw_ = noted
+    run.run()
+    cosine = [0.001 + 0.009 * 0.5 * (1 + math.cos(math.pi * done)) for done in (1 / 6, 5 / 6)]
+    assert [rates[0], rates[3], rates[7], rates[11]] == pytest.approx([0.01 / 7, 0.04 / 7, *cosine], rel=1e-12)
+    assert [record["lr"] for record in run.history] == [rates[0], rates[3], rates[7], rates[11]]
 
 
 def test_a_record_ahead_of_an_interrupted_checkpoint_is_not_its_evaluation(corpus, tmp_path):
