@@ -1,4 +1,4 @@
-"""class CheckpointWriter: the files of a run, of which a thread writes the large ones while training goes on."""
+"""class CheckpointWriter: writes the files of a run, the large ones while training goes on."""
 
 import contextlib
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ Record = dict[str, Any]  # of one evaluation, a line of metrics.jsonl
 
 
 class CheckpointWriter:
-    """Writes the metrics at once, and the checkpoints and the loss curve on a thread. Rank 0 alone has it write anything.
+    """Writes the metrics at once, and the checkpoints and the loss curve on a thread of its own. Only rank 0 uses it.
 
-    setup: the run, whose folder is setup.out.
+    setup: the run, whose files go to setup.out.
     """
 
     def __init__(self, setup: RunSetup) -> None:
@@ -30,7 +30,7 @@ class CheckpointWriter:
         self._metrics_error: CheckpointError | None = None  # why metrics.jsonl is not up to date
 
     def write_metrics(self, history: list[Record]) -> None:
-        """Write all records, so that a failed write costs nothing unless it is the last. A note reports it."""
+        """Write all records each time, so that a failed write costs a note and no more, unless it is the last."""
         self._metrics_error = None
         try:
             run_dir.write_metrics(self.setup.out, history)
@@ -41,15 +41,15 @@ class CheckpointWriter:
     def save_async(
         self, state: TrainState, history: list[Record], *, val_loss: float, best_val: float, is_best: bool = False
     ) -> None:
-        """Copy the state, and let the thread write it to a checkpoint and draw the loss curve.
+        """Copy the state, and let the thread write the copy to a checkpoint and draw the loss curve.
 
-        The save before it is finished first, so that there is one copy of the state at a time.
+        The previous save is finished first, so that there is one copy of the state at a time.
 
         val_loss: of this state; NaN: it is not evaluated.
         best_val: the lowest validation loss of the run so far.
-        is_best: whether this state has it. The checkpoint is then both the best one and the last one.
+        is_best: whether it is the loss of this state. The checkpoint is then both the best and the last one.
 
-        Raises the error of the save before it. The error of this one is raised by the next call, or by `wait`.
+        Raises the error of the previous save. An error of this save is raised by the next call, or by `wait`.
         """
         self.wait()
         buffers: dict[str, Any] = {name: to_numpy(getattr(state, name).copy()) for name in checkpoint.BUFFERS}
@@ -90,7 +90,7 @@ class CheckpointWriter:
             raise self._metrics_error
 
     def _save(self, saved: Checkpoint, is_best: bool, history: list[Record]) -> None:
-        """Run on the thread."""
+        """What the thread does: write the checkpoint under one name or both, then draw the loss curve."""
         best = run_dir.best_checkpoint(self.setup.out)
         last = run_dir.last_checkpoint(self.setup.out)
         if is_best:

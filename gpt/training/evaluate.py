@@ -1,4 +1,4 @@
-"""Training and validation losses: without dropout or caches, over much text, on all workers."""
+"""Training and validation losses: no dropout, no caches, over much text, on all workers."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from tensorlite import Array, Ops
 from tensorlite.arrays import array_namespace
 from tensorlite.integers import ceil_div
 
-EVAL_TOKENS = 1024  # a forward pass takes at least this many: small batches waste time
+EVAL_TOKENS = 1024  # at least this many per forward pass, because small batches waste time
 
 
 def rows_per_pass(workers: Workers, batch_size: int, config: ModelConfig) -> int:

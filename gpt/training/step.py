@@ -1,4 +1,7 @@
-"""One training step, written once, in ops: batch, forward, backward, clip, AdamW. Nothing here waits for the device."""
+"""One training step, written once, in ops: batch, forward, backward, clip, AdamW.
+
+Nothing here waits for the device.
+"""
 
 from dataclasses import dataclass
 from types import ModuleType
@@ -26,7 +29,7 @@ class Task:
 
 @dataclass
 class TrainState:
-    """What training changes: four flat buffers and the number of updates made. All else is a function of (seed, step)."""
+    """What training changes: four flat buffers and the number of updates. All else is a function of (seed, step)."""
 
     table: ParamTable
     params: Array  # (size,), like the other three

@@ -109,7 +109,8 @@ class Trainer:
     @property
     def is_eval_step(self) -> bool:
         """Whether this step is evaluated: the first of the run, every eval_interval-th, and the last."""
-        train, step = self.task.train, self.state.step
+        train = self.task.train
+        step = self.state.step
         return self.last_eval_step < 0 or step % train.eval_interval == 0 or step >= train.max_iters
 
     @property

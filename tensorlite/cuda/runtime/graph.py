@@ -1,9 +1,8 @@
 """class CapturedStep: a whole training step as one CUDA graph, captured once and replayed.
 
-The host has nothing to do between. What makes that right: every value that changes from step to step is in device memory. The
-step number is counted there (`end_step` of kernels/optim.cu); keys, the learning rate and Adam's corrections are derived from it
-where they are used (device_key.py, optim.py). The loss and the norm go into a ring buffer, which the host reads up to
-`max_in_flight` steps later.
+A replay needs nothing from the host, because every value that changes from step to step is in device memory. The step number is
+counted there (`end_step` of kernels/optim.cu). Keys, the learning rate and Adam's corrections are derived from it where they are
+used (device_key.py, optim.py). The loss and the norm go into a ring buffer, which the host reads up to `max_in_flight` steps later.
 """
 
 import dataclasses
@@ -46,7 +45,7 @@ class CapturedStep:
         if ops is not self.ops:
             raise ValueError("a step is captured for one backend object")
         if ops.check:
-            raise ValueError("a step cannot be captured with check=True: to look at ids is to wait for the device")
+            raise ValueError("a step cannot be captured with check=True: a check of ids waits for the device")
         if self.step_on_device != state.step:  # a start, or a jump: otherwise the device has counted this step itself
             self.device_step.array[...] = state.step
         if not self._is_valid_for(task, state):
