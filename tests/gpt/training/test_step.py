@@ -41,6 +41,14 @@ def test_a_step_is_its_parts():
     assert 0 < state.table.n_decay < state.table.size
 
 
+def test_a_task_is_equal_to_itself_alone():
+    """A comparison of the texts would be an array, and slow: what is captured for a task is valid for that very object."""
+    task = Task(MODELS["gpt"], config_of("gpt"), TRAIN, np.arange(10), seed=3)
+    assert task == task
+    assert task != dataclasses.replace(task)
+    assert len({task, dataclasses.replace(task)}) == 2
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_accumulation_is_a_larger_batch(dropout):
     """2 x 3 rows and 3 x 2 rows are the same 6 rows, masks included: the same loss and gradient to rounding."""
