@@ -104,14 +104,14 @@ def run(args: Args, ranks: SingleProcess) -> int:
     with contextlib.ExitStack() as stack:
         stack.enter_context(threadpool_limits(blas_threads(workers, threads)))
         if args.profile:
-            print(profile(Trainer.of(setup, workers, device.xp)))
+            print(profile(Trainer(setup, workers, device.xp)))
             return 0
         if ranks.rank == 0:
             stack.enter_context(run_dir.locked(setup.out))
             archive = None if setup.resumed else run_dir.archive_previous(setup.out)
             if archive:
                 console.note(f"an earlier run was moved to {archive}")
-        trainer = Trainer.of(setup, workers, device.xp)
+        trainer = Trainer(setup, workers, device.xp)
         print(f"time     {estimated_time(trainer)}", flush=True)
         ended_by = trainer.run()
         if ended_by is not None:
@@ -191,15 +191,15 @@ def show_sample(trainer: Trainer) -> None:
     """Print some text of the best model of this run; of the last one, with a note, where the best is gone."""
     ops, state = trainer.workers.ops, trainer.state
     try:
-        best = checkpoint.load(run_dir.best_checkpoint(trainer.out))
+        best = checkpoint.load(run_dir.best_checkpoint(trainer.setup.out))
         which, step, flat = "best", best.step, trainer.xp.asarray(best.params)
     except CheckpointError as error:
         console.note(f"{error}")
         which, step, flat = "last", state.step, state.params
     params = state.table.tree(ops.compute_params(flat))
-    tokenizer = trainer.corpus.tokenizer
+    tokenizer = trainer.setup.corpus.tokenizer
     prompt = trainer.xp.asarray(tokenizer.encode(tokenizer.start))
-    tokens = generate(ops, trainer.model, params, prompt, SAMPLE_LENGTH, trainer.model_config, seed=trainer.seed)
+    tokens = generate(ops, trainer.task.model, params, prompt, SAMPLE_LENGTH, trainer.task.config, seed=trainer.task.seed)
     print(f"\n--- {SAMPLE_LENGTH} characters from the {which} model (step {step}) ---")
     print(tokenizer.decode(list(tokens)))
     print("---", flush=True)

@@ -43,7 +43,7 @@ def train(text: Path, out: Path) -> Path:
     )
     out.mkdir()
     ops = cpu.CPUOps(check=False)  # the fast backend; ReferenceOps() goes in its place and computes the same
-    trainer = Trainer.of(setup, Workers.of(ops), np)
+    trainer = Trainer(setup, Workers.of(ops), np)
     with threadpool_limits(1):  # matmuls this small end before a second thread has woken up
         trainer.run()
     print(trainer.summary())

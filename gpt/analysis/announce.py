@@ -72,7 +72,7 @@ def describe(setup: RunSetup, device: Device, backend: Backend, workers: Workers
 
 def estimated_time(trainer: Trainer) -> str:
     """Estimate the time from a timed step. An evaluation is forward alone, a third of the work per character."""
-    cfg = trainer.train_config
+    cfg = trainer.task.train
 
     def step_and_wait() -> None:
         trainer.train_step()
@@ -81,8 +81,8 @@ def estimated_time(trainer: Trainer) -> str:
     with trainer.rolled_back():
         step = time_call(step_and_wait, trainer.workers.mean, warm_up=trainer.workers.ops.warm_up)
     left = max(0, cfg.max_iters - trainer.state.step)
-    validated = evaluated_chars(len(trainer.val_data), trainer.model_config.block_size, cfg.val_chars)
-    evaluated = validated + cfg.eval_batches * cfg.batch_size * trainer.model_config.block_size
+    validated = evaluated_chars(len(trainer.val_data), trainer.task.config.block_size, cfg.val_chars)
+    evaluated = validated + cfg.eval_batches * cfg.batch_size * trainer.task.config.block_size
     evaluation = step / 3 * evaluated / trainer.tokens_per_step
     evaluations = ceil_div(left, cfg.eval_interval) + (not trainer.history)
     total = left * step + evaluations * evaluation

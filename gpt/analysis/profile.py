@@ -77,8 +77,8 @@ def cost_observer(costs: OpCosts, ops: MetaOps, backend: type) -> Observer:
 
 def measure(trainer: Trainer) -> tuple[OpCosts, int]:
     """Return the costs of the median step of one shard on this thread, and the batch rows of that shard."""
-    workers, config, train = trainer.workers, trainer.model_config, trainer.train_config
-    batch_rows = range(ceil_div(train.batch_size, train.shards))
+    workers, task = trainer.workers, trainer.task
+    batch_rows = range(ceil_div(task.train.batch_size, task.train.shards))
     synchronize = trainer.xp.cuda.Device().synchronize if trainer.xp.__name__ == "cupy" else lambda: None
 
     def now() -> float:
@@ -90,9 +90,9 @@ def measure(trainer: Trainer) -> tuple[OpCosts, int]:
         timed: OpCosts = defaultdict(OpCost)
         ops, state = instrument(workers.ops, timing_observer(timed, now)), trainer.state.copy()
         start = now()
-        loss_and_gradients(ops, trainer.model, state, trainer.train_data, config, train, trainer.seed, batch_rows)
-        ops.clip_grad_norm_(state.grads, train.grad_clip)
-        update(ops, state, train)
+        loss_and_gradients(ops, task, state, batch_rows)
+        ops.clip_grad_norm_(state.grads, task.train.grad_clip)
+        update(ops, task, state)
         timed["in all"].seconds = now() - start
         steps.append(timed)
     steps = steps[WARM_UP_STEPS:]
@@ -106,8 +106,8 @@ def add_costs(trainer: Trainer, n: int, costs: OpCosts) -> None:
     counted: OpCosts = defaultdict(OpCost)
     meta = MetaOps(trainer.workers.ops.op_table)
     ops = instrument(meta, cost_observer(counted, meta, type(trainer.workers.ops)))
-    run_on_meta(ops, trainer.model_config, n)
-    accum_steps, size = trainer.train_config.gradient_accumulation_steps, trainer.state.table.size
+    run_on_meta(ops, trainer.task.config, n)
+    accum_steps, size = trainer.task.train.gradient_accumulation_steps, trainer.state.table.size
     for name, cost in counted.items():
         costs[name].flops, costs[name].bytes = cost.flops * accum_steps, cost.bytes * accum_steps
     costs["pack_grads"].bytes = 2 * FLOAT_BYTES * size * accum_steps
@@ -117,8 +117,8 @@ def add_costs(trainer: Trainer, n: int, costs: OpCosts) -> None:
 
 def measure_peaks(trainer: Trainer, n: int) -> tuple[float, float]:
     """Return the FLOP/s of the model's widest matmul, and the bytes/s (read and written) of copying an array beyond any cache."""
-    xp, C = trainer.xp, trainer.model_config.n_embd
-    x, w = xp.ones((n * trainer.model_config.block_size, C), "float32"), xp.ones((C, 4 * C), "float32")
+    xp, C = trainer.xp, trainer.task.config.n_embd
+    x, w = xp.ones((n * trainer.task.config.block_size, C), "float32"), xp.ones((C, 4 * C), "float32")
     big = xp.ones(1 << 26, "float32")
     target = xp.empty_like(big)
 

@@ -107,8 +107,7 @@ def forward(
     """
     x, trunk_cache = trunk_forward(ops, params, idx, config, key, with_cache, kv_cache=None)
     loss, head_cache = ops.linear_cross_entropy_forward(x, head_weight(params), params["head_b"], targets)
-    tied = params["head_w"] is None
-    cache = (trunk_cache, head_cache, tied)
+    cache = (trunk_cache, head_cache, params["head_w"] is None)
     return loss, cache if with_cache else ()
 
 

@@ -51,8 +51,7 @@ def layernorm_backward(dy: Array, cache: tuple) -> tuple[Array, Array, Array | N
            through rstd:                   d(rstd)/dx_i   = -rstd^3 (x_i - mean)/C = -rstd^2 xhat_i / C
          so                                dxhat_j/dx_i   = rstd ([i = j] - 1/C - xhat_i xhat_j / C).
       4. Summed against g_j:               dx_i = rstd (g_i - mean(g) - xhat_i mean(g xhat)).
-    Subtracting the two means projects g: dx is orthogonal to the constant vector and, up to eps, to xhat, because layernorm ignores
-    shifts and scales of x.
+    Layernorm ignores shifts and scales of x, so dx is orthogonal to the constant vector and, up to eps, to xhat.
     """
     x, w, has_bias, mean, rstd = cache
     array_namespace(dy, x)
