@@ -175,7 +175,7 @@ USER_ERRORS = {
     "train.py --data text.txt --batch-size 100000000": "lower --batch-size",
     "train.py --data text.txt --device cuda": "no CUDA",
     "train.py --data text.txt --device cpu --precision bf16": "precision bf16 is of the fast backend on a CUDA device",
-    "train.py --data text.txt --dry-run --gpu Voodoo2": "gpu 'Voodoo2' is not known; one of A100",
+    "train.py --data text.txt --dry-run --gpu Voodoo2": "gpu 'Voodoo2' is not known; --gpu takes one of A100",
     "train.py --data": "data needs a file, or - for standard input",
     "train.py --data text.txt --val-data none.txt": "none.txt: no such file",
     "train.py --data - --val-data -": "standard input can be read only once",
