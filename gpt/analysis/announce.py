@@ -109,7 +109,7 @@ def _memory(cost: Cost, in_use: int) -> str:
 
 
 def estimated_time(trainer: Trainer) -> str:
-    """Time a step and return the estimated duration of the run. An evaluation costs a third of a step per character: no backward."""
+    """Time a step and return how long the run will take. Without a backward pass, an evaluation costs a third per character."""
     cfg = trainer.train_config
 
     def step_and_wait() -> None:

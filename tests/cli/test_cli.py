@@ -324,5 +324,5 @@ def test_resume_finds_the_newest_run(trained):
     run(["train.py", *arguments, "--out", "runs/old"], here)
     run(["train.py", *arguments, "--out", "runs/new"], here)
     out = run(["train.py", "--resume", "--data", "../text.txt", "--max-iters", "4"], here).stdout
-    assert "the newest run is gone on with: runs/new" in out.replace(os.sep, "/")
+    assert "resuming the newest run, runs/new" in out.replace(os.sep, "/")
     assert "done: step 4 |" in out

@@ -74,7 +74,9 @@ def test_every_card_has_a_plan(monkeypatch):
         assert f"a step on one {name} in {'bf16' if gpu.bf16 else 'float32'}: " in text
         assert ("compute capability 8.0" in text) == (name in ("T4", "V100"))
     for precision in ("bf16", "tf32"):
-        with pytest.raises(ConfigError, match=f"precision {precision} is not supported by the tensor cores of the T4; use --precision"):
+        with pytest.raises(
+            ConfigError, match=f"precision {precision} is not supported by the tensor cores of the T4; use --precision"
+        ):
             dry_run.step_table(config, TRAIN, precision, 300, "Tesla T4")
 
 
@@ -109,7 +111,7 @@ def test_the_estimated_cache_is_the_real_one():
 @pytest.mark.parametrize(("precision", "itemsize"), [("bf16", 2), ("float32", 4)])
 @pytest.mark.parametrize(("T", "B"), [(256, 64), (2048, 8), (4096, 8), (8192, 4)])
 def test_the_estimate_counts_what_this_backend_stores(T, B, precision, itemsize):
-    """It contains no attention scores, so a long context that fits is not refused: it is what a step reserves, and a little more."""
+    """It is little more than a step reserves. It contains no attention scores, so a long context that fits is not refused."""
     shakespeare = PRESETS["shakespeare"]
     config = dataclasses.replace(shakespeare.model, block_size=T, vocab_size=65)
     train = dataclasses.replace(shakespeare.train, batch_size=B)

@@ -13,7 +13,7 @@ def test_a_table_aligns_its_columns_and_leaves_missing_cells_blank():
     assert table([("linear", 3, 1.234, "bytes"), ("a b", None, 10), ("total", None, None, "all")], columns).splitlines() == [
         "op       calls     ms  bound by",
         "linear       3   1.23     bytes",
-        "a b              10.00",
+        "a b             10.00",
         "total                       all",
     ]
     assert table_row(("x", 1.0), (":3", "tokens/s:>9,.0f")) == "x          1"
