@@ -144,7 +144,7 @@ def test_a_defect_of_ours_is_one_line():
     except KeyError as error:
         line, status = console.explain(error, "")
     assert status == 1
-    assert line.startswith("error: this is a defect of tensorlite: KeyError: 'missing' (at test_console.py:")
+    assert line.startswith("error: this is a bug in tensorlite: KeyError: 'missing' (at test_console.py:")
     assert "\n" not in line
 
 
