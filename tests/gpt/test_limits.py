@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gpt import limits
@@ -95,6 +96,25 @@ def test_processors_by_the_wish_of_openmp(words, expected, tmp_path, monkeypatch
     monkeypatch.setenv("OMP_NUM_THREADS", words)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert limits.processors(tmp_path) == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process its memory in this way")
+def test_memory_in_use_grows_by_what_is_used():
+    before = limits.memory_in_use()
+    block = np.ones(64 * 2**20, np.uint8)
+    grown = limits.memory_in_use() - before
+    assert 0.75 * block.nbytes < grown < 1.5 * block.nbytes
+
+
+@pytest.mark.skipif(not hasattr(os, "sysconf"), reason="this system does not say how much memory it has")
+def test_the_memory_of_the_machine(tmp_path, monkeypatch):
+    """As /proc/meminfo gives it, in KiB, less what the kernel keeps for itself."""
+    monkeypatch.setattr(limits, "_shell_limits", lambda _: iter(()))
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        pytest.skip("no /proc/meminfo here")
+    total = int(meminfo.read_text().split("MemTotal:")[1].split()[0]) * 1024
+    assert limits.available_memory(tmp_path) == pytest.approx(total, rel=0.1)
 
 
 LIMITS = "from gpt.limits import *; print(available_memory(), memory_in_use())"
