@@ -1,4 +1,4 @@
-"""How much memory and how many processors the container, the shell and the scheduler allow this process."""
+"""The memory and the processors that the container, shell and scheduler allow this process."""
 
 import os
 from collections.abc import Iterator

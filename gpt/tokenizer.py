@@ -1,4 +1,4 @@
-"""The character tokenizer: a token is the index of a character in the sorted alphabet of the training text."""
+"""The character tokenizer: a token is the index of a character in the sorted alphabet of the text."""
 
 from collections import Counter
 from collections.abc import Iterable

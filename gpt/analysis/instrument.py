@@ -1,4 +1,4 @@
-"""A backend whose op calls pass through an observer, which times them (profile.py) or names them (dry_run.py)."""
+"""A backend whose op calls pass through an observer, which times or names them."""
 
 import copy
 from collections.abc import Callable
