@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tyro
@@ -151,32 +151,51 @@ class Workload:
 
     def matmuls_alone(self) -> Callable[[], None]:
         """Return a function that computes only the matmuls of a step. Each thread computes those of its share of the rows."""
-        c, H = self.config, self.config.n_head
-        C, T, D, V = c.n_embd, c.block_size, c.n_embd // c.n_head, c.vocab_size
+        shards = [self._matmuls(len(rows)) for rows in split_evenly(range(self.train.batch_size), self.threads)]
+        pool = ThreadPoolExecutor(self.threads)
+
+        def multiply(matmuls: list[Matmul]) -> None:
+            for matmul in matmuls:
+                for _ in range(matmul.times):
+                    np.matmul(matmul.a, matmul.b, out=matmul.out)
+
+        def step() -> None:
+            list(pool.map(multiply, shards))
+
+        return step
+
+    def _matmuls(self, batch_rows: int) -> list["Matmul"]:
+        """Return the matmuls of a step with these rows: three per linear layer, and six per attention."""
+        c = self.config
+        L, C, T, N = c.n_layer, c.n_embd, c.block_size, batch_rows * c.block_size
         random = np.random.default_rng(0)
 
         def matrix(*shape: int) -> np.ndarray:
             return random.standard_normal(shape, np.float32)
 
-        def shard(rows: int) -> list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-            N, jobs = rows * T, []
-            for times, i, o in ((c.n_layer, C, 3 * C), (c.n_layer, C, C), (c.n_layer, C, 4 * C), (c.n_layer, 4 * C, C), (1, C, V)):
-                x, w, y = matrix(N, i), matrix(i, o), matrix(N, o)
-                jobs += [(times, x, w, np.empty_like(y)), (times, y, w.T, np.empty_like(x)), (times, x.T, y, np.empty_like(w))]
-            q, s = matrix(rows, H, T, D), matrix(rows, H, T, T)
-            kt, st = q.transpose(0, 1, 3, 2), s.transpose(0, 1, 3, 2)
-            jobs += [(2 * c.n_layer, q, kt, np.empty_like(s)), (2 * c.n_layer, s, q, np.empty_like(q))]
-            return [*jobs, (2 * c.n_layer, st, q, np.empty_like(q))]
+        matmuls = []
+        for times, n_in, n_out in ((L, C, 3 * C), (L, C, C), (L, C, 4 * C), (L, 4 * C, C), (1, C, c.vocab_size)):
+            x = matrix(N, n_in)
+            w = matrix(n_in, n_out)
+            y = matrix(N, n_out)
+            matmuls.append(Matmul(times, x, w, np.empty_like(y)))
+            matmuls.append(Matmul(times, y, w.T, np.empty_like(x)))
+            matmuls.append(Matmul(times, x.T, y, np.empty_like(w)))
+        q = matrix(batch_rows, c.n_head, T, c.head_size)
+        scores = matrix(batch_rows, c.n_head, T, T)
+        matmuls.append(Matmul(2 * L, q, q.transpose(0, 1, 3, 2), np.empty_like(scores)))  # q k^T and dy v^T
+        matmuls.append(Matmul(2 * L, scores, q, np.empty_like(q)))  # probs v and dscores k
+        matmuls.append(Matmul(2 * L, scores.transpose(0, 1, 3, 2), q, np.empty_like(q)))  # probs^T dy and dscores^T q
+        return matmuls
 
-        shards = [shard(len(rows)) for rows in split_evenly(range(self.train.batch_size), self.threads)]
-        pool = ThreadPoolExecutor(self.threads)
 
-        def multiply(jobs: list) -> None:
-            for times, a, b, out in jobs:
-                for _ in range(times):
-                    np.matmul(a, b, out=out)
+class Matmul(NamedTuple):
+    """a @ b -> out, computed `times` times."""
 
-        return lambda: list(pool.map(multiply, shards)) and None
+    times: int
+    a: np.ndarray
+    b: np.ndarray
+    out: np.ndarray
 
 
 @dataclass

@@ -62,7 +62,12 @@ def factor(f: float) -> Callable:
 
 def one_entry(f: float) -> Callable:
     """Return a mistake: one entry is off by a factor."""
-    return lambda g, at: np.where(np.arange(g.size).reshape(g.shape) == at % g.size, g * f, g)
+
+    def wrong(g: np.ndarray, at: int) -> np.ndarray:
+        here = np.arange(g.size).reshape(g.shape) == at % g.size
+        return np.where(here, g * f, g)
+
+    return wrong
 
 
 def zero_sum(share: float) -> Callable:
@@ -202,7 +207,8 @@ def main() -> int:
     """Run every checker on every mistake and write the table."""
     trials = tyro.cli(Args).trials
     warnings.simplefilter("ignore")
-    checkers, versions = {}, []
+    checkers = {}
+    versions = []
     for name, (package, make) in CHECKERS.items():
         try:
             checkers[name] = make()

@@ -106,7 +106,8 @@ SECTIONS = {
 def conduct(args: Args) -> int:
     """Run each section in a process, and print their tables and then the short one. Returns 1 if anything failed."""
     wanted = [name for name in SECTIONS if not args.only or name in args.only]
-    report, start = Report(args.out / "gpu.json"), time.monotonic()
+    report = Report(args.out / "gpu.json")
+    start = time.monotonic()
     for name in wanted:
         left = args.minutes * 60 - (time.monotonic() - start)
         limit = min(SECTIONS[name].seconds, left)

@@ -40,9 +40,14 @@ def code_bytes(cubin: bytes) -> dict[str, int]:
     (offset,) = struct.unpack_from("<Q", cubin, 40)
     size, count, names = struct.unpack_from("<HHH", cubin, 58)
     sections = [struct.unpack_from("<IIQQQQ", cubin, offset + i * size) for i in range(count)]
-    strings = sections[names][4]
-    named = {cubin[strings + s[0] : cubin.index(b"\0", strings + s[0])].decode(): s[5] for s in sections}
-    return {name.removeprefix(".text."): n for name, n in named.items() if name.startswith(".text.")}
+    strings = sections[names][4]  # the offset of the section that holds the names
+    found = {}
+    for name_offset, _, _, _, _, nbytes in sections:
+        start = strings + name_offset
+        name = cubin[start : cubin.index(b"\0", start)].decode()
+        if name.startswith(".text."):
+            found[name.removeprefix(".text.")] = nbytes
+    return found
 
 
 def usage(architectures: tuple[int, ...]) -> dict[str, list[int]]:

@@ -8,6 +8,7 @@ import errno
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class Outlet:
         """Flush the stream if possible."""
         self._attempt(self.stream.flush)
 
-    def _attempt(self, call: Any, *args: Any) -> None:
+    def _attempt(self, call: Callable[..., object], *args: str) -> None:
         try:
             call(*args)
         except OSError as error:
@@ -103,7 +104,7 @@ def finish(status: int) -> int:
     return status
 
 
-def _discard(stream: Any) -> None:
+def _discard(stream: "Outlet") -> None:
     """Discard the stream's buffer. Otherwise the interpreter would fail to flush it and change the exit status."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)

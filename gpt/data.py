@@ -65,7 +65,8 @@ def load_corpus(
     val_paths = _paths(val_data)
     if [*paths, *val_paths].count(Path("-")) > 1:
         raise DataError("standard input can be read only once; name files for --data or --val-data")
-    texts, val_texts = _read_texts(paths, val_paths, keep=tokenizer.vocabulary if tokenizer else "", sha256=sha256)
+    keep = tokenizer.vocabulary if tokenizer else ""
+    texts, val_texts = _read_texts(paths, val_paths, keep=keep, sha256=sha256)
     for text in (*texts, *val_texts):
         if not text.characters:
             raise DataError(f"{text.name} is empty; name a file with a text")

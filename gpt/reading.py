@@ -56,7 +56,8 @@ def name_of(path: Path) -> str:
 
 def is_stream(path: Path) -> bool:
     """Return whether a path can be read only once: standard input, a pipe or a device."""
-    return str(path) == "-" or (os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path))
+    is_special = os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+    return is_special or str(path) == "-"
 
 
 def read_bytes(path: Path) -> bytearray:

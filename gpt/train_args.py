@@ -133,8 +133,8 @@ class Args:
 
     def given(self, kind: type) -> dict[str, Any]:
         """Return the fields of a configuration class that were set on the command line."""
-        names = [field.name for field in dataclasses.fields(kind) if hasattr(self, field.name)]
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        values = {field.name: getattr(self, field.name, None) for field in dataclasses.fields(kind)}
+        return {name: value for name, value in values.items() if value is not None}
 
     def resume_command(self, out: Path, ranks: SingleProcess) -> str:
         """Return the command that continues this run.

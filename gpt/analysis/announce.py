@@ -89,8 +89,11 @@ def _shards(workers: Workers) -> str:
 
 
 def _model(model: ModelConfig, n_params: int) -> str:
-    shape = "" if model.model == "bigram" else f", {model.n_layer} layers, {model.n_head} heads, {model.n_embd} channels"
-    return f"{model.model}{shape}, context {model.block_size}: {n_params:,} parameters"
+    shape: list[str] = [model.model]
+    if model.model != "bigram":
+        shape += [f"{model.n_layer} layers", f"{model.n_head} heads", f"{model.n_embd} channels"]
+    shape.append(f"context {model.block_size}")
+    return f"{', '.join(shape)}: {n_params:,} parameters"
 
 
 def _text(setup: RunSetup) -> str:

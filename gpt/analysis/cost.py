@@ -94,7 +94,8 @@ def run_on_meta(ops: Ops, config: ModelConfig, batch_rows: int, itemsize: int = 
     """
     model = MODELS[config.model]
     table = MetaParamTable(model.init(config), itemsize)
-    params, idx = table.tree(None), MetaArray((batch_rows, config.block_size), 8)
+    params = table.tree(None)
+    idx = MetaArray((batch_rows, config.block_size), 8)
     _, cache = model.forward(ops, params, idx, idx, config, key=ops.step_key(0, 0))
     model.backward(ops, 1.0, cache)
     return table, cache_bytes(cache, params)

@@ -48,5 +48,5 @@ def table_row(cells: Sequence[Cell], columns: Sequence[str]) -> str:
 def _format_cell(cell: Cell, spec: str) -> str:
     if isinstance(cell, int | float):
         return format(cell, spec)
-    alignment_and_width = re.match(r"[<>]?\d+", spec)
-    return format(cell or "", alignment_and_width[0] if alignment_and_width else "")
+    alignment_and_width = "".join(re.findall(r"^[<>]?\d+", spec))
+    return format(cell or "", alignment_and_width)

@@ -1,4 +1,4 @@
-"""What a process may use: control groups as file trees, and, where this machine lets a test make them, as real ones."""
+"""What a process may use, with control groups as file trees and, if this machine allows it, as real groups."""
 
 import os
 import subprocess
@@ -129,7 +129,7 @@ def said(command, **options):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts the addresses of a process for others to read")
 @pytest.mark.parametrize("flag", ["-v", "-d"])
 def test_the_limit_of_a_shell(flag):
-    """What is reserved and not used is taken off, and what is in use stays."""
+    """Addresses that are reserved but unused are subtracted."""
     command = ["sh", "-c", f'ulimit {flag} 4000000 && exec "$@"', "sh", sys.executable, "-c", LIMITS]
     memory, in_use = said(command, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})
     assert in_use < memory <= 4000000 * 1024
@@ -174,9 +174,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.fixture
 def train(tmp_path):
-    """Run train.py after some words of a shell: the status, what was printed, and the most memory that it had.
+    """Run train.py after some shell commands. Returns the exit status, the output, and the peak memory.
 
-    It says so itself: what the system tells of a child's memory counts the parent's too, from before it became another program.
+    The program reports its own peak, because what the system reports for a child includes memory of its parent.
     """
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 900)
 
@@ -241,7 +241,7 @@ def test_a_container_of_600_mb(train):
 @pytest.mark.program
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts the addresses of a process for others to read")
 def test_limits_of_addresses_end_in_one_line_or_not_at_all(train):
-    """Whatever `ulimit -v` is: a run that begins comes to its end."""
+    """For any `ulimit -v`, a run that starts also finishes."""
     statuses = []
     for mebibytes in range(350, 1000, 50):
         status, out, _ = train(f"ulimit -v {mebibytes * 1024}", "--threads", "2")
