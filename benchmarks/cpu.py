@@ -37,7 +37,7 @@ from gpt.training.backends import select_backend
 from gpt.training.data_parallel import Workers, split_evenly
 from gpt.training.distributed import SingleProcess
 from gpt.training.evaluate import split_loss
-from gpt.training.step import TrainState
+from gpt.training.step import Task, TrainState
 from tensorlite import pick_device
 from tensorlite.cpu import CPUOps
 
@@ -97,15 +97,14 @@ class Workload:
         workers, model = self.workers(backend, ranks), MODELS["gpt"]
         table = ParamTable(init(self.config))
         state = TrainState.start(table, table.init_params(0), np)
-        train = override(self.train, {"shards": workers.shards})
+        train = override(self.train, {"shards": workers.shards, "val_chars": 0})
+        task = Task(model, self.config, train, self.data, seed=0)
 
         def step() -> float:
-            return workers.train_step(model, state, self.data, self.config, train, 0)[0]
+            return workers.train_step(task, state)[0]
 
         def evaluation() -> float:
-            return split_loss(
-                workers, model, table.tree(state.params), self.data[: EVAL_BATCHES * self.tokens], self.config, train.batch_size
-            )
+            return split_loss(workers, task, table.tree(state.params), self.data[: EVAL_BATCHES * self.tokens])
 
         def write(prompt: np.ndarray, n: int, cached: bool = True) -> Iterator[int]:
             return generate(workers.ops, model, table.tree(state.params), prompt, n, self.config, cached=cached)

@@ -20,7 +20,7 @@ from gpt.models import MODELS
 from gpt.params import ParamTable
 from gpt.training.data_parallel import Workers
 from gpt.training.evaluate import split_loss
-from gpt.training.step import TrainState
+from gpt.training.step import Task, TrainState
 from tensorlite import ReferenceOps
 from tensorlite.cuda import CUDAOps
 from tensorlite.cuda.ops import Precision
@@ -52,13 +52,14 @@ def main() -> None:
     model = MODELS[config.model]
     table = ParamTable(model.init(config))
     state = TrainState.start(table, table.init_params(args.seed), np)
+    task = Task(model, config, train, data=corpus.train, seed=args.seed)
     workers = Workers.of(CUDAOps(args.precision, check=False, runtime=HostRuntime()))
     reference = Workers.of(ReferenceOps(check=False))
     start = time.perf_counter()
     for step in range(1, (args.steps or train.max_iters) + 1):
-        loss, norm = workers.train_step(model, state, corpus.train, config, train, args.seed)
+        loss, norm = workers.train_step(task, state)
         if step % args.report == 0 or step == args.steps or step == train.max_iters:
-            val = split_loss(reference, model, table.tree(state.params), corpus.val, config, train.batch_size)
+            val = split_loss(reference, task, table.tree(state.params), corpus.val)
             seconds = time.perf_counter() - start
             print(f"step {step}: loss {float(loss):.4f}, norm {float(norm):.3f}, val {val:.4f}, {seconds:.0f} s", flush=True)
 

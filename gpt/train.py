@@ -94,7 +94,7 @@ def run(args: Args, ranks: SingleProcess) -> int:
     describe(setup, device, backend, workers, threads)
     with threadpool_limits(blas_threads(workers, threads)):
         if args.profile:
-            print(profile(Trainer.of(setup, workers, device.xp)))
+            print(profile(Trainer(setup, workers, device.xp)))
             return 0
         return train(args, setup, workers, device)
 
@@ -107,7 +107,7 @@ def train(args: Args, setup: RunSetup, workers: Workers, device: Device) -> int:
             archive = run_dir.archive_previous(setup.out)
             if archive:
                 console.note(f"an earlier run was moved to {archive}")
-        trainer = Trainer.of(setup, workers, device.xp)
+        trainer = Trainer(setup, workers, device.xp)
         print(f"time     {estimated_time(trainer)}", flush=True)
         ended_by = trainer.run()
         if ended_by is not None:
@@ -225,9 +225,9 @@ def show_sample(trainer: Trainer) -> None:
     which, step, flat = model_to_show(trainer)
     ops, xp = trainer.workers.ops, trainer.xp
     params = trainer.state.table.tree(ops.compute_params(flat))
-    tokenizer = trainer.corpus.tokenizer
+    tokenizer = trainer.setup.corpus.tokenizer
     prompt = xp.asarray(tokenizer.encode(tokenizer.start))
-    tokens = generate(ops, trainer.model, params, prompt, SAMPLE_LENGTH, trainer.model_config, seed=trainer.seed)
+    tokens = generate(ops, trainer.task.model, params, prompt, SAMPLE_LENGTH, trainer.task.config, seed=trainer.task.seed)
     print(f"\n--- {SAMPLE_LENGTH} characters from the {which} model (step {step}) ---")
     print(tokenizer.decode(tokens))
     print("---", flush=True)
@@ -236,7 +236,7 @@ def show_sample(trainer: Trainer) -> None:
 def model_to_show(trainer: Trainer) -> tuple[str, int, Array]:
     """Return "best" or "last", the step of that model, and its parameters."""
     try:
-        best = checkpoint.load(run_dir.best_checkpoint(trainer.out))
+        best = checkpoint.load(run_dir.best_checkpoint(trainer.setup.out))
     except CheckpointError as error:
         console.note(str(error))
         return "last", trainer.state.step, trainer.state.params

@@ -113,7 +113,7 @@ def _memory(cost: Cost, in_use: int) -> str:
 
 def estimated_time(trainer: Trainer) -> str:
     """Time a step and return how long the run will take. Without a backward pass, an evaluation costs a third per character."""
-    cfg = trainer.train_config
+    cfg = trainer.task.train
 
     def step_and_wait() -> None:
         trainer.train_step()
@@ -122,9 +122,9 @@ def estimated_time(trainer: Trainer) -> str:
     with trainer.rolled_back():
         step_s = time_call(step_and_wait, trainer.workers.mean, warm_up=trainer.workers.ops.warm_up)
     steps_left = max(0, cfg.max_iters - trainer.state.step)
-    val_chars = evaluated_chars(len(trainer.val_data), trainer.model_config.block_size, cfg.val_chars)
-    train_chars = cfg.eval_batches * cfg.batch_size * trainer.model_config.block_size
-    eval_s = step_s / 3 * (val_chars + train_chars) / trainer.tokens_per_step
+    val_chars = evaluated_chars(len(trainer.val_data), trainer.task.config.block_size, cfg.val_chars)
+    train_chars = cfg.eval_batches * cfg.batch_size * trainer.task.config.block_size
+    eval_s = step_s / 3 * (val_chars + train_chars) / trainer.task.tokens_per_step
     evals_left = ceil_div(steps_left, cfg.eval_interval) + (not trainer.history)
     total_s = steps_left * step_s + evals_left * eval_s
     return f"about {human_seconds(total_s)}: {steps_left} steps of {step_s:.3g} s, timed here, and evaluations of {eval_s:.2g} s"

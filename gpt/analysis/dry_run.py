@@ -18,7 +18,7 @@ from gpt.config import ModelConfig, TrainConfig
 from gpt.errors import ConfigError
 from gpt.models import MODELS
 from gpt.params import ParamTable
-from gpt.training.step import TrainState, train_step
+from gpt.training.step import Task, TrainState, train_step
 from tensorlite.cuda import CUDAOps
 from tensorlite.cuda.attention import on_tensor_cores
 from tensorlite.cuda.ops import Precision
@@ -105,11 +105,11 @@ def trace_step(ops: CUDAOps, config: ModelConfig, train: TrainConfig, characters
     params, grads, m, v = (np.empty(table.size, np.float32) for _ in range(4))
     device_step = DeviceStep(np.empty((), np.int64))
     state = TrainState(table, params, grads, m, v, device_step)  # type: ignore[arg-type]
-    data = np.empty(characters, np.uint16)
+    task = Task(model, config, train, data=np.empty(characters, np.uint16), seed=0)
 
     pool = GraphMemoryPool(runtime.block)
     with runtime.allocating(pool):
-        loss, norm = train_step(instrument(ops, op_observer(runtime)), model, state, data, config, train, 0)
+        loss, norm = train_step(instrument(ops, op_observer(runtime)), task, state)
         loss_ring = np.empty((RING_SIZE, 2), np.float32)
         ops.launch("optim.cu", "end_step", 1, 1, device_step.array, loss, norm, loss_ring, RING_SIZE)  # as CapturedStep does
     del loss, norm

@@ -95,8 +95,8 @@ def cost_observer(costs: OpCosts, ops: MetaOps, backend: type) -> Observer:
 
 def measure(trainer: Trainer) -> StepCosts:
     """Time one shard's step on this thread, and return the median of each op's times with its FLOPs and bytes."""
-    workers, config, train = trainer.workers, trainer.model_config, trainer.train_config
-    batch_rows = range(ceil_div(train.batch_size, train.shards))
+    task = trainer.task
+    batch_rows = range(ceil_div(task.train.batch_size, task.train.shards))
 
     def now() -> float:
         if trainer.xp.__name__ == "cupy":
@@ -107,12 +107,12 @@ def measure(trainer: Trainer) -> StepCosts:
     seconds: list[float] = []
     for _ in range(WARM_UP_STEPS + TIMED_STEPS):
         timed: OpCosts = defaultdict(OpCost)
-        ops = instrument(workers.ops, timing_observer(timed, now))
+        ops = instrument(trainer.workers.ops, timing_observer(timed, now))
         state = trainer.state.copy()
         start = now()
-        loss_and_gradients(ops, trainer.model, state, trainer.train_data, config, train, trainer.seed, batch_rows)
-        ops.clip_grad_norm_(state.grads, train.grad_clip)
-        update(ops, state, train)
+        loss_and_gradients(ops, task, state, batch_rows)
+        ops.clip_grad_norm_(state.grads, task.train.grad_clip)
+        update(ops, task, state)
         seconds.append(now() - start)
         steps.append(timed)
 
@@ -128,8 +128,8 @@ def add_costs(trainer: Trainer, batch_rows: int, costs: OpCosts) -> None:
     """Add the FLOPs and bytes of a step: the model's are counted on shapes, the optimizer's are written down here."""
     counted: OpCosts = defaultdict(OpCost)
     meta = MetaOps(trainer.workers.ops.op_table)
-    run_on_meta(instrument(meta, cost_observer(counted, meta, type(trainer.workers.ops))), trainer.model_config, batch_rows)
-    accum_steps = trainer.train_config.gradient_accumulation_steps
+    run_on_meta(instrument(meta, cost_observer(counted, meta, type(trainer.workers.ops))), trainer.task.config, batch_rows)
+    accum_steps = trainer.task.train.gradient_accumulation_steps
     for name, cost in counted.items():
         costs[name].flops = cost.flops * accum_steps
         costs[name].bytes = cost.bytes * accum_steps
@@ -144,8 +144,8 @@ def add_costs(trainer: Trainer, batch_rows: int, costs: OpCosts) -> None:
 
 def measure_peaks(trainer: Trainer, batch_rows: int) -> Peaks:
     """Time the model's widest matmul, and a copy of an array that no cache holds."""
-    xp, C = trainer.xp, trainer.model_config.n_embd
-    x = xp.ones((batch_rows * trainer.model_config.block_size, C), "float32")
+    xp, C = trainer.xp, trainer.task.config.n_embd
+    x = xp.ones((batch_rows * trainer.task.config.block_size, C), "float32")
     w = xp.ones((C, 4 * C), "float32")
     source = xp.ones(1 << 26, "float32")
     target = xp.empty_like(source)

@@ -174,7 +174,7 @@ USER_ERRORS = {
     "train.py --data text.txt --batch-size 0": "batch_size",
     "train.py --data text.txt --batch-size 100000000": "lower --batch-size",
     "train.py --data text.txt --device cuda": "no CUDA",
-    "train.py --data text.txt --device cpu --precision bf16": "precision bf16 is of the fast backend on a CUDA device",
+    "train.py --data text.txt --device cpu --precision bf16": "precision bf16 needs the fast backend on a CUDA device",
     "train.py --data text.txt --dry-run --gpu Voodoo2": "gpu 'Voodoo2' is not known; --gpu takes one of A100",
     "train.py --data": "data needs a file, or - for standard input",
     "train.py --data text.txt --val-data none.txt": "none.txt: no such file",

@@ -9,7 +9,7 @@ from cases import CASES
 from cpu_results import OPS, as_tuple, normal, poison
 from gpt.config import TrainConfig
 from gpt.models import MODELS
-from gpt.training.step import train_step
+from gpt.training.step import Task, train_step
 from small import config_of, start, text
 from tensorlite import cpu
 from tensorlite.cpu import memory_pool
@@ -154,13 +154,14 @@ def test_a_repeated_step_allocates_nothing(dropout):
     """From the second step on: the blocks are those of the first."""
     config, ops = config_of("gpt", dropout=dropout), cpu.CPUOps(check=False)
     train = TrainConfig(batch_size=4, max_iters=10, learning_rate=0.01, min_lr=0.001, grad_clip=1.0)
-    data, state = np.random.default_rng(0).integers(0, config.vocab_size, 300), start(config, std=0.3, dtype=np.float32)
-    train_step(ops, MODELS["gpt"], state, data, config, train, 0)
+    data = np.random.default_rng(0).integers(0, config.vocab_size, 300)
+    task, state = Task(MODELS["gpt"], config, train, data, seed=0), start(config, std=0.3, dtype=np.float32)
+    train_step(ops, task, state)
     first = blocks(ops.memory)
     assert len(first) > 20
     assert len(set(first)) == len(first)  # and no block was handed back twice
     for _ in range(4):
-        train_step(ops, MODELS["gpt"], state, data, config, train, 0)
+        train_step(ops, task, state)
         assert blocks(ops.memory) == first
 
 

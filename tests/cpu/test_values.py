@@ -9,7 +9,7 @@ from cases import CASES
 from cpu_results import OPS, REFERENCE, assert_same, normal, op_results, results
 from gpt.config import TrainConfig
 from gpt.models import MODELS
-from gpt.training.step import train_step
+from gpt.training.step import Task, train_step
 from small import config_of, start, text
 from tensorlite.cpu import activations, optim
 from tensorlite.testing.properties import EPS32
@@ -64,9 +64,10 @@ def test_a_training_run():
     config = config_of("gpt", dropout=0.2)
     train = TrainConfig(batch_size=4, max_iters=10, learning_rate=0.01, min_lr=0.001, grad_clip=1.0)
     data = np.random.default_rng(0).integers(0, config.vocab_size, 300)
+    task = Task(MODELS["gpt"], config, train, data, seed=0)
     states = [start(config, std=0.3) for _ in range(2)]
     for _ in range(10):
-        steps = [train_step(o, MODELS["gpt"], s, data, config, train, 0) for o, s in zip((OPS, REFERENCE), states, strict=True)]
+        steps = [train_step(o, task, s) for o, s in zip((OPS, REFERENCE), states, strict=True)]
         assert_same(*steps, 1e-10)
     assert_same([states[0].params], [states[1].params], 1e-10)
 

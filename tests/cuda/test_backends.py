@@ -50,7 +50,7 @@ def test_a_gpu_that_cannot_run_them(monkeypatch):
 def test_a_cpu_has_float32_alone(want):
     cpu = Device("cpu", np, "")
     assert select_backend(want, cpu, "float32").itemsize == 4
-    with pytest.raises(ConfigError, match="precision bf16 is of the fast backend on a CUDA device"):
+    with pytest.raises(ConfigError, match="precision bf16 needs the fast backend on a CUDA device"):
         select_backend(want, cpu, "bf16")
 
 

@@ -34,7 +34,7 @@ def trainer(corpus, out, ops=None, resume=False):
         preset = Preset(config_of("gpt", dropout=0.2, block_size=8, n_layer=1), TRAIN, "")
         p = run_setup.new_run(preset, {}, {}, out, corpus, seed=1)
     out.mkdir(exist_ok=True)
-    return Trainer.of(p, Workers.of(ops or CUDAOps("float32", check=False, runtime=HostRuntime())), np)
+    return Trainer(p, Workers.of(ops or CUDAOps("float32", check=False, runtime=HostRuntime())), np)
 
 
 def losses(run):
@@ -58,8 +58,8 @@ def test_resume_equals_a_straight_run(corpus, tmp_path):
     straight = trainer(corpus, tmp_path / "a")
     straight.run()
     first = trainer(corpus, tmp_path / "b")
-    step = first.step_fn
-    first.step_fn = lambda *args: (os.kill(os.getpid(), signal.SIGINT) if first.state.step == 7 else None) or step(*args)
+    step = first.workers.train_step
+    first.workers.train_step = lambda *args: (os.kill(os.getpid(), signal.SIGINT) if first.state.step == 7 else None) or step(*args)
     assert first.run() == signal.SIGINT
     assert checkpoint.load(run_dir.last_checkpoint(tmp_path / "b")).step == 8
     second = trainer(corpus, tmp_path / "b", resume=True)
@@ -82,14 +82,14 @@ def test_timed_steps_leave_no_trace(corpus, tmp_path):
 
 def test_a_loss_that_is_no_number_is_noticed_at_the_next_reading(corpus, tmp_path):
     run = trainer(corpus, tmp_path / "a")
-    step = run.step_fn
+    step = run.workers.train_step
 
     def poisoned(*args):
         if run.state.step == 8:
             run.state.params[:] = np.nan
         return step(*args)
 
-    run.step_fn = poisoned
+    run.workers.train_step = poisoned
     with pytest.raises(TrainingError, match=r"^step 9: the loss is nan"):
         run.run()
     assert checkpoint.load(run_dir.last_checkpoint(tmp_path / "a")).step == 6

@@ -14,7 +14,7 @@ from cases import CASES
 from gpt.config import TrainConfig
 from gpt.models import gpt
 from gpt.params import get
-from gpt.training.step import train_step
+from gpt.training.step import Task, train_step
 from small import config_of, start, text
 from tensorlite import Key, ReferenceOps
 from tensorlite.op_info import OP_INFO
@@ -163,7 +163,7 @@ def test_adamw_and_clipping(n_decay, weight_decay, max_norm):
 
 @pytest.mark.parametrize(("variant", "accumulate"), [({}, 1), ({}, 3), ({"activation": "relu", "tied": True, "bias": False}, 1)])
 def test_a_training_run(variant, accumulate):
-    """50 steps of gpt.step.train_step: losses, gradient norms and parameters. PyTorch sees micro-batches as one batch."""
+    """50 steps of gpt.training.step.train_step: losses, gradient norms and parameters. PyTorch sees micro-batches as one batch."""
     config = config_of("gpt", init_std=0.2, **variant)
     train = TrainConfig(
         batch_size=4,
@@ -177,6 +177,7 @@ def test_a_training_run(variant, accumulate):
         grad_clip=0.8,
     )
     state, data = start(config), np.arange(300) ** 2 % config.vocab_size
+    task = Task(gpt, config, train, data, seed=7)
     theirs = torch_model.GPT(config).double()
     torch_model.load(theirs, state.table.tree(state.params))
     optimizer = torch_model.adamw(theirs, train)
@@ -196,7 +197,7 @@ def test_a_training_run(variant, accumulate):
         scheduler.step()
         their_losses.append(their_loss.item())
 
-        loss, norm = train_step(OPS, gpt, state, data, config, train, seed=7)
+        loss, norm = train_step(OPS, task, state)
         losses.append(float(loss))
         norms.append(float(norm))
         assert_same(norm, their_norm, f"norm of step {step}", 1e-10)

@@ -11,7 +11,7 @@ from gpt.generate import generate
 from gpt.models import MODELS
 from gpt.training.data_parallel import Workers
 from gpt.training.evaluate import split_loss
-from gpt.training.step import TrainState, train_step
+from gpt.training.step import Task, TrainState, train_step
 from small import config_of, start
 from tensorlite import ReferenceOps, gradcheck, to_numpy
 from tensorlite.random import keep_mask, step_key
@@ -82,10 +82,10 @@ def test_training_evaluation_and_generation(cupy):
     data, results = np.random.default_rng(0).integers(0, config.vocab_size, 300), []
     for xp in (np, cupy, cupy):
         state, ops = TrainState.start(start(config).table, start(config, std=0.3).params, xp), ReferenceOps(check=False)
-        on_device = xp.asarray(data)
-        losses = [float(train_step(ops, MODELS["gpt"], state, on_device, config, train, 0)[0]) for _ in range(10)]
+        task = Task(MODELS["gpt"], config, train, xp.asarray(data), seed=0)
+        losses = [float(train_step(ops, task, state)[0]) for _ in range(10)]
         params = state.table.tree(state.params)
-        losses.append(split_loss(Workers.of(ops), MODELS["gpt"], params, on_device, config, 4))
+        losses.append(split_loss(Workers.of(ops), task, params, task.data))
         tokens = list(generate(ops, MODELS["gpt"], params, xp.asarray(data[:2]), 12, config))
         results.append((losses, tokens, to_numpy(state.params)))
     np.testing.assert_allclose(results[1][0], results[0][0], rtol=1e-9)

@@ -8,7 +8,7 @@ from gpt.generate import Sampling, generate
 from gpt.models import MODELS
 from gpt.training.data_parallel import Workers
 from gpt.training.evaluate import split_loss
-from gpt.training.step import TrainState, train_step
+from gpt.training.step import Task, TrainState, train_step
 from on_gpu import on_host
 from small import config_of, start
 from tensorlite import ReferenceOps, device_failure, to_numpy
@@ -27,12 +27,16 @@ def fresh(xp, dtype=np.float32):
     return TrainState.start(made.table, made.params.astype(dtype), xp)
 
 
+def task_on(xp, train=TRAIN):
+    return Task(MODELS["gpt"], CONFIG, train, xp.asarray(DATA), seed=5)
+
+
 def curve(ops, xp, captured, between=lambda state: None, dtype=np.float32, train=TRAIN):
     """Twelve steps: the losses and norms, read at the end, and all bits of the state."""
-    state, data = fresh(xp, dtype), xp.asarray(DATA)
+    state, task = fresh(xp, dtype), task_on(xp, train)
     step, seen = ops.compile(train_step) if captured else train_step, []
     for _ in range(12):
-        seen += step(ops, MODELS["gpt"], state, data, CONFIG, train, 5)
+        seen += step(ops, task, state)
         between(state)
     return [float(x) for x in seen], [to_numpy(a) for a in (state.params, state.grads, state.m, state.v)]
 
@@ -43,9 +47,8 @@ def test_a_captured_step_is_the_step(precision, gpu, cupy):
     ops = CUDAOps(precision, check=False, runtime=gpu)
 
     def disturb(state):
-        split_loss(
-            Workers.of(ops), MODELS["gpt"], state.table.tree(ops.compute_params(state.params)), cupy.asarray(DATA), CONFIG, 4
-        )
+        params = state.table.tree(ops.compute_params(state.params))
+        split_loss(Workers.of(ops), task_on(cupy), params, cupy.asarray(DATA))
         cupy.get_default_memory_pool().free_all_blocks()
         for n in range(1, 40):
             cupy.full(997 * n, np.nan, np.float32)
@@ -64,11 +67,11 @@ def test_a_captured_step_is_the_step(precision, gpu, cupy):
 
 def test_a_state_put_back_is_gone_on_from(gpu, cupy):
     """As train.py does after it has timed some steps: the device counts anew, in the same graph."""
-    ops, state, data = CUDAOps("bf16", check=False, runtime=gpu), fresh(cupy), cupy.asarray(DATA)
+    ops, state, task = CUDAOps("bf16", check=False, runtime=gpu), fresh(cupy), task_on(cupy)
     step, saved, runs = ops.compile(train_step), state.copy(), []
     for _ in range(3):
         state.restore(saved)
-        losses = [step(ops, MODELS["gpt"], state, data, CONFIG, TRAIN, 5)[0] for _ in range(6)]
+        losses = [step(ops, task, state)[0] for _ in range(6)]
         runs.append([float(loss) for loss in losses])
     assert runs[0] == runs[1] == runs[2]
 

@@ -14,7 +14,7 @@ from gpt.errors import ConfigError
 from gpt.models import MODELS
 from gpt.params import ParamTable
 from gpt.training.distributed import SingleProcess
-from gpt.training.step import TrainState, train_step
+from gpt.training.step import Task, TrainState, train_step
 from shim.host import HostRuntime, require_compiler
 from small import config_of
 from tensorlite import Device
@@ -46,7 +46,8 @@ def test_a_plan_counts_what_the_backend_launches():
     ops = CUDAOps(check=False, runtime=Counted())
     table = ParamTable(MODELS["gpt"].init(config))
     state = TrainState.start(table, table.init_params(0), np)
-    ops.compile(train_step)(ops, MODELS["gpt"], state, np.zeros(300, np.uint16), config, train, 0)
+    task = Task(MODELS["gpt"], config, train, data=np.zeros(300, np.uint16), seed=0)
+    ops.compile(train_step)(ops, task, state)
     expected = {name.split()[0]: 0 for _, name in dry.costs}
     for (_, name), cost in dry.costs.items():
         expected[name.split()[0]] += cost.calls

@@ -23,7 +23,7 @@ TRAIN = TrainConfig(batch_size=6, shards=2, gradient_accumulation_steps=3, learn
 def trainer(tmp_path):
     (tmp_path / "text").write_text(PANGRAMS)
     setup = run_setup.new_run(Preset(config_of("gpt", dropout=0.2), TRAIN, ""), {}, {}, tmp_path, tmp_path / "text", seed=1)
-    return lambda backend: Trainer.of(setup, Workers(backend, shards=2), np)
+    return lambda backend: Trainer(setup, Workers(backend, shards=2), np)
 
 
 @pytest.mark.parametrize("backend", [ReferenceOps, cpu.CPUOps])
@@ -33,7 +33,7 @@ def test_costs_add_up(trainer, backend):
     assert 0 < sum(cost.seconds for cost in costs.values()) < 1.5 * seconds  # a sum of medians is not the median of the sums
     assert batch_rows == 3  # of a micro-batch of six in two shards
     model = sum(cost.flops for name, cost in costs.items() if name not in ("clip_grad_norm_", "adamw_"))
-    assert model == estimate_cost(run.model_config, TRAIN).flops / TRAIN.shards
+    assert model == estimate_cost(run.task.config, TRAIN).flops / TRAIN.shards
     assert costs["linear_forward"].calls == 3 * (4 * 2 + 1)  # micro-batches x (four per block, and the head)
     assert costs["pack_grads"].bytes == 3 * costs["clip_grad_norm_"].bytes * 2
     for name in ("layernorm_backward", "attention_forward", "cross_entropy_backward", "adamw_"):
@@ -45,7 +45,7 @@ def test_bytes_are_arguments_and_results_each_once(trainer):
     """For linear_forward of three rows: x, w and y of every linear layer, and the biases of most."""
     run = trainer(ReferenceOps)
     costs, _, batch_rows = measure(run)
-    c = run.model_config
+    c = run.task.config
     N, C, V = batch_rows * c.block_size, c.n_embd, c.vocab_size
     sizes = [(C, 3 * C, 0), (C, C, C), (C, 4 * C, 4 * C), (4 * C, C, C)] * c.n_layer + [(C, V, V)]
     assert costs["linear_forward"].bytes == 3 * 4 * sum(N * i + i * o + b + N * o for i, o, b in sizes)
@@ -86,4 +86,4 @@ def test_a_profile_changes_nothing(trainer):
     assert run.state.step == 0
     for name, value in before.items():
         np.testing.assert_array_equal(getattr(run.state, name), value)
-    assert not list(run.out.glob("*.safetensors"))
+    assert not list(run.setup.out.glob("*.safetensors"))
