@@ -62,7 +62,7 @@ def test_other_ways_to_run_it(flags, folder):
     ("flags", "words"),
     [
         ("--batch-size 10000000", "lower --batch-size and raise --gradient-accumulation-steps"),
-        ("--threads 2", "a GPU takes its work from one"),
+        ("--threads 2", "threads must be 1 on a GPU"),
     ],
 )
 def test_what_a_gpu_refuses_it_says_in_a_line(flags, words, folder):
