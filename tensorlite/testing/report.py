@@ -20,6 +20,11 @@ class Entry:
     right: float | None = None
 
     @property
+    def is_kink(self) -> bool:
+        """Whether the function has a kink here, so that either derivative would be right."""
+        return self.left is not None
+
+    @property
     def ratio(self) -> float:
         """analytical / numerical: -1 is a sign, 2 a factor, 8/7 an n - 1 for an n."""
         return self.analytical / self.numerical if self.numerical else float("inf")
