@@ -1,7 +1,8 @@
 """The gradient checker: does this backward belong to this forward?
 
-It needs SciPy (`pip install "tensorlite[check]"`) and float64 inputs. All it assumes of the layer under test is the convention
-`forward(**inputs) -> y, cache` and `backward(dy, cache) -> gradients in the order of the inputs`.
+It needs SciPy (`pip install "tensorlite[check]"`) and float64 inputs. The layer under test only has to follow the convention
+`forward(**inputs) -> y, cache` and `backward(dy, cache) -> gradients in the order of the inputs`. The rules of that contract are
+in `contract.py`, the comparison with numerical derivatives is in `argument_check.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,32 +37,35 @@ def gradcheck(
     max_report: int = 5,
     raise_on_fail: bool = True,
 ) -> GradReport:
-    """Compare backward with numerical derivatives of forward, one argument at a time, and check the contract between the two.
+    """Check backward against numerical derivatives of forward, one argument at a time, and the contract between the two.
 
-    forward: `forward(**inputs) -> (y, cache)`; y is one float array or a tuple of them.
-    backward: `backward(dy, cache)` returns one gradient per float-array input, in the order of `inputs`; an input that is
-      None may take part with a gradient that is None. Integers, strings and other options have no gradient.
-    inputs: the arguments by name; float arrays in float64, NumPy or CuPy (only scalars leave the GPU). Draw them at random and
-      of size about 1, away from kinks: zeros and ones hide mistakes.
-    wrt: names to check numerically; all float arrays otherwise.
-    method: "fd" (differences), "complex" (complex step, for analytic code), "auto" (differences, and the complex step where
-      they are inconclusive).
-    directions: random directions tried for an argument of more than `elementwise` entries; a smaller one is checked entry by
-      entry.
-    rtol, atol: a derivative along a unit direction may differ by atol + rtol * s, with s the root mean square of that
-      argument's gradient. Checked entry by entry that bounds each entry; over n entries at once it bounds a random combination,
-      so that a single one may differ by some sqrt(n) times as much. What is smaller than atol counts as zero: scale inputs so
-      that gradients are of size about 1.
-    step, order: first step and order of the differences.
+    forward: `forward(**inputs) -> (y, cache)`, where y is a float array or a tuple of them.
+    backward: `backward(dy, cache)` returns one gradient per float array in `inputs`, in order. An input that is None may have a
+      gradient, which is None. Integers, strings and other options have none.
+    inputs: the arguments by name, float arrays in float64, NumPy or CuPy (only scalars leave the GPU). Draw random values of size
+      about 1, away from kinks: zeros and ones hide mistakes.
+    wrt: names of the arguments to check numerically; default: all float arrays.
+    method: "fd" (finite differences), "complex" (complex step, for analytic code) or "auto" (differences, and the complex step
+      where they are inconclusive).
+    directions: number of random directions for an argument of more than `elementwise` entries.
+    elementwise: an argument of at most this many entries is checked entry by entry.
+    rtol, atol: a derivative along a unit direction may be off by atol + rtol * s, where s is the root mean square of the argument's
+      gradient. Checked entry by entry, this bounds each entry. With random directions over n entries it bounds a random
+      combination, so one entry may be off by about sqrt(n) times the tolerance. Anything smaller than atol counts as zero: scale
+      the inputs so that gradients are of size about 1.
+    step: first step size of the differences.
+    order: order of accuracy of the differences.
     rng: seed of dy and of the directions.
-    max_report: how many wrong entries to name for each argument.
-    raise_on_fail: raise GradcheckError unless all is well; otherwise look at `.ok` and `print(report)`.
+    max_report: number of wrong entries to name per argument.
+    raise_on_fail: raise GradcheckError unless the report is ok. If False, look at `.ok` and `print(report)`.
 
-    How. The contract first: repeatable, nothing written into, gradients of the shape, dtype and library of their inputs,
-    zero for dy = 0, linear in dy. Linearity is what makes one random dy enough: a backward that is linear in dy is a matrix,
-    and a random dy meets every row of it. Then, for phi(t) = sum(dy * forward(x + t u)), phi'(0) must be the inner product of
-    dx and u. An estimate too poor to decide is "inconclusive", never a pass. A wrong argument is searched for the entries that
-    are wrong.
+    Returns the report. Raises ValueError for arguments that cannot be checked: an unknown name, a float32 input, and so on.
+
+    How it works. The contract comes first: both functions are repeatable and write into none of their arguments; gradients have
+    the shape, dtype and library of their inputs, are zero for dy = 0 and linear in dy. Because of linearity one random dy is
+    enough: a backward that is linear in dy is a matrix, and a random dy meets every row of it. Then, for
+    phi(t) = sum(dy * forward(x + t u)), phi'(0) must be the inner product of dx and u. An estimate too inaccurate to decide
+    gives "inconclusive", never a pass. A wrong argument is searched for its wrong entries.
     """
     settings = Settings(
         method=method,
