@@ -44,6 +44,7 @@ class Trial:
 
     @cached_property
     def forward_calls(self) -> ForwardCalls:
+        """Call forward twice."""
         layer = self.layer
         before = copy_arrays(layer.inputs)
         y, cache = layer.forward(**layer.inputs)
@@ -57,6 +58,7 @@ class Trial:
 
     @cached_property
     def backward_call(self) -> BackwardCall:
+        """Call backward once and compare its arrays with copies made before."""
         inputs_before = copy_arrays(self.layer.inputs)
         watched = {"its cache": leaves(self.forward_calls.cache), "dy": leaves(self.dy)}
         before = {name: [a.copy() for a in arrays] for name, arrays in watched.items()}
@@ -187,7 +189,7 @@ def _misfit(name: str, x: Array | None, g: Array | None) -> str | None:
     if g is None:
         return f"d{name} is None for an input that is an array"
     if array_namespace(g) is not array_namespace(x):
-        return f"d{name} is a {type(g).__name__}, {name} a {type(x).__name__}"
+        return f"d{name} is a {array_namespace(g).__name__} array, {name} a {array_namespace(x).__name__} array"
     if (g.shape, g.dtype) != (x.shape, x.dtype):
         return f"d{name} is {g.shape} {g.dtype}, {name} is {x.shape} {x.dtype}"
     return None
