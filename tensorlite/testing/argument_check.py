@@ -1,4 +1,4 @@
-"""The numerical part of a gradient check: one argument's gradient against numerical derivatives of forward."""
+"""The numerical part of a gradient check: one gradient against numerical derivatives of forward."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The contract between forward and backward: one function per rule, each returning its violations in words.
+"""The contract between forward and backward: one function per rule, which returns its violations.
 
 A rule may call forward and backward. The numerical check (`argument_check.py`) relies on two of the rules: an unrepeatable forward
 has no derivative, and only for a backward that is linear in dy is one random dy enough.
