@@ -233,13 +233,15 @@ def main() -> int:
 def write(rows: list[list[str]], names: list[str], versions: list[str], trials: int) -> None:
     """Write docs/detection.md."""
     lines = [
-        "# Which checker notices which mistake",
+        "# Detection rates of gradient checkers",
         "",
-        f"`python benchmarks/detection.py --trials {trials}`, {date.today()}, {', '.join(dict.fromkeys(versions))}.",
-        f"The share of {trials} trials in which a checker refused the gradient: a layer (linear, layernorm, GELU, softmax,",
-        "attention, cross-entropy) of a random small shape in float64, a mistake in one of its gradients, each checker with its",
-        "default tolerances. Where the true entry is 0, or has no neighbour, the mistake changes nothing: 1.00 is not always in",
-        "reach.",
+        f"Measured with `python benchmarks/detection.py --trials {trials}` on {date.today()}:",
+        f"{', '.join(dict.fromkeys(versions))}.",
+        "",
+        f"Each entry is the share of {trials} trials in which the checker refused the gradient. A trial is a layer",
+        "(linear, layernorm, GELU, softmax, attention or cross-entropy) of a random small shape in float64,",
+        "with one mistake in one of its gradients. Each checker has its default tolerances. A mistake changes",
+        "nothing where the true entry is 0 or has no neighbour, so 1.00 is not always possible.",
         "",
         f"| planted mistake | {' | '.join(names)} |",
         f"|---|{'---|' * len(names)}",

@@ -1,6 +1,5 @@
 """Training and validation losses: no dropout, no caches, over much text, on all workers."""
 
-from typing import Any
 
 import numpy as np
 
@@ -30,7 +29,7 @@ def train_loss(workers: Workers, task: Task, params: dict) -> float:
 
     def summed_loss(ops: Ops, row0: int) -> float:
         n = min(rows, total - row0)
-        key: Any = ops.fold_in(ops.step_key(task.seed, 0, row0), 0, "evaluation")
+        key = ops.fold_in(ops.step_key(task.seed, 0, row0), 0, "evaluation")
         idx, targets = ops.get_batch(task.data, key, n, block_size)
         loss, _ = task.model.forward(ops, params, idx, targets, task.config, with_cache=False)
         return float(loss) * n

@@ -66,7 +66,7 @@ def loss_and_gradients(
     total = None
     for micro_step in range(train.gradient_accumulation_steps):
         key = ops.step_key(task.seed, state.step, micro_step * train.batch_size + batch_rows.start)
-        batch_key: Any = ops.fold_in(key, 0, "batch")
+        batch_key = ops.fold_in(key, 0, "batch")
         idx, targets = ops.get_batch(task.data, batch_key, len(batch_rows), config.block_size)
         loss, cache = task.model.forward(ops, params, idx, targets, config, key if config.dropout else None)
         grads = task.model.backward(ops, dloss, cache)

@@ -55,8 +55,8 @@ def test_a_fused_composite_is_one_row(trainer):
     """The FLOPs of a fused op are those of the primitives that it replaces."""
 
     class Fused(ReferenceOps):
-        def mlp_forward(self, *args):
-            return ReferenceOps().mlp_forward(*args)
+        def mlp_forward(self, *args, **kwargs):
+            return ReferenceOps().mlp_forward(*args, **kwargs)
 
     plain, fused = measure(trainer(ReferenceOps)).ops, measure(trainer(Fused)).ops
     assert fused["mlp_forward"].flops > 0
