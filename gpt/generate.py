@@ -97,7 +97,7 @@ def generate(
 def _uniform(seed: int, sample: int, position: int) -> float:
     """Return a random float in [0, 1) with 53 bits."""
     key = fold_in(step_key(seed, position, sample), 0, "sample")
-    bits = random_uint64(np, key, 1)  # type: ignore[arg-type]
+    bits = random_uint64(np, key, 1)
     return float(int(bits[0]) >> 11) * 2.0**-53
 
 

@@ -11,7 +11,7 @@ A resumed run equals a straight one, and a batch split over threads or machines 
 
 import math
 import zlib
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -33,6 +33,9 @@ class Key(NamedTuple):
     k0: int
     k1: int
     row0: int = 0
+
+
+MaybeKey = TypeVar("MaybeKey", Key, Key | None)  # None: no dropout
 
 
 def threefry2x32(xp: Any, k0: int, k1: int, c0: Array, c1: Array, rounds: int = ROUNDS) -> tuple[Array, Array]:
@@ -64,11 +67,7 @@ def step_key(seed: int, step: int, row0: int = 0) -> Key:
     return Key(*_mix(seed & MASK32, (seed >> 32) & MASK32, step & MASK32, (step >> 32) & MASK32), row0)
 
 
-@overload
-def fold_in(key: Key, layer: int, name: str) -> Key: ...
-@overload
-def fold_in(key: Key | None, layer: int, name: str) -> Key | None: ...
-def fold_in(key: Key | None, layer: int, name: str) -> Key | None:
+def fold_in(key: MaybeKey, layer: int, name: str) -> MaybeKey:
     """Return the key of one place in the network, so that no two dropouts share a mask; None stays None (no dropout)."""
     if key is None:
         return None

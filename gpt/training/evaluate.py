@@ -1,6 +1,5 @@
 """Training and validation losses: no dropout, no caches, over much text, on all workers."""
 
-
 import numpy as np
 
 from gpt.config import ModelConfig
