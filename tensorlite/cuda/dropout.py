@@ -27,7 +27,7 @@ def dropout_backward(ops: Any, dy: Array, cache: Any) -> Array:
         return dy
     dy = ops.operand(dy)
     dx = ops.empty(dy.shape)
-    launch_elementwise(ops, FILE, "residual", None, dy, cache, dx, over=dx)
+    launch_elementwise(ops, FILE, "residual", dx, x=None, y=dy, dropout=cache, out=dx)
     return dx
 
 
@@ -37,7 +37,7 @@ def residual_forward(ops: Any, x: Array, y: Array, p: float = 0.0, key: Key | No
     check_residual(x, y)
     x, y, dropout = ops.operand(x), ops.operand(y), ops.dropout_params(x.shape, p, key)
     out = ops.empty(x.shape)
-    launch_elementwise(ops, FILE, "residual", x, y, dropout, out, over=out)
+    launch_elementwise(ops, FILE, "residual", out, x=x, y=y, dropout=dropout, out=out)
     return out, dropout
 
 

@@ -20,7 +20,7 @@ def add(ops: Any, a: Array, b: Array) -> Array:
         raise ValueError(f"add: {a.shape} {a.dtype} and {b.shape} {b.dtype} differ")
     a, b = contiguous(ops, a), contiguous(ops, b)
     out = ops.runtime.empty(a.shape, a.dtype)
-    launch_elementwise(ops, FILE, "add", a, b, out, over=out)
+    launch_elementwise(ops, FILE, "add", out, a=a, b=b, out=out)
     return out
 
 
@@ -29,5 +29,5 @@ def accumulate_loss(ops: Any, total: Array | None, loss: Array, weight: float) -
     if total is None and weight == 1.0:
         return loss
     out = ops.float32()
-    ops.launch(FILE, "accumulate_loss", 1, 1, total, loss, weight, out, scalar_t="float")
+    ops.launch(FILE, "accumulate_loss", 1, 1, total=total, loss=loss, weight=weight, out=out, defines={"scalar_t": "float"})
     return out

@@ -52,12 +52,12 @@ def unfused(
     """The same as gemm, as a plain GEMM and one kernel per epilogue."""
     if pre_gelu is not None:
         gemm(ops, a, b, pre_gelu, bias=bias)
-        launch_elementwise(ops, activations.FILE, "gelu_forward", pre_gelu, out, over=out)
+        launch_elementwise(ops, activations.FILE, "gelu_forward", out, x=pre_gelu, y=out)
         return
     gemm(ops, a, b, out)
     if bias is not None:
-        launch_elementwise(ops, elementwise.FILE, "add_bias", out, bias, bias.size, over=out)
+        launch_elementwise(ops, elementwise.FILE, "add_bias", out, y=out, b=bias, D=bias.size)
     if dgelu_input is not None:
-        launch_elementwise(ops, activations.FILE, "gelu_backward", out, dgelu_input, out, over=out)
+        launch_elementwise(ops, activations.FILE, "gelu_backward", out, dy=out, x=dgelu_input, dx=out)
     if bias_grad is not None:
         sum_rows(ops, b, bias_grad)

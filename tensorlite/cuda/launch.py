@@ -14,7 +14,10 @@ def blocks(n: int, per_block: int = 4 * BLOCK) -> int:
     return max(1, min(GRID, ceil_div(n, per_block)))
 
 
-def launch_elementwise(ops: Any, file: str, kernel: str, *args: Any, over: Array) -> None:
-    """Launch a kernel over the elements of an array, which is among its arguments, and whose dtype is scalar_t."""
+def launch_elementwise(ops: Any, file: str, kernel: str, over: Array, /, **args: Any) -> None:
+    """Launch a kernel over all elements of an array, whose dtype is the kernel's scalar_t.
+
+    over: the array, which is also among the arguments. args: as for `launch`, apart from n, the number of elements.
+    """
     if over.size:
-        ops.launch(file, kernel, blocks(over.size), BLOCK, *args, over.size, scalar_t=ops.c_scalar(over))
+        ops.launch(file, kernel, blocks(over.size), BLOCK, n=over.size, defines={"scalar_t": ops.c_scalar(over)}, **args)

@@ -129,7 +129,8 @@ class CUDAOps(ReferenceOps):
             return x
         self.c_scalar(x)
         y = self.runtime.empty(x.shape, dtype)
-        launch_elementwise(self, layout.FILE, "to_float32" if dtype == np.float32 else "to_bf16", x, y, over=x)
+        kernel = "to_float32" if dtype == np.float32 else "to_bf16"
+        launch_elementwise(self, layout.FILE, kernel, x, x=x, y=y)
         return y
 
     def vector(self, x: Array | None) -> Array | None:

@@ -8,9 +8,10 @@ import types
 import pytest
 
 from compiled_files import files_of_a_run
-from shim.host import ENTRY, KERNELS
+from shim.host import KERNELS
 from tensorlite import DeviceError
 from tensorlite.cuda.runtime import device, nvrtc
+from tensorlite.cuda.runtime.signature import read_signatures
 
 ARCHITECTURES = (80, *(pytest.param(architecture, marks=pytest.mark.long) for architecture in (89, 90, 100)))
 
@@ -34,7 +35,7 @@ def test_a_file_compiles_for_a_gpu_and_nothing_spills(file, defines, architectur
     assert code[:4] == b"\x7fELF"
     assert "warning" not in log
     usage = nvrtc.usage(log)
-    assert set(usage) == set(ENTRY.findall((KERNELS / file).read_text()))
+    assert set(usage) == set(read_signatures(file, (KERNELS / file).read_text()))
     assert {name: (u.spilled, u.stack) for name, u in usage.items()} == dict.fromkeys(usage, (0, 0))
 
 

@@ -221,7 +221,7 @@ def end_of_step(both):
     def end(ops, ring, loss, norm):
         counter, ring = machines.guarded(ops, np.array(2**33 + 5, np.int64)), machines.guarded(ops, ring)
         for _ in range(2):
-            ops.launch("optim.cu", "end_step", 1, 1, counter, loss, norm, ring, 7)
+            ops.launch("optim.cu", "end_step", 1, 1, step=counter, loss=loss, norm=norm, loss_ring=ring, ring_size=7)
         return counter, ring
 
     counter, ring = both.run(end, np.zeros((7, 2), np.float32), np.float32(1.5)[None], np.float32(2.5)[None])

@@ -9,11 +9,12 @@ extern "C" __global__ void transpose(const scalar_t* x, scalar_t* y, long long r
 }
 
 // Rows of another width: those of x: (rows, from) from column `at` on in y: (rows, to), as far as they fit, and zeros elsewhere.
-extern "C" __global__ void pad_columns(const scalar_t* x, long long from, scalar_t* y, long long to, long long at, long long rows) {
-    for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < rows * to; i += gridDim.x * (long long)blockDim.x) {
-        long long column = i % to - at;
-        if (0 <= column && column < from)
-            y[i] = x[i / to * from + column];
+extern "C" __global__ void pad_columns(const scalar_t* x, long long x_width, scalar_t* y, long long y_width,
+                                       long long at, long long rows) {
+    for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < rows * y_width; i += gridDim.x * (long long)blockDim.x) {
+        long long column = i % y_width - at;
+        if (0 <= column && column < x_width)
+            y[i] = x[i / y_width * x_width + column];
         else
             store(y + i, 0.0f);
     }

@@ -7,7 +7,7 @@ on the CPU (tests/support/shim/host.py), and `train.py --dry-run` one that only 
 import contextlib
 import functools
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from tensorlite.cuda.runtime import nvrtc
 from tensorlite.cuda.runtime.autotune import AutotuneCache
 from tensorlite.cuda.runtime.cublaslt import WORKSPACE_BYTES, Algo, Library, MatmulPlan, MatmulProblem
 from tensorlite.cuda.runtime.memory_pool import GraphMemoryPool
+from tensorlite.cuda.runtime.signature import kernel_signature
 from tensorlite.version import __version__
 
 MIN_ARCHITECTURE = 80  # compute capability 8.0: bf16 on tensor cores, asynchronous copies
@@ -62,7 +63,7 @@ class CudaRuntime:
     def _probe(self) -> None:
         """Run a kernel and a matmul. Raises DeviceError if one fails, so that a caller that has another backend can take that."""
         try:
-            self.launch("spin.cu", "spin", 1, 1, 0)
+            self.launch("spin.cu", "spin", 1, 1, clocks=0)
             a, b, out = (self.empty((16, 16), self.bfloat16) for _ in range(3))
             plan = MatmulPlan(self.library, MatmulProblem(16, 16, 16, False, False, "bfloat16", "bfloat16", "bf16"))
             self._run(plan, self._algos(plan)[0], a, b, out, ())
@@ -103,28 +104,37 @@ class CudaRuntime:
     def launch(
         self,
         file: str,
-        name: str,
+        kernel: str,
         grid: int | tuple[int, ...],
         block: int,
-        *args: Any,
+        /,
+        *,
+        defines: Mapping[str, str | int] | None = None,
         shared: int = 0,
         flops: float = 0.0,  # noqa: ARG002
         touches: Sequence[Array] = (),  # noqa: ARG002
-        **defines: Any,
+        **args: Any,
     ) -> None:
-        """Start a kernel of a file that is compiled with some words defined.
+        """Start a kernel.
 
-        args: arrays become pointers, None a null pointer, int long long, float float, bool bool, a 0-d structured array a struct.
-        shared: bytes of dynamic shared memory. For runtimes that count, flops: what the kernel computes; touches: arrays that it
-        reaches through a struct, or that it writes as well as reads.
+        file, kernel: the file in tensorlite/cuda/kernels, and the kernel in it.
+        grid, block: how many blocks, in one to three dimensions, and how many threads per block.
+        defines: compile-time constants. The file is compiled once for each set of values.
+        shared: bytes of dynamic shared memory per block.
+        flops: floating-point operations of the launch, for runtimes that count.
+        touches: for runtimes that count, arrays that the kernel reaches through a struct, or that it writes as well as reads.
+        args: the kernel's arguments by the names of its parameters, see `Signature.arguments`.
+        Raises TypeError, before anything is launched, where the arguments do not fit the kernel.
         """
-        key = (file, name, *defines.values())
-        kernel = self._kernels.get(key)
-        if kernel is None:
-            kernel = self._kernels[key] = self._load(file, name, defines, shared)
-        kernel((grid,) if isinstance(grid, int) else grid, (block,), tuple(map(_kernel_argument, args)), shared_mem=shared)
+        defines = defines or {}
+        arguments = kernel_signature(file, kernel).arguments(args, defines)
+        key = (file, kernel, *defines.values())
+        function = self._kernels.get(key)
+        if function is None:
+            function = self._kernels[key] = self._load(file, kernel, defines, shared)
+        function(grid if isinstance(grid, tuple) else (grid,), (block,), tuple(arguments), shared_mem=shared)
 
-    def _load(self, file: str, name: str, defines: dict[str, Any], shared: int) -> Any:
+    def _load(self, file: str, name: str, defines: Mapping[str, str | int], shared: int) -> Any:
         key = (file, *defines.values())
         if key not in self._modules:
             module = self.xp.cuda.function.Module()
@@ -207,7 +217,7 @@ class CudaRuntime:
         """Seconds per call, of several in a row. A spinning kernel keeps the GPU busy until the host has queued them all."""
         start, end = self.xp.cuda.Event(), self.xp.cuda.Event()
         work()
-        self.launch("spin.cu", "spin", 1, 1, SPIN_CLOCKS)
+        self.launch("spin.cu", "spin", 1, 1, clocks=SPIN_CLOCKS)
         start.record()
         for _ in range(TIMED_CALLS):
             work()
@@ -266,10 +276,3 @@ def epilogue_name(bias: Array | None, pre_gelu: Array | None, dgelu_input: Array
         return "gelu" if bias is None else "gelu_bias"
     named = {"bias": bias, "dgelu": dgelu_input, "bias_grad": bias_grad}
     return next((name for name, array in named.items() if array is not None), "none")
-
-
-def _kernel_argument(arg: Any) -> Any:
-    """The value to give CuPy, which would pass a bool as an int and a float as a double."""
-    if isinstance(arg, bool):
-        return np.bool_(arg)
-    return np.float32(arg) if isinstance(arg, float) else arg

@@ -14,6 +14,7 @@ import numpy as np
 
 from tensorlite.arrays import Array
 from tensorlite.cuda.runtime.memory_pool import GraphMemoryPool
+from tensorlite.cuda.runtime.signature import kernel_signature
 
 
 @dataclass
@@ -62,18 +63,21 @@ class DryRunRuntime:
 
     def launch(
         self,
-        file: str,  # noqa: ARG002
-        name: str,
+        file: str,
+        kernel: str,
         grid: int | tuple[int, ...],  # noqa: ARG002
         block: int,  # noqa: ARG002
-        *args: Any,
+        /,
+        *,
+        defines: Mapping[str, str | int] | None = None,
         shared: int = 0,  # noqa: ARG002
         flops: float = 0.0,
         touches: Sequence[Array] = (),
-        **defines: Any,  # noqa: ARG002
+        **args: Any,
     ) -> None:
-        """Add up a kernel."""
-        self._add(name, flops, args, touches)
+        """Add up a kernel, whose arguments are checked as `CudaRuntime.launch` checks them."""
+        arguments = kernel_signature(file, kernel).arguments(args, defines or {})
+        self._add(kernel, flops, arguments, touches)
 
     def gemm(
         self,

@@ -52,9 +52,9 @@ class Spy(HostRuntime):
         super().__init__(*args, **options)
         self.asked = []
 
-    def launch(self, file, name, *args, **options):
-        self.asked.append(name)
-        super().launch(file, name, *args, **options)
+    def launch(self, file, kernel, *size, **options):
+        self.asked.append(kernel)
+        super().launch(file, kernel, *size, **options)
 
     def gemm(self, *args, **options):
         self.asked.append("gemm")
@@ -191,7 +191,7 @@ def test_a_graph_is_of_one_backend():
 def test_a_device_step_is_a_number_and_some_more():
     device_step = DeviceStep(np.array(5, np.int64))
     assert [(device_step + 1).plus, (device_step + 1 + 2).plus, device_step.plus] == [1, 3, 0]
-    with pytest.raises(ValueError, match="not of another"):  # a kernel mixes the key of the very number that it finds
+    with pytest.raises(ValueError, match="not from a later one"):  # a kernel derives the key from the very step that it reads
         ops_of().dropout_forward(np.zeros(4, np.float32), 0.5, device_key.step_key(7, device_step + 1))
 
 

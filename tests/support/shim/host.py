@@ -6,7 +6,6 @@ import functools
 import hashlib
 import mmap
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import pytest
 
 from paths import ROOT
 from tensorlite.cuda.runtime.memory_pool import PooledBlock
+from tensorlite.cuda.runtime.signature import read_signatures
 
 SHIM = Path(__file__).with_name("cuda_on_cpu.h")
 KERNELS = ROOT / "tensorlite" / "cuda" / "kernels"
@@ -28,7 +28,6 @@ COMPILE = [
     "-ffp-contract=off",  # a b + c rounds twice, on a processor with a fused multiply-add too
     *("-fsanitize=alignment,bounds,shift-exponent", "-fno-sanitize-recover=all"),
 ]
-ENTRY = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(')
 # The kernels stand in a namespace without a name, so that they may be called like a function of the C library.
 # What CUDA's compiler would get as -D is defined here, where it cannot get into the shim and the C library.
 SOURCE = """{defines}
@@ -60,7 +59,7 @@ def require_compiler():
 def build(sources, file, defines, optimize):
     """The shared library of one kernel file, from the cache or compiled with an option like "-O2"; the path."""
     used = {name: text for name, text in sources.items() if name == file or name.endswith(".cuh")}
-    entries = ", ".join(f"shim::Kernel<{name}>::entry" for name in ENTRY.findall(sources[file]))
+    entries = ", ".join(f"shim::Kernel<{name}>::entry" for name in read_signatures(file, sources[file]))
     lines = "\n".join(f"#define {key} {int(value) if isinstance(value, bool) else value}" for key, value in sorted(defines.items()))
     used["entry.cpp"] = SOURCE.format(file=file, entries=entries, defines=lines)
     used[SHIM.name] = SHIM.read_text()
@@ -85,27 +84,26 @@ def build(sources, file, defines, optimize):
 
 
 class Kernel:
-    """One entry of a compiled file."""
+    """One entry of a compiled file. signature: what its source says."""
 
-    def __init__(self, library, file, name, entry):
-        self.name = f"{file}: {name}"
+    def __init__(self, library, entry, signature):
+        self.name = signature.kernel
         self.run = functools.partial(library.launch, entry)
         library.launch.restype = ctypes.c_char_p
         sizes, kinds = (ctypes.c_int * 256)(), ctypes.create_string_buffer(256)
         count = library.parameters(entry, sizes, kinds)
-        self.parameters = list(zip(sizes[:count], kinds.raw[:count].decode(), strict=True))
+        compiled = zip(sizes[:count], kinds.raw[:count].decode(), strict=True)
+        self.parameters = dict(zip(signature.types, compiled, strict=True))
 
-    def pack(self, args):
-        """The arguments as bytes, checked against the parameters' types: CUDA would read the wrong ones without a word."""
-        if len(args) != len(self.parameters):
-            raise TypeError(f"{self.name}: {len(args)} arguments for {len(self.parameters)} parameters")
+    def pack(self, values):
+        """The arguments, in order, as bytes, checked against the compiled parameters: CUDA would read whatever it gets."""
         packed = []
-        for i, (arg, (size, kind)) in enumerate(zip(args, self.parameters, strict=True)):
+        for (name, (size, kind)), arg in zip(self.parameters.items(), values, strict=True):
             value, given = as_bytes(arg)
             if given == "P" and kind == "F" and arg is not None and arg.dtype != np.float32:
-                raise TypeError(f"{self.name}: argument {i} is a pointer to {arg.dtype}, its parameter to float")
+                raise TypeError(f"{self.name}: argument {name} is a pointer to {arg.dtype}, its parameter to float")
             if (value.nbytes, given) != (size, kind.replace("F", "P")):
-                raise TypeError(f"{self.name}: argument {i} has {value.nbytes} bytes ({given}), its parameter {size} ({kind})")
+                raise TypeError(f"{self.name}: argument {name} has {value.nbytes} bytes ({given}), its parameter {size} ({kind})")
             packed.append(value)
         return packed
 
@@ -116,9 +114,7 @@ def as_bytes(arg):
         return np.array(0, np.uintp), "P"
     if isinstance(arg, np.ndarray) and not (arg.ndim == 0 and arg.dtype.names):
         return np.array(arg.__array_interface__["data"][0], np.uintp), "P"
-    if isinstance(arg, float) and not isinstance(arg, np.generic):
-        arg = np.float32(arg)
-    elif isinstance(arg, int) and not isinstance(arg, bool):
+    if isinstance(arg, int):
         arg = np.int64(arg)
     value = np.array(arg)  # a copy: a captured value stays what it was
     return value, {"V": "s", "f": "f"}.get(value.dtype.kind, "i")
@@ -163,13 +159,13 @@ def unpooled(array):
 
 def check_guards(name, owners):
     """Raise where the guard zone of an argument's memory was written to."""
-    for i, (what, owner) in enumerate(owners):
+    for what, owner in owners:
         if owner is None:
             continue
         for where, zone in owner.zones.items():
             if (owner[zone] != GUARDED).any():
                 owner[zone] = GUARDED
-                raise KernelError(f"{name} wrote {where} the array of argument {i}, {what}")
+                raise KernelError(f"{name} wrote {where} the array {what}")
 
 
 def is_matrix(x):
@@ -237,6 +233,7 @@ class HostRuntime:
             for old, new in changes:
                 assert old in self.sources[file], f"{file} has no {old!r}"
                 self.sources[file] = self.sources[file].replace(old, new)
+        self.signatures = {file: read_signatures(file, source) for file, source in self.sources.items()}
         self.optimize = "-O0" if edits else "-O2"  # a planted mistake runs once: what takes the time is to compile it
         self.recorded = None  # a list while capturing
         self.pool = None
@@ -265,22 +262,26 @@ class HostRuntime:
             self.pool = None
 
     def _kernel(self, file, name, defines):
-        names = ENTRY.findall(self.sources[file])
-        assert name in names, f"{file} has the kernels {names}, not {name!r}"
-        return Kernel(load(build(self.sources, file, dict(defines), self.optimize)), file, name, names.index(name))
+        signatures = self.signatures[file]
+        library = load(build(self.sources, file, dict(defines), self.optimize))
+        return Kernel(library, list(signatures).index(name), signatures[name])
 
-    def launch(self, file, name, grid, block, *args, shared=0, flops=0, touches=(), **defines):
-        kernel = self.kernel(file, name, tuple(sorted(defines.items())))
-        packed = kernel.pack(args)
+    def launch(self, file, kernel, grid, block, /, *, defines=None, shared=0, flops=0, touches=(), **args):
+        names, defines = self.signatures[file], defines or {}
+        assert kernel in names, f"{file} has the kernels {[*names]}, not {kernel!r}"
+        values = names[kernel].arguments(args, defines)
+        kernel = self.kernel(file, kernel, tuple(sorted(defines.items())))
+        packed = kernel.pack(values)
         pointers = (ctypes.c_void_p * len(packed))(*(value.ctypes.data for value in packed))
         size = (ctypes.c_uint * 6)(*three(grid), *three(block))
-        arrays = [(f"{a.dtype} {a.shape}", owner_of(a)) for a in (*args, *touches) if isinstance(a, np.ndarray)]
+        arrays = [*args.items(), *(("touched", array) for array in touches)]
+        owners = [(f"{name}, {a.dtype} {a.shape}", owner_of(a)) for name, a in arrays if isinstance(a, np.ndarray)]
 
         def do(kept=packed):  # the pointers point into it
             error = kernel.run(size, ctypes.c_uint(shared), self.reversed, pointers)
             if error is not None:
                 raise KernelError(f"{kernel.name}: {error.decode()}")
-            check_guards(kernel.name, arrays)
+            check_guards(kernel.name, owners)
 
         self._do(do)
 
