@@ -1,7 +1,7 @@
 """Dropout and the residual connection, in place and by a multiplication with the mask.
 
-They replace tensorlite/reference/dropout.py, which chooses element by element: np.where with a random mask mispredicts its branch
-and takes ten times as long as a multiplication [benchmarks/RESULTS.md].
+They replace tensorlite/reference/dropout.py, which uses np.where. With a random mask, np.where mispredicts its branch and takes ten
+times as long as a multiplication [benchmarks/RESULTS.md].
 """
 
 from typing import Any
@@ -32,12 +32,13 @@ def dropout_backward(ops: Any, dy: Array, cache: tuple | None) -> Array:
 
 
 def residual_forward(ops: Any, x: Array, y: Array, p: float = 0.0, key: Key | None = None) -> tuple[Array, tuple | None]:
-    """out = x + dropout(y)"""
+    """out = x + dropout(y). The cache is dropout's."""
     array_namespace(x, y)
     check_residual(x, y)
     branch, cache = ops.dropout_forward(y, p, key)
-    own = cache is not None and branch.dtype == x.dtype  # without a mask, branch is the caller's y
-    return np.add(x, branch, out=branch if own else ops.memory.empty(x.shape, x, branch)), cache
+    in_place = cache is not None and branch.dtype == x.dtype  # without a mask, branch is the caller's y
+    out = branch if in_place else ops.memory.empty(x.shape, x, branch)
+    return np.add(x, branch, out=out), cache
 
 
 def residual_backward(ops: Any, dout: Array, cache: tuple | None) -> tuple[Array, Array]:

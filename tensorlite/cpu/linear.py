@@ -1,4 +1,4 @@
-"""The linear layer, into memory that is used again. It replaces tensorlite/reference/linear.py; the derivation is there."""
+"""The linear layer, computed into pooled memory. It replaces tensorlite/reference/linear.py; the derivation is there."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from tensorlite.reference.linear import check_linear
 
 
 def linear_forward(ops: Any, x: Array, w: Array, b: Array | None = None) -> tuple[Array, tuple]:
-    """y = x w + b. As in the reference; the bias is added in place."""
+    """y = x w + b, as in the reference, but the bias is added in place."""
     array_namespace(x, w, b)
     check_linear(x, w, b)
     C, D = w.shape
@@ -21,7 +21,7 @@ def linear_forward(ops: Any, x: Array, w: Array, b: Array | None = None) -> tupl
 
 
 def linear_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Array, Array, Array | None]:
-    """dx = dy w^T,  dw = x^T dy,  db = 1^T dy: the sum over rows is a matmul with a vector of ones."""
+    """dx = dy w^T,  dw = x^T dy,  db = 1^T dy, where the sum over rows is a matmul with a vector of ones."""
     x, w, has_bias = cache
     array_namespace(dy, x)
     C, D = w.shape

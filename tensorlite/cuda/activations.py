@@ -9,7 +9,7 @@ FILE = "activations.cu"
 
 
 def gelu_forward(ops: Any, x: Array) -> tuple[Array, Array]:
-    """y = x (1 + tanh u) / 2. The cache is x."""
+    """y = x (1 + tanh u) / 2. The cache is x itself."""
     array_namespace(x)
     x = ops.operand(x)
     y = ops.empty(x.shape)
@@ -27,7 +27,7 @@ def gelu_backward(ops: Any, dy: Array, cache: Array) -> Array:
 
 
 def relu_forward(ops: Any, x: Array) -> tuple[Array, Array]:
-    """y = max(x, 0). The cache is y."""
+    """y = max(x, 0). The cache is y itself."""
     array_namespace(x)
     x = ops.operand(x)
     y = ops.empty(x.shape)

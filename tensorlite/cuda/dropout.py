@@ -1,6 +1,6 @@
 """Dropout, alone and with the residual connection, by kernels/dropout.cu.
 
-They replace tensorlite/reference/dropout.py; the derivation is there.
+The derivation is in tensorlite/reference/dropout.py.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ FILE = "dropout.cu"
 
 
 def dropout_forward(ops: Any, x: Array, p: float = 0.0, key: Key | None = None) -> tuple[Array, Any]:
-    """y = x mask inv_keep. The cache is the struct that draws the mask again: no bytes on the device."""
+    """y = x mask inv_keep. The cache is the struct from which backward draws the mask again; it has no bytes on the device."""
     array_namespace(x)
     dropout = ops.dropout_params(x.shape, p, key)
     return dropout_backward(ops, x, dropout), dropout
@@ -35,7 +35,9 @@ def residual_forward(ops: Any, x: Array, y: Array, p: float = 0.0, key: Key | No
     """out = x + dropout(y). The cache is dropout's."""
     array_namespace(x, y)
     check_residual(x, y)
-    x, y, dropout = ops.operand(x), ops.operand(y), ops.dropout_params(x.shape, p, key)
+    x = ops.operand(x)
+    y = ops.operand(y)
+    dropout = ops.dropout_params(x.shape, p, key)
     out = ops.empty(x.shape)
     launch_elementwise(ops, FILE, "residual", out, x=x, y=y, dropout=dropout, out=out)
     return out, dropout

@@ -1,4 +1,4 @@
-"""Embeddings, positions and the batch, by kernels/embedding.cu.
+"""Token and position embeddings and the batch, by kernels/embedding.cu.
 
 The kernel file says what differs; the derivations are in tensorlite/reference/embedding.py.
 """
@@ -60,7 +60,7 @@ def embedding_backward(ops: Any, dy: Array, cache: tuple) -> Array:
 
 
 def position_embedding_forward(ops: Any, x: Array, wpe: Array, start: int = 0) -> tuple[Array, tuple]:
-    """y_t = x_t + wpe_{start + t}. The cache refers to wpe."""
+    """y_t = x_t + wpe_{start + t}. The cache refers to wpe and holds start."""
     array_namespace(x, wpe)
     check_position_embedding(x, wpe, start)
     T, C = x.shape[-2:]
@@ -69,7 +69,7 @@ def position_embedding_forward(ops: Any, x: Array, wpe: Array, start: int = 0) -
     y = ops.empty(x.shape)
     if x.size:
         grid = (x.size // (T * C), blocks(T * C, 4 * BLOCK))
-        defines = {"scalar_t": ops.c_scalar(), "index_t": "int"}  # the file asks for index_t, this kernel has no ids
+        defines = {"scalar_t": ops.c_scalar(), "index_t": "int"}  # this kernel reads no ids, but the file needs an index_t
         ops.launch(FILE, "add_positions", grid, BLOCK, x=x, wpe_rows=wpe_rows, y=y, TC=T * C, defines=defines)
     return y, (wpe, start)
 

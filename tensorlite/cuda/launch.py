@@ -1,4 +1,4 @@
-"""How many blocks a kernel gets, and the launch of an elementwise one."""
+"""The number of blocks of a launch, and the launch of elementwise kernels."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ from tensorlite.arrays import Array
 from tensorlite.integers import ceil_div
 
 BLOCK = 256  # threads per block
-GRID = 2048  # blocks at most: enough to fill any GPU, each thread then loops over several chunks
+GRID = 2048  # the most blocks: enough to fill any GPU; each thread then loops over several chunks
 
 
 def blocks(n: int, per_block: int = 4 * BLOCK) -> int:
-    """How many blocks share n elements, of which each takes per_block at a time."""
+    """Return how many blocks share n elements, if a block processes per_block of them at a time."""
     return max(1, min(GRID, ceil_div(n, per_block)))
 
 

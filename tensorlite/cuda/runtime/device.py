@@ -49,7 +49,7 @@ class CudaRuntime:
         check_device(self.name, self.architecture)
         self._kernels: dict[tuple, Any] = {}
         self._modules: dict[tuple, Any] = {}
-        self._plans: dict[MatmulProblem, tuple[MatmulPlan, Algo | None]] = {}  # None: unfused is faster
+        self._plans: dict[tuple, tuple[MatmulPlan, Algo | None]] = {}  # None: unfused is faster
         try:
             self.library = Library()
             self.handle = self.library.create()
@@ -182,21 +182,24 @@ class CudaRuntime:
         The first call for each problem times cuBLASLt's algorithms, and `unfused`.
         """
         extra = tuple(array.data.ptr for array in (bias, pre_gelu, dgelu_input, bias_grad) if array is not None)
-        problem = MatmulProblem(
-            M=a.shape[0],
-            N=b.shape[1],
-            K=a.shape[1],
-            a_t=not a.flags.c_contiguous,
-            b_t=not b.flags.c_contiguous,
-            operands=str(a.dtype),
-            out=str(out.dtype),
-            compute=compute,
-            epilogue=epilogue_name(bias, pre_gelu, dgelu_input, bias_grad),
-        )
-        if problem not in self._plans:
+        a_t, b_t = not a.flags.c_contiguous, not b.flags.c_contiguous
+        epilogue = epilogue_name(bias, pre_gelu, dgelu_input, bias_grad)
+        key = (a.shape, b.shape, a_t, b_t, a.dtype.char, out.dtype.char, compute, epilogue)
+        if key not in self._plans:
+            problem = MatmulProblem(
+                M=a.shape[0],
+                N=b.shape[1],
+                K=a.shape[1],
+                a_t=a_t,
+                b_t=b_t,
+                operands=str(a.dtype),
+                out=str(out.dtype),
+                compute=compute,
+                epilogue=epilogue,
+            )
             plan = MatmulPlan(self.library, problem)
-            self._plans[problem] = plan, self._autotune(plan, a, b, out, extra, unfused)
-        plan, algo = self._plans[problem]
+            self._plans[key] = plan, self._autotune(plan, a, b, out, extra, unfused)
+        plan, algo = self._plans[key]
         if algo is None:
             assert unfused is not None
             unfused()

@@ -18,6 +18,11 @@ COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 KERNEL = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)')
 PARAMETER = re.compile(r"(?P<type>.*[\s*])(?P<name>\w+)", re.DOTALL)
 
+INTEGERS = (int, np.integer)
+FLOATS = (float, np.floating)
+BOOLS = (bool, np.bool_)
+SCALARS = (int, float, np.generic)  # of Python and NumPy; a bool is an int
+
 
 class Parameter(NamedTuple):
     """One parameter of a kernel: "const float*" and "lse"."""
@@ -95,7 +100,7 @@ def _converter(type_: str) -> Callable[[Any], Any]:
 
 
 def _integer(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+    if isinstance(value, bool) or not isinstance(value, INTEGERS):
         raise TypeError(_kind(value))
     return operator.index(value)
 
@@ -105,23 +110,23 @@ def _int32(value: Any) -> np.int32:
 
 
 def _float32(value: Any) -> np.float32:
-    if not isinstance(value, float | np.floating):
+    if not isinstance(value, FLOATS):
         raise TypeError(_kind(value))
     return np.float32(value)
 
 
 def _bool(value: Any) -> np.bool_:
-    if not isinstance(value, bool | np.bool_):
+    if not isinstance(value, BOOLS):
         raise TypeError(_kind(value))
     return np.bool_(value)
 
 
 def _is_struct(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.names is not None
+    return type(value) is np.ndarray and value.dtype.names is not None and value.ndim == 0
 
 
 def _pointer(value: Any) -> Any:
-    if isinstance(value, int | float | np.generic) or _is_struct(value):
+    if isinstance(value, SCALARS) or _is_struct(value):
         raise TypeError(_kind(value))
     return value
 
