@@ -3,10 +3,9 @@
 // One warp owns one row of logits; a lane reads every 32nd logit of it. Forward reads the row twice, once for the maximum and
 // once for the sum.
 //
-// What differs from the reference: probabilities are not stored, forward saves lse, and backward recomputes them from it. Rows
-// lie `stride` elements apart and have V logits and then padding, because linear_cross_entropy pads the vocabulary for the
-// tensor cores. logit_t is the type of the logits, which the head computes in float32; scalar_t that of their gradient; index_t
-// that of the targets.
+// What differs from the reference: rows lie `stride` elements apart and have V logits and then padding, because
+// linear_cross_entropy pads the vocabulary for the tensor cores. The logits have the type logit_t, their gradient scalar_t, and
+// the targets index_t; the head computes float32 logits in any precision.
 #include "common.cuh"
 
 constexpr int WARPS = 8;

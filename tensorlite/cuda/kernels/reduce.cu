@@ -1,7 +1,7 @@
 // Sums over the rows of a matrix, for the gradients of biases, positions and norms. They replace the reference's NumPy sums.
 //
-// A block owns 32 threads' columns of one part of the rows; warp w sums the rows w, w + 32, ... of the part, one column (or
-// four) per lane, and warp 0 adds the 32 sums. The order is always the same, so the result is bitwise reproducible.
+// A block owns some columns of one part of the rows, one or four columns per lane. Warp w sums the rows w, w + 32, ... of the
+// part, and warp 0 adds the 32 sums. The order is always the same, so the result is bitwise reproducible.
 #include "common.cuh"
 
 constexpr int BLOCK_COLS = 32, BLOCK_ROWS = 32;       // columns of threads in a block, and rows that it sums at a time
