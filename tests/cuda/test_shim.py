@@ -1,4 +1,4 @@
-"""The shim itself, on its right.cu and wrong.cu: kernels on the CPU compute what a GPU would, and what CUDA forbids is reported."""
+"""The shim itself: right.cu computes what a GPU would compute, and the shim reports what wrong.cu does against CUDA's rules."""
 
 import shutil
 
@@ -39,7 +39,7 @@ def filled(host, values, dtype=np.float32):
 
 
 def numbers(*shape, seed=0):
-    """Small whole numbers, which bf16 and every order of summation get exactly."""
+    """Return small integers, which bf16 holds, and every order of summation adds, exactly."""
     return np.random.default_rng(seed).integers(-8, 9, shape).astype(np.float32)
 
 
@@ -95,7 +95,7 @@ def test_parts_of_a_warp(host):
     expected = np.arange(37) ^ 1
     np.testing.assert_array_equal(out[[0, 1, 4, 35]], expected[[0, 1, 4, 35]])
     assert out[2] == 0
-    assert np.isnan(out[[3, 36]]).all()  # lane 2 has returned, lane 37 never was
+    assert np.isnan(out[[3, 36]]).all()  # lane 2 has returned, and there is no lane 37
 
 
 def test_shared_memory_starts_as_nan_in_each_block(host):
@@ -116,7 +116,7 @@ def test_blocks_in_both_orders(kernels):
 
 
 def fragments(x, rows, columns):
-    """The pairs of bf16 that the lanes hold, as uint32: element [lane, i] from x[rows, columns], x[rows, columns + 1]."""
+    """Return the pairs of bf16 that the lanes own, as uint32. Element [lane, i] is x[rows, columns] and x[rows, columns + 1]."""
     bits = x.astype(BF16).view(np.uint16).astype(np.uint32)
     return bits[rows, columns] | bits[rows, columns + 1] << 16
 
@@ -142,7 +142,7 @@ def test_a_tile_through_ldmatrix(host, transposed):
 
 
 def test_pack_bf16_rounds_as_ml_dtypes(host):
-    """Every upper half, and the lower halves that matter: exact, just above, around the tie, just below."""
+    """Test every upper half with the lower halves that matter: exact, just above, around the tie, just below."""
     low = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
     x = (np.arange(1 << 16, dtype=np.uint32)[:, None] << 16 | low).ravel().view(np.float32)
     out = host.empty(x.shape, np.uint32)
@@ -257,7 +257,7 @@ def test_what_cuda_forbids_is_reported(host, name, threads, args, message):
     else:
         with pytest.raises(KernelError, match=f"wrong.cu: {name}: .*{message}"):
             host.launch("wrong.cu", name, 1, threads, **args)
-    host.launch("wrong.cu", "fine", 1, 1024, x=x)  # the threads that stopped halfway are in nobody's way
+    host.launch("wrong.cu", "fine", 1, 1024, x=x)  # the stopped threads do not disturb a later launch
     np.testing.assert_array_equal(x, 1)
 
 
@@ -279,9 +279,9 @@ def test_capture_and_replay(host):
         host.gemm(a, a.T, out)
 
     graph = host.capture(work)
-    np.testing.assert_array_equal(x, 1)  # nothing has run
+    np.testing.assert_array_equal(x, 1)  # the capture runs no kernel
     assert np.isnan(out).all()
-    by[...] = 100  # too late
+    by[...] = 100  # the capture has copied the value
     graph.launch()
     np.testing.assert_array_equal(host.read(x), 2)
     x[...] = 5  # memory is read at the launch

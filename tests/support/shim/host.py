@@ -1,4 +1,4 @@
-"""The kernel files on the CPU: a runtime for the backend ``cuda`` that has NumPy's arrays and ``cuda_on_cpu.h``'s threads."""
+"""The kernel files on the CPU: a runtime for the CUDA backend with NumPy's arrays and ``cuda_on_cpu.h``'s threads."""
 
 import contextlib
 import ctypes
@@ -24,12 +24,12 @@ SHIM = Path(__file__).with_name("cuda_on_cpu.h")
 KERNELS = ROOT / "tensorlite" / "cuda" / "kernels"
 COMPILE = [
     *("g++", "-x", "c++", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-w", "-fmax-errors=3"),
-    *("-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=0"),  # its longjmp takes a jump to another stack for an attack
-    "-ffp-contract=off",  # a b + c rounds twice, on a processor with a fused multiply-add too
+    *("-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=0"),  # its longjmp reports a jump to another stack as an attack
+    "-ffp-contract=off",  # a b + c rounds twice, also on a processor with a fused multiply-add
     *("-fsanitize=alignment,bounds,shift-exponent", "-fno-sanitize-recover=all"),
 ]
-# The kernels stand in a namespace without a name, so that they may be called like a function of the C library.
-# What CUDA's compiler would get as -D is defined here, where it cannot get into the shim and the C library.
+# The kernels are in an unnamed namespace, so that they may have the name of a function of the C library.
+# The compile-time defines are here, where they cannot affect the shim and the C library.
 SOURCE = """{defines}
 namespace {{
 #include "{file}"
@@ -47,7 +47,7 @@ GUARD = 4096  # bytes of poison before and after every array
 
 
 class KernelError(RuntimeError):
-    """What a kernel did that CUDA forbids."""
+    """A kernel did what CUDA forbids."""
 
 
 def require_compiler():
@@ -57,7 +57,7 @@ def require_compiler():
 
 
 def build(sources, file, defines, optimize):
-    """The shared library of one kernel file, from the cache or compiled with an option like "-O2"; the path."""
+    """Return the path of the shared library of one kernel file, from the cache or compiled. optimize: such as "-O2"."""
     used = {name: text for name, text in sources.items() if name == file or name.endswith(".cuh")}
     entries = ", ".join(f"shim::Kernel<{name}>::entry" for name in read_signatures(file, sources[file]))
     lines = "\n".join(f"#define {key} {int(value) if isinstance(value, bool) else value}" for key, value in sorted(defines.items()))
@@ -71,7 +71,7 @@ def build(sources, file, defines, optimize):
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             for name, text in used.items():
                 Path(folder, name).write_text(text)
-            # Two steps, as the linker, were it told of -fsanitize, would add a library that we have replaced.
+            # In two steps, because with -fsanitize the linker would add a library that we replace.
             for command in (
                 [*COMPILE, optimize, "-include", SHIM.name, "-c", "entry.cpp", "-o", "entry.o"],
                 ["g++", "-shared", "entry.o", "-o", "entry.so"],
@@ -79,12 +79,12 @@ def build(sources, file, defines, optimize):
                 done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
                 if done.returncode:
                     raise KernelError(f"{file} does not compile:\n{done.stderr}")
-            os.replace(Path(folder, "entry.so"), library)  # at once: another process sees all of it or nothing
+            os.replace(Path(folder, "entry.so"), library)  # atomically: another process sees the whole file or none
     return library
 
 
 class Kernel:
-    """One entry of a compiled file. signature: what its source says."""
+    """One entry of a compiled file. signature: its parameters in the source."""
 
     def __init__(self, library, entry, signature):
         self.name = signature.kernel
@@ -96,7 +96,7 @@ class Kernel:
         self.parameters = dict(zip(signature.types, compiled, strict=True))
 
     def pack(self, values):
-        """The arguments, in order, as bytes, checked against the compiled parameters: CUDA would read whatever it gets."""
+        """Return the arguments, in order, as bytes, checked against the compiled parameters. CUDA itself would check nothing."""
         packed = []
         for (name, (size, kind)), arg in zip(self.parameters.items(), values, strict=True):
             value, given = as_bytes(arg)
@@ -109,7 +109,7 @@ class Kernel:
 
 
 def as_bytes(arg):
-    """An argument as CUDA passes it, and its kind: P pointer, i integer, f floating, s struct."""
+    """Return an argument as CUDA passes it, and its kind: P pointer, i integer, f floating, s struct."""
     if arg is None:
         return np.array(0, np.uintp), "P"
     if isinstance(arg, np.ndarray) and not (arg.ndim == 0 and arg.dtype.names):
@@ -120,15 +120,15 @@ def as_bytes(arg):
     return value, {"V": "s", "f": "f"}.get(value.dtype.kind, "i")
 
 
-GUARDED = 0xA5  # in every byte of a guard zone: no NaN, which a kernel might read there and write back
+GUARDED = 0xA5  # every byte of a guard zone; it is no NaN, because a kernel might read a NaN there and write it back
 
 
 class Guarded(np.ndarray):
-    """The memory behind an array of ``empty``, with where its guard zones are."""
+    """The memory of an array of ``empty``, and the places of its guard zones."""
 
 
 def empty(shape, dtype):
-    """An array of poison between two guard zones, aligned as cudaMalloc does."""
+    """Return an array of NaN between two guard zones, aligned as by cudaMalloc."""
     dtype = np.dtype(dtype)
     count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     room = Guarded(count + 2 * GUARD + 256, np.uint8)
@@ -142,14 +142,14 @@ def empty(shape, dtype):
 
 
 def owner_of(array):
-    """What owns an array's memory: bytes with guard zones, of the array itself or of the pooled block that it stands on."""
+    """Return the bytes with guard zones that hold an array, its own or those of the pooled block that it is on."""
     while array is not None and not isinstance(array, Guarded):
         array = array.block if isinstance(array, PooledBlock) else getattr(array, "base", None)
     return array
 
 
 def unpooled(array):
-    """The same array without its pooled block: a GEMM that is recorded, like a launch, keeps addresses and no memory from reuse."""
+    """Return the same array without its pooled block. A recorded GEMM, like a launch, must not keep memory from reuse."""
     owner = owner_of(array)
     if owner is None:
         return array
@@ -158,7 +158,7 @@ def unpooled(array):
 
 
 def check_guards(name, owners):
-    """Raise where the guard zone of an argument's memory was written to."""
+    """Raise KernelError if a guard zone of an argument's memory has changed."""
     for what, owner in owners:
         if owner is None:
             continue
@@ -169,12 +169,12 @@ def check_guards(name, owners):
 
 
 def is_matrix(x):
-    """Whether a matrix is C-contiguous or the transpose of one that is."""
+    """Return whether a matrix is C-contiguous or the transpose of a C-contiguous one."""
     return x.ndim == 2 and (x.flags.c_contiguous or x.T.flags.c_contiguous)
 
 
 def matmul(a, b):
-    """a b in float32, the terms of each sum added one after the other: a BLAS has an order for each processor and each shape."""
+    """Return a b in float32, with a fixed order of the terms. A BLAS has an order of its own for each processor and shape."""
     out = np.zeros((len(a), b.shape[1]), np.float32)
     for k in range(len(b)):
         out += a[:, k, None] * b[k]
@@ -185,7 +185,7 @@ C, CUBIC = np.float32(np.sqrt(2 / np.pi)), np.float32(0.044715)
 
 
 def tanh(x):
-    """The float32 next to the true value on the side of zero, on every processor: off by up to one unit, as a library's may be."""
+    """Return the float32 next to tanh(x) towards zero, on every processor. Like a library's, it is off by up to one unit."""
     exact = np.tanh(x.astype(np.float64))
     nearest = exact.astype(np.float32)
     return np.where(np.abs(nearest) > np.abs(exact), np.nextafter(nearest, np.float32(0)), nearest)
@@ -201,10 +201,9 @@ def gelu_slope(x):
 
 
 class Graph:
-    """Recorded work: values and addresses as they were, memory as it is at each launch.
+    """Recorded work: values and addresses as at the capture, memory as at each launch.
 
-    It keeps the arrays alive, as a kernel that wrote to freed memory would take the tests' process with it; on CUDA that is the
-    caller's duty.
+    It keeps the arrays alive, because a kernel that writes to freed memory would crash the tests. On CUDA the caller must do this.
     """
 
     def __init__(self, work):
@@ -216,10 +215,11 @@ class Graph:
 
 
 class HostRuntime:
-    """What the backend ``cuda`` asks of a runtime, on the CPU. ``order`` is "forward" or "reversed": which threads run first.
+    """A runtime for the CUDA backend on the CPU.
 
-    ``edits`` changes kernel files before they are compiled, for planted mistakes: {"layernorm.cu": [(old, new), ...]}.
-    ``separate`` makes every epilogue of a GEMM unfused, by separate kernels.
+    order: "forward" or "reversed", the order in which threads and blocks run.
+    edits: changes of kernel files before they are compiled, for planted mistakes: {"layernorm.cu": [(old, new), ...]}.
+    separate: run every epilogue of a GEMM unfused, by separate kernels.
     """
 
     xp = np
@@ -234,7 +234,7 @@ class HostRuntime:
                 assert old in self.sources[file], f"{file} has no {old!r}"
                 self.sources[file] = self.sources[file].replace(old, new)
         self.signatures = {file: read_signatures(file, source) for file, source in self.sources.items()}
-        self.optimize = "-O0" if edits else "-O2"  # a planted mistake runs once: what takes the time is to compile it
+        self.optimize = "-O0" if edits else "-O2"  # a planted mistake runs once, so its time is that of the compiler
         self.recorded = None  # a list while capturing
         self.pool = None
         self.kernel = functools.cache(self._kernel)
@@ -286,7 +286,7 @@ class HostRuntime:
         self._do(do)
 
     def gemm(self, a, b, out, *, compute="float32", bias=None, pre_gelu=None, dgelu_input=None, bias_grad=None, unfused=None):
-        """The GEMM, with the epilogues of cuBLASLt, and what that would refuse."""
+        """Compute a GEMM with the epilogues of cuBLASLt, and refuse what cuBLASLt would refuse."""
         if unfused is not None and self.separate:
             unfused()
             return
@@ -306,7 +306,7 @@ class HostRuntime:
 
         a, b, out, bias, pre_gelu, dgelu_input, bias_grad = map(unpooled, (a, b, out, bias, pre_gelu, dgelu_input, bias_grad))
 
-        @np.errstate(all="ignore")  # as a GPU
+        @np.errstate(all="ignore")  # a GPU raises no floating-point errors
         def do():
             x, y = a.astype(np.float32), b.astype(np.float32)
             result = matmul(x, y)
@@ -347,20 +347,20 @@ class HostRuntime:
 
 
 def three(size):
-    """A grid or block as three numbers."""
+    """Return a grid or block in three dimensions."""
     size = size if isinstance(size, tuple) else (size,)
     return size + (1,) * (3 - len(size))
 
 
 @functools.cache
 def stacks(size):
-    """Memory for the stacks of a machine's threads, aligned to pages. All libraries share it: there is one machine."""
+    """Return memory for the stacks of all threads, aligned to pages. All libraries share it, because one launch runs at a time."""
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000))
 
 
 @functools.cache
 def load(path):
-    """The library; it keeps the interpreter's lock: one launch at a time."""
+    """Load a library. Its calls keep the interpreter's lock, so one launch runs at a time."""
     library = ctypes.PyDLL(path)
     library.use_stacks(ctypes.byref(ctypes.c_char.from_buffer(stacks(library.stack_bytes()))))
     return library

@@ -1,4 +1,4 @@
-// Kernels that do what CUDA forbids, each in one way; test_shim.py knows some of these lines by number.
+// Kernels that do what CUDA forbids, each in one way. test_shim.py knows some of these lines by number.
 #include "ptx.cuh"
 
 extern "C" __global__ void missed_barrier(float* x) { if (threadIdx.x < 40) __syncthreads(); }
