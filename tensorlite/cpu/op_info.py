@@ -1,4 +1,4 @@
-"""The op table of the CPU backend, whose layernorm, GELU and attention save other arrays than the reference's.
+"""The op table of the CPU backend, where layernorm, GELU and attention save other arrays.
 
 `MetaOps(OP_INFO)` computes the sizes of its caches. FLOPs are the reference's, so that rates of different backends can be compared.
 """

@@ -1,4 +1,4 @@
-"""The op table of the CUDA backend, whose dropout and attention save other arrays than the reference's.
+"""The op table of the CUDA backend, where dropout and attention save other arrays.
 
 `MetaOps(OP_INFO)` computes the sizes of its caches. Activations are counted in their own item size, statistics as float32.
 """

@@ -1,4 +1,4 @@
-"""The tests that need a GPU, checked without one: the GEMMs that they ask for, and that one process runs them all."""
+"""The tests that need a GPU, checked without one: their GEMMs, and that one process runs them all."""
 
 import contextlib
 import os

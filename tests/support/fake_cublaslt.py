@@ -1,4 +1,4 @@
-"""cuBLASLt without a GPU: a NumPy stand-in for cublasLtMatmul, which reads the real descriptors back and follows them.
+"""cuBLASLt without a GPU: a NumPy stand-in for cublasLtMatmul, which follows the real descriptors.
 
 It knows only what cublasLt.h states: column-major matrices, their leading dimensions, transposes, and the epilogues. So swapped
 operands or a wrong leading dimension give wrong values here as they would there. FakeLibrary needs no library at all.

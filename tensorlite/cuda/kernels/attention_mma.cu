@@ -1,4 +1,4 @@
-// Causal attention, forward and backward, on the tensor cores in bf16, for head sizes that are a multiple of 16.
+// Causal attention, forward and backward, in bf16 on the tensor cores, for head sizes of 16 k.
 // It computes what attention.cu computes, with q, k and v packed in one array. That file says what differs from
 // tensorlite/reference/attention.py, and what the names mean.
 //

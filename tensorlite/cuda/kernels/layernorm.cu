@@ -1,4 +1,4 @@
-// Layer normalisation, forward and backward, fused with the residual connection before it and the sum of gradients after it.
+// Layer normalisation, forward and backward, fused with the residual connection before it.
 // It replaces tensorlite/reference/layernorm.py, residual in tensorlite/reference/dropout.py and dropout_add_layernorm in
 // composites.py; the derivations are there.
 //
