@@ -5,17 +5,20 @@ s = (1 + tanh u) / 2, a logistic function of 2u. Then the derivative needs no ta
 backward, where the reference recomputes it; this costs as many bytes as x.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tensorlite.arrays import Array, array_namespace
 from tensorlite.reference.activations import CUBIC, SQRT_2_OVER_PI
 
+if TYPE_CHECKING:
+    from tensorlite.cpu.ops import CPUOps
+
 TILE = 1 << 18  # elements: the time is the same from 2^15 to 2^18 [benchmarks/RESULTS.md], and large tiles need fewer calls
 
 
-def gelu_forward(ops: Any, x: Array) -> tuple[Array, tuple]:
+def gelu_forward(ops: "CPUOps", x: Array) -> tuple[Array, tuple]:
     """y = x s,  s = (1 + tanh u) / 2,  u = x (a + a c x^2) with a = sqrt(2/pi), c = 0.044715. The cache holds x and s."""
     array_namespace(x)
     gate = ops.memory.empty(x.shape, x)
@@ -35,7 +38,7 @@ def gelu_forward(ops: Any, x: Array) -> tuple[Array, tuple]:
     return y, (x, gate)
 
 
-def gelu_backward(ops: Any, dy: Array, cache: tuple) -> Array:
+def gelu_backward(ops: "CPUOps", dy: Array, cache: tuple) -> Array:
     """dx = dy (s + x s') = dy s (1 + 2 (1 - s) x u'),  x u' = x (a + 3 a c x^2)."""
     x, gate = cache
     array_namespace(dy, x)

@@ -13,7 +13,7 @@ What differs from the reference:
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from tensorlite.random import Key
 from tensorlite.reference.attention import split_heads
 from tensorlite.reference.dropout import draw_mask
 from tensorlite.reference.softmax import softmax_forward
+
+if TYPE_CHECKING:
+    from tensorlite.cpu.ops import CPUOps
 
 MAX_SAFE_SCORE = 60.0  # exp(60) = 1e26: the sum of 1e12 such terms is still finite in float32
 
@@ -38,7 +41,7 @@ class AttentionCache(NamedTuple):
 
 
 def attention_forward(
-    ops: Any, qkv: Array, n_head: int, p: float = 0.0, key: Key | None = None, kv_cache: LayerCache | None = None
+    ops: "CPUOps", qkv: Array, n_head: int, p: float = 0.0, key: Key | None = None, kv_cache: LayerCache | None = None
 ) -> tuple[Array, AttentionCache | None]:
     """y = dropout(softmax(mask(q k^T / sqrt(D)))) v. The cache holds qkv, the probabilities, the mask and y."""
     array_namespace(qkv)
@@ -69,7 +72,7 @@ def attention_forward(
     return y, AttentionCache(qkv, n_head, probs, dropout_cache, y)
 
 
-def attention_backward(ops: Any, dy: Array, cache: tuple) -> Array:
+def attention_backward(ops: "CPUOps", dy: Array, cache: tuple) -> Array:
     """dv = p_dropped^T dy,  dscores = p_dropped (dy v^T) - probs delta,  dq = dscores k / sqrt(D),  dk = dscores^T q / sqrt(D)."""
     qkv, n_head, probs, dropout_cache, y = cache
     array_namespace(dy, qkv)
@@ -105,7 +108,7 @@ def attention_backward(ops: Any, dy: Array, cache: tuple) -> Array:
     return dqkv
 
 
-def masked_softmax(ops: Any, scores: Array, bound: float) -> Array:
+def masked_softmax(ops: "CPUOps", scores: Array, bound: float) -> Array:
     """Return the softmax over the keys that each position sees, computed in place.
 
     scores: (B, H, T, S), which are overwritten. bound: a value that no score exceeds, possibly NaN.

@@ -4,15 +4,18 @@ Two things differ. xhat is saved instead of x; both have one size, and backward 
 a matmul with a vector, for which the BLAS reads memory once.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tensorlite.arrays import Array, array_namespace
 from tensorlite.reference.layernorm import check_layernorm
 
+if TYPE_CHECKING:
+    from tensorlite.cpu.ops import CPUOps
 
-def layernorm_forward(ops: Any, x: Array, w: Array, b: Array | None = None, eps: float = 1e-5) -> tuple[Array, tuple]:
+
+def layernorm_forward(ops: "CPUOps", x: Array, w: Array, b: Array | None = None, eps: float = 1e-5) -> tuple[Array, tuple]:
     """y = xhat w + b,  xhat = (x - mean) rstd. The cache refers to w, and holds two new arrays, xhat: (N, C) and rstd: (N, 1)."""
     array_namespace(x, w, b)
     check_layernorm(x, w, b)
@@ -29,7 +32,7 @@ def layernorm_forward(ops: Any, x: Array, w: Array, b: Array | None = None, eps:
     return y.reshape(x.shape), (xhat, w, b is not None, rstd)
 
 
-def layernorm_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Array, Array, Array | None]:
+def layernorm_backward(ops: "CPUOps", dy: Array, cache: tuple) -> tuple[Array, Array, Array | None]:
     """dx = rstd (g - mean(g) - xhat mean(g xhat))  with  g = dy w.
 
     mean(g) = dy w / C and mean(g xhat) = (dy xhat) w / C are matmuls with w, and neither needs g.

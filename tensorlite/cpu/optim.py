@@ -6,17 +6,20 @@ It replaces adamw_ of tensorlite/reference/optim.py. The update is the same, wit
 """
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tensorlite.arrays import Array, array_namespace
 
+if TYPE_CHECKING:
+    from tensorlite.cpu.ops import CPUOps
+
 TILE = 1 << 18  # elements: a smaller tile costs more in calls than it saves in cache misses [benchmarks/RESULTS.md]
 
 
 def adamw_(
-    ops: Any,
+    ops: "CPUOps",
     params: Array,
     grads: Array,
     m: Array,

@@ -1,14 +1,17 @@
 """GELU and ReLU, by kernels/activations.cu. The derivations are in tensorlite/reference/activations.py."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tensorlite.arrays import Array, array_namespace
 from tensorlite.cuda.launch import launch_elementwise
 
+if TYPE_CHECKING:
+    from tensorlite.cuda.ops import CUDAOps
+
 FILE = "activations.cu"
 
 
-def gelu_forward(ops: Any, x: Array) -> tuple[Array, Array]:
+def gelu_forward(ops: "CUDAOps", x: Array) -> tuple[Array, Array]:
     """y = x (1 + tanh u) / 2. The cache is x itself."""
     array_namespace(x)
     x = ops.operand(x)
@@ -17,7 +20,7 @@ def gelu_forward(ops: Any, x: Array) -> tuple[Array, Array]:
     return y, x
 
 
-def gelu_backward(ops: Any, dy: Array, cache: Array) -> Array:
+def gelu_backward(ops: "CUDAOps", dy: Array, cache: Array) -> Array:
     """dx = dy (s + x s') with the gate s = (1 + tanh u) / 2."""
     array_namespace(dy, cache)
     dy = ops.gradient(dy, cache.shape, "gelu")
@@ -26,7 +29,7 @@ def gelu_backward(ops: Any, dy: Array, cache: Array) -> Array:
     return dx
 
 
-def relu_forward(ops: Any, x: Array) -> tuple[Array, Array]:
+def relu_forward(ops: "CUDAOps", x: Array) -> tuple[Array, Array]:
     """y = max(x, 0). The cache is y itself."""
     array_namespace(x)
     x = ops.operand(x)
@@ -35,7 +38,7 @@ def relu_forward(ops: Any, x: Array) -> tuple[Array, Array]:
     return y, y
 
 
-def relu_backward(ops: Any, dy: Array, cache: Array) -> Array:
+def relu_backward(ops: "CUDAOps", dy: Array, cache: Array) -> Array:
     """dx = dy where y > 0, else 0."""
     array_namespace(dy, cache)
     dy = ops.gradient(dy, cache.shape, "relu")

@@ -4,7 +4,7 @@ Both kernel files say what differs; the derivation is in tensorlite/reference/at
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from tensorlite.integers import ceil_div
 from tensorlite.kv_cache import LayerCache
 from tensorlite.random import Key
 from tensorlite.reference.attention import split_heads
+
+if TYPE_CHECKING:
+    from tensorlite.cuda.ops import CUDAOps
 
 STRIDES = np.dtype([("batch", "i8"), ("head", "i8"), ("row", "i8")])  # attention.cu: Strides
 WARPS, TILE = 8, 32  # of attention.cu
@@ -30,7 +33,7 @@ class AttentionCache(NamedTuple):
     dropout: np.ndarray  # the struct that draws the mask again
 
 
-def on_tensor_cores(ops: Any, D: int, T: int, dropout: bool, kv_cache: bool = False) -> tuple[bool, str]:
+def on_tensor_cores(ops: "CUDAOps", D: int, T: int, dropout: bool, kv_cache: bool = False) -> tuple[bool, str]:
     """Whether attention_mma.cu computes this attention (otherwise attention.cu does), and the reason."""
     if ops.c_scalar() == "float":
         return False, "float32 arithmetic"
@@ -44,7 +47,7 @@ def on_tensor_cores(ops: Any, D: int, T: int, dropout: bool, kv_cache: bool = Fa
 
 
 def attention_forward(
-    ops: Any, qkv: Array, n_head: int, p: float = 0.0, key: Key | None = None, kv_cache: LayerCache | None = None
+    ops: "CUDAOps", qkv: Array, n_head: int, p: float = 0.0, key: Key | None = None, kv_cache: LayerCache | None = None
 ) -> tuple[Array, AttentionCache | None]:
     """y = dropout(softmax(mask(q k^T / sqrt(D)))) v. The cache refers to qkv and y, and holds lse: (B, H, T) float32."""
     array_namespace(qkv)
@@ -71,7 +74,7 @@ def attention_forward(
     return y, AttentionCache(qkv, n_head, y, lse, dropout)
 
 
-def attention_backward(ops: Any, dy: Array, cache: tuple) -> Array:
+def attention_backward(ops: "CUDAOps", dy: Array, cache: tuple) -> Array:
     """dq, dk and dv, packed as qkv is. The probabilities are recomputed from lse."""
     qkv, n_head, y, lse, dropout = cache
     array_namespace(dy, qkv)
@@ -98,7 +101,7 @@ def attention_backward(ops: Any, dy: Array, cache: tuple) -> Array:
     return dqkv
 
 
-def _launch_scalar(ops: Any, kernel: str, heads: int, T: int, D: int, *, rows_per_warp: int, **args: Any) -> None:
+def _launch_scalar(ops: "CUDAOps", kernel: str, heads: int, T: int, D: int, *, rows_per_warp: int, **args: Any) -> None:
     """Launch a kernel of attention.cu. rows_per_warp: how many rows of its own a warp has in shared memory, besides two tiles."""
     ops.launch(
         "attention.cu",
@@ -113,7 +116,9 @@ def _launch_scalar(ops: Any, kernel: str, heads: int, T: int, D: int, *, rows_pe
     )
 
 
-def _launch_mma(ops: Any, kernel: str, heads: int, T: int, D: int, *, tile_rows: int, more_floats: int = 0, **args: Any) -> None:
+def _launch_mma(
+    ops: "CUDAOps", kernel: str, heads: int, T: int, D: int, *, tile_rows: int, more_floats: int = 0, **args: Any
+) -> None:
     """Launch a kernel of attention_mma.cu. tile_rows: how many rows of tiles are in shared memory, besides more_floats floats."""
     ops.launch(
         "attention_mma.cu",

@@ -3,7 +3,7 @@
 They replace mlp and linear_cross_entropy of tensorlite/reference/composites.py.
 """
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tensorlite.arrays import Array, array_namespace
 from tensorlite.cuda.cross_entropy import gradient, mean_loss
@@ -13,6 +13,9 @@ from tensorlite.reference import composites
 from tensorlite.reference.cross_entropy import check_cross_entropy
 from tensorlite.reference.indices import check_indices
 from tensorlite.reference.linear import check_linear
+
+if TYPE_CHECKING:
+    from tensorlite.cuda.ops import CUDAOps
 
 
 class FusedMLPCache(NamedTuple):
@@ -40,7 +43,7 @@ class LinearCrossEntropyCache(NamedTuple):
 
 
 def mlp_forward(
-    ops: Any, x: Array, fc_w: Array, fc_b: Array | None, proj_w: Array, proj_b: Array | None, activation: str = "gelu"
+    ops: "CUDAOps", x: Array, fc_w: Array, fc_b: Array | None, proj_w: Array, proj_b: Array | None, activation: str = "gelu"
 ) -> tuple[Array, tuple]:
     """y = gelu(x fc_w + fc_b) proj_w + proj_b. The first GEMM stores both h, which backward needs, and gelu(h)."""
     if activation != "gelu":
@@ -57,7 +60,7 @@ def mlp_forward(
     return y, FusedMLPCache(x, fc_w, fc_b is not None, h, a, proj_w, has_proj_bias)
 
 
-def mlp_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Array, Array, Array | None, Array, Array | None]:
+def mlp_backward(ops: "CUDAOps", dy: Array, cache: tuple) -> tuple[Array, Array, Array | None, Array, Array | None]:
     """The chain rule. The GEMM that computes da = dy proj_w^T stores dh = gelu_backward(da) instead."""
     if not isinstance(cache, FusedMLPCache):
         return composites.mlp_backward(ops, dy, cache)
@@ -74,7 +77,7 @@ def mlp_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Array, Array, Array
     return dx, dfc_w, dfc_b, dproj_w, dproj_b
 
 
-def linear_cross_entropy_forward(ops: Any, x: Array, w: Array, b: Array | None, targets: Array) -> tuple[Array, tuple]:
+def linear_cross_entropy_forward(ops: "CUDAOps", x: Array, w: Array, b: Array | None, targets: Array) -> tuple[Array, tuple]:
     """loss = cross_entropy(x w + b, targets). The vocabulary is padded with zero columns; logits are float32 in any precision."""
     array_namespace(x, w, b, targets)
     check_linear(x, w, b)
@@ -94,7 +97,7 @@ def linear_cross_entropy_forward(ops: Any, x: Array, w: Array, b: Array | None, 
     return loss, LinearCrossEntropyCache(x, w, b is not None, V, logits, targets, lse)
 
 
-def linear_cross_entropy_backward(ops: Any, dloss: Array | float, cache: tuple) -> tuple[Array, Array, Array | None]:
+def linear_cross_entropy_backward(ops: "CUDAOps", dloss: Array | float, cache: tuple) -> tuple[Array, Array, Array | None]:
     """dlogits = cross_entropy_backward(dloss), then linear_backward. Returns dx, dw and db without the padding."""
     x, w, has_bias, V, logits, targets, lse = cache
     dlogits = gradient(ops, dloss, logits, V, targets, lse, ops.dtype)

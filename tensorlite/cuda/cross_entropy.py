@@ -3,7 +3,7 @@
 The kernel file says what differs; the derivation is in tensorlite/reference/cross_entropy.py.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,13 +13,16 @@ from tensorlite.integers import ceil_div
 from tensorlite.reference.cross_entropy import check_cross_entropy
 from tensorlite.reference.indices import check_indices
 
+if TYPE_CHECKING:
+    from tensorlite.cuda.ops import CUDAOps
+
 FILE = "cross_entropy.cu"
 WARPS = 8  # of cross_entropy.cu: rows that a block processes at a time
 BLOCKS = 512  # the most blocks of forward
 BACKWARD_BLOCKS = 2048  # the most blocks of backward
 
 
-def cross_entropy_forward(ops: Any, logits: Array, targets: Array) -> tuple[Array, tuple]:
+def cross_entropy_forward(ops: "CUDAOps", logits: Array, targets: Array) -> tuple[Array, tuple]:
     """loss = mean of lse - logits at the target, a float32.
 
     The cache refers to logits and targets, and holds lse, one float32 per row.
@@ -35,7 +38,7 @@ def cross_entropy_forward(ops: Any, logits: Array, targets: Array) -> tuple[Arra
     return loss, (logits, targets, lse)
 
 
-def cross_entropy_backward(ops: Any, dloss: Array | float, cache: tuple) -> Array:
+def cross_entropy_backward(ops: "CUDAOps", dloss: Array | float, cache: tuple) -> Array:
     """dlogits = dloss (p - onehot) / N"""
     logits, targets, lse = cache
     xp = array_namespace(logits)
@@ -44,7 +47,7 @@ def cross_entropy_backward(ops: Any, dloss: Array | float, cache: tuple) -> Arra
     return gradient(ops, dloss, rows, V, targets, lse, logits.dtype).reshape(logits.shape)
 
 
-def mean_loss(ops: Any, logits: Array, V: int, targets: Array) -> tuple[Array, Array]:
+def mean_loss(ops: "CUDAOps", logits: Array, V: int, targets: Array) -> tuple[Array, Array]:
     """Return the loss and lse: (N,) of logits: (N, stride), whose rows have V logits and then padding."""
     N, stride = logits.shape
     blocks = min(BLOCKS, ceil_div(N, WARPS))
@@ -70,7 +73,7 @@ def mean_loss(ops: Any, logits: Array, V: int, targets: Array) -> tuple[Array, A
     return loss, lse
 
 
-def gradient(ops: Any, dloss: Array | float, logits: Array, V: int, targets: Array, lse: Array, dtype: Any) -> Array:
+def gradient(ops: "CUDAOps", dloss: Array | float, logits: Array, V: int, targets: Array, lse: Array, dtype: Any) -> Array:
     """Return dlogits: (N, stride) of a dtype; the columns beyond V are zero.
 
     dloss: a float, or an array of shape () on the device, which the host does not wait for.

@@ -1,15 +1,18 @@
 """add and accumulate_loss of tensorlite/reference/ops.py, by kernels/elementwise.cu."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tensorlite.arrays import Array, array_namespace
 from tensorlite.cuda.launch import launch_elementwise
 from tensorlite.cuda.layout import contiguous
 
+if TYPE_CHECKING:
+    from tensorlite.cuda.ops import CUDAOps
+
 FILE = "elementwise.cu"
 
 
-def add(ops: Any, a: Array, b: Array) -> Array:
+def add(ops: "CUDAOps", a: Array, b: Array) -> Array:
     """Return a + b. Raises ValueError unless both have one shape and one dtype."""
     array_namespace(a, b)
     if (a.shape, a.dtype) != (b.shape, b.dtype):
@@ -23,7 +26,7 @@ def add(ops: Any, a: Array, b: Array) -> Array:
     return out
 
 
-def accumulate_loss(ops: Any, total: Array | None, loss: Array, weight: float) -> Array:
+def accumulate_loss(ops: "CUDAOps", total: Array | None, loss: Array, weight: float) -> Array:
     """Return total + weight loss, or weight loss where total is None."""
     if total is None and weight == 1.0:
         return loss

@@ -3,7 +3,7 @@
 The kernel file says what differs; the derivations are in tensorlite/reference/embedding.py.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tensorlite.arrays import Array, array_namespace
 from tensorlite.cuda.launch import BLOCK, blocks
@@ -15,10 +15,13 @@ from tensorlite.random import Key
 from tensorlite.reference.embedding import check_position_embedding
 from tensorlite.reference.indices import check_indices
 
+if TYPE_CHECKING:
+    from tensorlite.cuda.ops import CUDAOps
+
 FILE = "embedding.cu"
 
 
-def embedding_forward(ops: Any, ids: Array, table: Array) -> tuple[Array, tuple]:
+def embedding_forward(ops: "CUDAOps", ids: Array, table: Array) -> tuple[Array, tuple]:
     """y = table[ids]. The cache refers to ids and the table."""
     xp = array_namespace(ids, table)
     index_t = c_integer(ids, "embedding: ids")
@@ -35,7 +38,7 @@ def embedding_forward(ops: Any, ids: Array, table: Array) -> tuple[Array, tuple]
     return y, (ids, table)
 
 
-def embedding_backward(ops: Any, dy: Array, cache: tuple) -> Array:
+def embedding_backward(ops: "CUDAOps", dy: Array, cache: tuple) -> Array:
     """dtable = onehot^T dy, in float32."""
     ids, table = cache
     array_namespace(dy, table)
@@ -59,7 +62,7 @@ def embedding_backward(ops: Any, dy: Array, cache: tuple) -> Array:
     return pad_columns(ops, dtable[:V], C)
 
 
-def position_embedding_forward(ops: Any, x: Array, wpe: Array, start: int = 0) -> tuple[Array, tuple]:
+def position_embedding_forward(ops: "CUDAOps", x: Array, wpe: Array, start: int = 0) -> tuple[Array, tuple]:
     """y_t = x_t + wpe_{start + t}. The cache refers to wpe and holds start."""
     array_namespace(x, wpe)
     check_position_embedding(x, wpe, start)
@@ -74,7 +77,7 @@ def position_embedding_forward(ops: Any, x: Array, wpe: Array, start: int = 0) -
     return y, (wpe, start)
 
 
-def position_embedding_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Array, Array]:
+def position_embedding_backward(ops: "CUDAOps", dy: Array, cache: tuple) -> tuple[Array, Array]:
     """dx = dy,  dwpe_{start + t} = sum of dy_t over the batch, in float32; zero elsewhere."""
     wpe, start = cache
     array_namespace(dy, wpe)
@@ -87,7 +90,7 @@ def position_embedding_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Arra
     return dy, dwpe
 
 
-def get_batch(ops: Any, data: Array, key: Key | DeviceKey, rows: int, block_size: int) -> tuple[Array, Array]:
+def get_batch(ops: "CUDAOps", data: Array, key: Key | DeviceKey, rows: int, block_size: int) -> tuple[Array, Array]:
     """Return windows of the text at places drawn from the key: idx and targets, both (rows, block_size), of the text's dtype."""
     array_namespace(data)
     idx = ops.runtime.empty((rows, block_size), data.dtype)

@@ -1,15 +1,18 @@
 """GEMMs with an epilogue (bias, GELU, bias gradient), fused by cuBLASLt or run as separate kernels."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tensorlite.arrays import Array
 from tensorlite.cuda import activations, elementwise
 from tensorlite.cuda.launch import launch_elementwise
 from tensorlite.cuda.reduce import sum_rows
 
+if TYPE_CHECKING:
+    from tensorlite.cuda.ops import CUDAOps
+
 
 def gemm(
-    ops: Any,
+    ops: "CUDAOps",
     a: Array,
     b: Array,
     out: Array,
@@ -42,7 +45,7 @@ def gemm(
 
 
 def unfused(
-    ops: Any,
+    ops: "CUDAOps",
     a: Array,
     b: Array,
     out: Array,

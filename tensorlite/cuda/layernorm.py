@@ -3,7 +3,7 @@
 The kernel file says what differs; the derivation is in tensorlite/reference/layernorm.py.
 """
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tensorlite.arrays import Array, array_namespace
 from tensorlite.cuda.reduce import sum_rows
@@ -13,27 +13,30 @@ from tensorlite.random import Key
 from tensorlite.reference.dropout import check_residual
 from tensorlite.reference.layernorm import check_layernorm
 
+if TYPE_CHECKING:
+    from tensorlite.cuda.ops import CUDAOps
+
 FILE = "layernorm.cu"
 WARPS = 4  # of layernorm.cu: rows that a block processes at a time
 ROW_BLOCKS = 1024  # the most blocks of forward
 PARTIAL_BLOCKS = 660  # the most blocks of backward, five per SM of an H200; each leaves a partial sum of dw and of db
 
 
-def layernorm_forward(ops: Any, x: Array, w: Array, b: Array | None = None, eps: float = 1e-5) -> tuple[Array, tuple]:
+def layernorm_forward(ops: "CUDAOps", x: Array, w: Array, b: Array | None = None, eps: float = 1e-5) -> tuple[Array, tuple]:
     """y = xhat w + b. The cache refers to x and w, and holds mean and rstd, two float32 per row."""
     array_namespace(x, w, b)
     check_layernorm(x, w, b)
     return _forward(ops, ops.operand(x), y=None, dropout=NO_DROPOUT, s=None, w=w, b=b, eps=eps)
 
 
-def layernorm_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Array, Array, Array | None]:
+def layernorm_backward(ops: "CUDAOps", dy: Array, cache: tuple) -> tuple[Array, Array, Array | None]:
     """dx = rstd (g - mean(g) - xhat mean(g xhat)),  dw = sum of dy xhat,  db = sum of dy."""
     array_namespace(dy, cache[0])
     grads = _backward(ops, dy, cache, skip=None, dropout=NO_DROPOUT)
     return grads.dx, grads.dw, grads.db
 
 
-def prenorm_layernorm_backward(ops: Any, dout: tuple[Array, Array], cache: tuple) -> tuple[Array, Array, Array | None]:
+def prenorm_layernorm_backward(ops: "CUDAOps", dout: tuple[Array, Array], cache: tuple) -> tuple[Array, Array, Array | None]:
     """dx = skip + layernorm_backward(dh), where dout = (skip, dh). The kernel adds the two in the same pass."""
     skip, dh = dout
     array_namespace(skip, dh)
@@ -42,7 +45,7 @@ def prenorm_layernorm_backward(ops: Any, dout: tuple[Array, Array], cache: tuple
 
 
 def dropout_add_layernorm_forward(
-    ops: Any, x: Array, y: Array, w: Array, b: Array | None, p: float = 0.0, key: Key | None = None
+    ops: "CUDAOps", x: Array, y: Array, w: Array, b: Array | None, p: float = 0.0, key: Key | None = None
 ) -> tuple[tuple[Array, Array], tuple]:
     """s = x + dropout(y),  h = layernorm(s). The cache holds dropout's struct and layernorm's cache."""
     array_namespace(x, y, w, b)
@@ -54,7 +57,9 @@ def dropout_add_layernorm_forward(
     return (s, h), (dropout, norm_cache)
 
 
-def dropout_add_layernorm_backward(ops: Any, dout: tuple[Array, Array], cache: tuple) -> tuple[Array, Array, Array, Array | None]:
+def dropout_add_layernorm_backward(
+    ops: "CUDAOps", dout: tuple[Array, Array], cache: tuple
+) -> tuple[Array, Array, Array, Array | None]:
     """dx = ds + layernorm_backward(dh),  dy = dropout_backward(dx), where dout = (ds, dh)."""
     ds, dh = dout
     array_namespace(ds, dh)
@@ -74,7 +79,7 @@ class LayernormCache(NamedTuple):
 
 
 def _forward(
-    ops: Any, x: Array, y: Array | None, dropout: Any, s: Array | None, w: Array, b: Array | None, eps: float
+    ops: "CUDAOps", x: Array, y: Array | None, dropout: Any, s: Array | None, w: Array, b: Array | None, eps: float
 ) -> tuple[Array, LayernormCache]:
     """Launch layernorm_forward: s = x + dropout(y), h = layernorm(s). Without y, and then without s, x itself is normalised."""
     C = x.shape[-1]
@@ -115,7 +120,7 @@ class LayernormGradients(NamedTuple):
     db: Array | None
 
 
-def _backward(ops: Any, dh: Array, cache: tuple, skip: Array | None, dropout: Any) -> LayernormGradients:
+def _backward(ops: "CUDAOps", dh: Array, cache: tuple, skip: Array | None, dropout: Any) -> LayernormGradients:
     """Launch layernorm_backward, and sum the blocks' partial sums of dw and db.
 
     skip: the gradient that reaches x past the norm, or None.

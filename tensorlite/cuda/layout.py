@@ -3,11 +3,14 @@
 kernels/layout.cu copies an array into such a layout.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tensorlite.arrays import Array, array_namespace
 from tensorlite.cuda.launch import BLOCK, blocks
 from tensorlite.integers import round_up
+
+if TYPE_CHECKING:
+    from tensorlite.cuda.ops import CUDAOps
 
 FILE = "layout.cu"
 ALIGNED = 16  # bytes that kernels and GEMMs read at once
@@ -30,7 +33,7 @@ def c_integer(ids: Array, what: str) -> str:
     return INTEGERS[str(ids.dtype)]
 
 
-def contiguous(ops: Any, x: Array) -> Array:
+def contiguous(ops: "CUDAOps", x: Array) -> Array:
     """Return x, C-contiguous and aligned: itself or a copy. A transposed matrix, such as a tied head's, is copied by a kernel."""
     if x.flags.c_contiguous:
         return x if ops.address(x) % ALIGNED == 0 else x.copy()
@@ -52,7 +55,7 @@ def padded_width(D: int) -> int:
     return D if D % WIDTH == 0 else whole_tiles(D)
 
 
-def pad_columns(ops: Any, x: Array, width: int) -> Array:
+def pad_columns(ops: "CUDAOps", x: Array, width: int) -> Array:
     """Return x: (..., D) as (..., width), with columns of zeros added or columns removed at the end; x itself if width is D."""
     if width == x.shape[-1]:
         return x
@@ -62,7 +65,7 @@ def pad_columns(ops: Any, x: Array, width: int) -> Array:
     return y
 
 
-def place_columns(ops: Any, x: Array, y: Array, at: int) -> None:
+def place_columns(ops: "CUDAOps", x: Array, y: Array, at: int) -> None:
     """Copy the columns of x: (..., D) to those of y: (..., width) from column `at` on, as far as they fit; zeros elsewhere."""
     width = y.shape[-1]
     ops.launch(

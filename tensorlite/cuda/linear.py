@@ -4,14 +4,17 @@ What differs: the epilogue of the GEMM adds the bias and computes its gradient. 
 a vocabulary of 65, are padded with zero columns to a multiple of 64, the tile width of the tensor cores.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tensorlite.arrays import Array, array_namespace
 from tensorlite.cuda.layout import pad_columns, padded_width
 from tensorlite.reference.linear import check_linear
 
+if TYPE_CHECKING:
+    from tensorlite.cuda.ops import CUDAOps
 
-def linear_forward(ops: Any, x: Array, w: Array, b: Array | None = None) -> tuple[Array, tuple]:
+
+def linear_forward(ops: "CUDAOps", x: Array, w: Array, b: Array | None = None) -> tuple[Array, tuple]:
     """y = x w + b. The cache refers to x and w, in the precision of the backend."""
     array_namespace(x, w, b)
     check_linear(x, w, b)
@@ -27,7 +30,7 @@ def linear_forward(ops: Any, x: Array, w: Array, b: Array | None = None) -> tupl
     return y, (x, w, b is not None)
 
 
-def linear_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Array, Array, Array | None]:
+def linear_backward(ops: "CUDAOps", dy: Array, cache: tuple) -> tuple[Array, Array, Array | None]:
     """dx = dy w^T,  dw = x^T dy,  db = sum of dy over rows. One GEMM computes dw and db, in float32."""
     x, w, has_bias = cache
     array_namespace(dy, x)
@@ -41,7 +44,7 @@ def linear_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Array, Array, Ar
     return dx, dw, db
 
 
-def padded_backward(ops: Any, dy: Array, x: Array, w: Array, has_bias: bool) -> tuple[Array, Array, Array | None]:
+def padded_backward(ops: "CUDAOps", dy: Array, x: Array, w: Array, has_bias: bool) -> tuple[Array, Array, Array | None]:
     """Compute linear_backward for dy: (N, padded) and w: (C, padded). The gradients are padded, too."""
     C, padded = w.shape
     dx = ops.empty(x.shape)

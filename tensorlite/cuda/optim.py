@@ -4,7 +4,7 @@ The kernel file says what differs from tensorlite/reference/optim.py.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from tensorlite.cuda.launch import BLOCK, blocks
 from tensorlite.cuda.layout import contiguous
 from tensorlite.cuda.runtime.device_key import DeviceStep
 from tensorlite.reference import optim
+
+if TYPE_CHECKING:
+    from tensorlite.cuda.ops import CUDAOps
 
 FILE = "optim.cu"
 COPIES = 128  # of optim.cu: the most arrays per launch of pack_grads
@@ -40,7 +43,7 @@ def cosine_lr(step: int | DeviceStep, lr: float, min_lr: float, warmup: int, tot
     return optim.cosine_lr(step, lr, min_lr, warmup, total)
 
 
-def pack_grads(ops: Any, leaves: Sequence[Array], slots: Sequence[Array], add: bool = False) -> None:
+def pack_grads(ops: "CUDAOps", leaves: Sequence[Array], slots: Sequence[Array], add: bool = False) -> None:
     """Copy each gradient (or, with add, add it) into its slot of the flat buffer, COPIES of them per launch."""
     ops.flat(*leaves, *slots)
     if len(leaves) != len(slots):
@@ -50,7 +53,7 @@ def pack_grads(ops: Any, leaves: Sequence[Array], slots: Sequence[Array], add: b
         _launch_copies(ops, leaves[i : i + COPIES], slots[i : i + COPIES], add)
 
 
-def _launch_copies(ops: Any, leaves: Sequence[Array], slots: Sequence[Array], add: bool) -> None:
+def _launch_copies(ops: "CUDAOps", leaves: Sequence[Array], slots: Sequence[Array], add: bool) -> None:
     """Launch pack_grads for at most COPIES arrays."""
     copies = np.zeros((), COPY_TABLE)
     for j, (leaf, slot) in enumerate(zip(leaves, slots, strict=True)):
@@ -62,7 +65,7 @@ def _launch_copies(ops: Any, leaves: Sequence[Array], slots: Sequence[Array], ad
     ops.launch(FILE, "pack_grads", grid, BLOCK, copies=copies, add=add, touches=[*leaves, *slots])
 
 
-def global_norm(ops: Any, grads: Array) -> Array:
+def global_norm(ops: "CUDAOps", grads: Array) -> Array:
     """Return sqrt(sum of squares), a float32."""
     array_namespace(grads)
     ops.flat(grads)
@@ -74,7 +77,7 @@ def global_norm(ops: Any, grads: Array) -> Array:
     return norm
 
 
-def clip_grad_norm_(ops: Any, grads: Array, max_norm: float) -> Array:
+def clip_grad_norm_(ops: "CUDAOps", grads: Array, max_norm: float) -> Array:
     """Scale the gradient, in place, to a norm of at most max_norm (0: any norm). Return the norm before."""
     norm = global_norm(ops, grads)
     if max_norm > 0:
@@ -84,7 +87,7 @@ def clip_grad_norm_(ops: Any, grads: Array, max_norm: float) -> Array:
 
 
 def adamw_(
-    ops: Any,
+    ops: "CUDAOps",
     params: Array,
     grads: Array,
     m: Array,

@@ -1,9 +1,12 @@
 """Sums over the rows of a matrix, always in the same order: kernels/reduce.cu."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tensorlite.arrays import Array
 from tensorlite.integers import ceil_div
+
+if TYPE_CHECKING:
+    from tensorlite.cuda.ops import CUDAOps
 
 FILE = "reduce.cu"
 BLOCK_COLS = 32  # of reduce.cu: columns of threads in a block
@@ -13,7 +16,7 @@ ROWS_EACH = 1024  # rows that are worth a block of their own
 FILL = 512  # blocks that fill any GPU
 
 
-def sum_rows(ops: Any, x: Array, out: Array | None = None) -> Array:
+def sum_rows(ops: "CUDAOps", x: Array, out: Array | None = None) -> Array:
     """x: (rows, K) -> out: (K,) in float32, a new array unless it is given.
 
     The rows are split into parts, so that the whole GPU has work; the sums of the parts are then summed the same way.
