@@ -30,8 +30,8 @@ class KernelTimer:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.runtime, name)
 
-    def launch(self, file: str, name: str, *args: Any, **kwargs: Any) -> None:
-        self._marked(name, lambda: self.runtime.launch(file, name, *args, **kwargs))
+    def launch(self, file: str, kernel: str, /, *size: Any, **kwargs: Any) -> None:
+        self._marked(kernel, lambda: self.runtime.launch(file, kernel, *size, **kwargs))
 
     def gemm(self, a: Any, b: Any, out: Any, **kwargs: Any) -> None:
         self._marked(gemm_label(a, b, kwargs), lambda: self.runtime.gemm(a, b, out, **kwargs))

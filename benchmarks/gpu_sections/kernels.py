@@ -22,7 +22,7 @@ def kernels(section: Section) -> None:
         ceilings = {name: getattr(peaks, name) * 1e12 for name in PRECISIONS} | {"copy": peaks.bandwidth * 1e9} | ceilings
 
     def cover(seconds: float) -> None:
-        runtime.launch("spin.cu", "spin", 1, 1, int(seconds * 2e9))  # clocks of a GPU of 2 GHz
+        runtime.launch("spin.cu", "spin", 1, 1, clocks=int(seconds * 2e9))  # clocks of a GPU of 2 GHz
 
     def mark() -> Any:
         event = xp.cuda.Event()

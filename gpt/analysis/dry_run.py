@@ -111,6 +111,7 @@ def trace_step(ops: CUDAOps, config: ModelConfig, train: TrainConfig, characters
     with runtime.allocating(pool):
         loss, norm = train_step(instrument(ops, op_observer(runtime)), task, state)
         loss_ring = np.empty((RING_SIZE, 2), np.float32)
-        ops.launch("optim.cu", "end_step", 1, 1, device_step.array, loss, norm, loss_ring, RING_SIZE)  # as CapturedStep does
+        end = {"step": device_step.array, "loss": loss, "norm": norm, "loss_ring": loss_ring, "ring_size": RING_SIZE}
+        ops.launch("optim.cu", "end_step", 1, 1, **end)  # as CapturedStep does
     del loss, norm
     return pool.nbytes

@@ -1,4 +1,4 @@
-"""Whole runs of the trainer with the CUDA backend, its kernels on the CPU."""
+"""Whole runs of the trainer with the CUDA backend, whose kernels run on the CPU."""
 
 import os
 import signal
@@ -42,7 +42,7 @@ def losses(run):
 
 
 def test_a_run_follows_the_reference_and_leaves_its_losses_unread(corpus, tmp_path):
-    """12 steps, 6 between evaluations: fewer than the backend may leave unread, so they are read at the evaluations alone."""
+    """12 steps with 6 between evaluations are fewer than may stay unread, so losses are read only at the evaluations."""
     run, reads = trainer(corpus, tmp_path / "a"), []
     sync = run.sync
     run.sync = lambda: reads.append(len(run.pending)) or sync()
@@ -54,7 +54,7 @@ def test_a_run_follows_the_reference_and_leaves_its_losses_unread(corpus, tmp_pa
 
 
 def test_resume_equals_a_straight_run(corpus, tmp_path):
-    """Bit for bit, though the straight run's graph was captured at another step."""
+    """The results are bitwise identical, though the uninterrupted run captured its graph at another step."""
     straight = trainer(corpus, tmp_path / "a")
     straight.run()
     first = trainer(corpus, tmp_path / "b")
@@ -71,7 +71,7 @@ def test_resume_equals_a_straight_run(corpus, tmp_path):
 def test_timed_steps_leave_no_trace(corpus, tmp_path):
     run, twin = trainer(corpus, tmp_path / "a"), trainer(corpus, tmp_path / "b")
     with run.rolled_back():
-        for _ in range(3):  # one that compiles, one that is captured, one that is replayed
+        for _ in range(3):  # the first compiles, the second is captured, the third is replayed
             run.train_step()
             run.sync()
         assert run.state.step == 3

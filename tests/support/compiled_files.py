@@ -18,8 +18,9 @@ class Recorder(DryRunRuntime):
         super().__init__()
         self.files = {}
 
-    def launch(self, file, name, grid, block, *args, shared=0, flops=0.0, touches=(), **defines):
-        self.files[file, tuple(sorted(defines.items()))] = True
+    def launch(self, file, kernel, grid, block, /, *, defines=None, **options):
+        super().launch(file, kernel, grid, block, defines=defines, **options)
+        self.files[file, tuple(sorted((defines or {}).items()))] = True
 
     def gemm(self, a, b, out, *, unfused=None, **options):
         if unfused:

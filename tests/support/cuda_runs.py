@@ -1,4 +1,4 @@
-"""Models in training on the CUDA backend, whose kernels run on the CPU."""
+"""Training runs of small models on the CUDA backend, whose kernels run on the CPU."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ VARIANTS = {
     "small": {"model": "gpt"},
     "tied": {"model": "gpt", "tied": True},
     "no bias": {"model": "gpt", "bias": False},
-    "odd": {"model": "gpt", "n_embd": 15, "n_head": 3},  # nothing in memory begins where the next vector load may
+    "odd": {"model": "gpt", "n_embd": 15, "n_head": 3},  # no array begins at an address that a vector load may have
     "relu": {"model": "gpt", "activation": "relu"},
     "no dropout": {"model": "gpt", "dropout": 0.0},
     "residual": {"model": "residual"},
@@ -40,7 +40,7 @@ def ops_of(precision="float32", order="forward", **options):
 
 
 class Run:
-    """A model in training."""
+    """One training run."""
 
     def __init__(self, ops, variant="gpt", train=TRAIN, seed=7, captured=False, **fields):
         self.ops = ops
@@ -63,7 +63,7 @@ class Run:
         return self.task.data
 
     def step(self):
-        """Loss and norm."""
+        """Make a step. Return its loss and norm."""
         return tuple(float(x) for x in self.function(self.ops, self.task, self.state))
 
     def steps(self, n):
@@ -76,5 +76,5 @@ def assert_same_bits(one, other):
 
 
 def pair(precision="float32", variant="small", train=QUICK):
-    """The same training op by op, and captured, on machines of opposite orders."""
+    """Return the same run op by op and captured, on machines with opposite orders of threads."""
     return Run(ops_of(precision), variant, train), Run(ops_of(precision, "reversed"), variant, train, captured=True)

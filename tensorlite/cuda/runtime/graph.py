@@ -71,4 +71,5 @@ class CapturedStep:
         with self.ops.runtime.allocating(self.pool):
             on_device = dataclasses.replace(state, step=self.device_step)
             loss, norm = self.step(self.ops, task, on_device)
-            self.ops.launch("optim.cu", "end_step", 1, 1, self.device_step.array, loss, norm, self.loss_ring, RING_SIZE)
+            end = {"step": self.device_step.array, "loss": loss, "norm": norm, "loss_ring": self.loss_ring, "ring_size": RING_SIZE}
+            self.ops.launch("optim.cu", "end_step", 1, 1, **end)

@@ -1,4 +1,4 @@
-"""On a real GPU: steps of the CUDA backend, captured and not, generation, and what the runtime remembers."""
+"""On a real GPU: eager and captured steps of the CUDA backend, generation, and the stored choice of algorithms."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from tensorlite import ReferenceOps, device_failure, to_numpy
 from tensorlite.cuda import CUDAOps
 from tensorlite.cuda.ops import PRECISIONS
 
-pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]  # what CuPy warns of is not ours
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]  # CuPy's own warnings do not fail a test
 every_precision = pytest.mark.parametrize("precision", PRECISIONS)
 CONFIG = config_of("gpt", dropout=0.2, n_embd=48, n_head=3, block_size=32)  # heads of 16: on tensor cores
 TRAIN = TrainConfig(batch_size=4, max_iters=12, learning_rate=0.01, min_lr=0.001, warmup_iters=3, grad_clip=1.0)
@@ -32,7 +32,7 @@ def task_on(xp, train=TRAIN):
 
 
 def curve(ops, xp, captured, between=lambda state: None, dtype=np.float32, train=TRAIN):
-    """Twelve steps: the losses and norms, read at the end, and all bits of the state."""
+    """Run twelve steps. Return the losses and norms, which are read at the end, and the bytes of the state."""
     state, task = fresh(xp, dtype), task_on(xp, train)
     step, seen = ops.compile(train_step) if captured else train_step, []
     for _ in range(12):
@@ -43,7 +43,7 @@ def curve(ops, xp, captured, between=lambda state: None, dtype=np.float32, train
 
 @every_precision
 def test_a_captured_step_is_the_step(precision, gpu, cupy):
-    """To the bit: with evaluations and other users of memory in between, a second time, and with micro-batches."""
+    """They are bitwise identical: with evaluations and other uses of memory in between, a second time, and with micro-batches."""
     ops = CUDAOps(precision, check=False, runtime=gpu)
 
     def disturb(state):
@@ -66,7 +66,7 @@ def test_a_captured_step_is_the_step(precision, gpu, cupy):
 
 
 def test_a_state_put_back_is_gone_on_from(gpu, cupy):
-    """As train.py does after it has timed some steps: the device counts anew, in the same graph."""
+    """train.py does this after it has timed some steps: the device counts from another step, in the same graph."""
     ops, state, task = CUDAOps("bf16", check=False, runtime=gpu), fresh(cupy), task_on(cupy)
     step, saved, runs = ops.compile(train_step), state.copy(), []
     for _ in range(3):
@@ -80,13 +80,13 @@ def test_a_state_put_back_is_gone_on_from(gpu, cupy):
 
 @every_precision
 def test_generation(precision, gpu, cupy):
-    """The likeliest tokens: the reference's in float32; in all, those of a second run."""
+    """The likeliest tokens are the reference's in float32, and in all precisions those of a second run."""
     state = fresh(np)
     prompt, sampling = DATA[:3], Sampling(temperature=0.0)
 
     def write(ops, xp, dtype):
         params = state.table.tree(ops.compute_params(xp.asarray(state.params.astype(dtype))))
-        return list(generate(ops, MODELS["gpt"], params, xp.asarray(prompt), 40, CONFIG, sampling))  # and on beyond the context
+        return list(generate(ops, MODELS["gpt"], params, xp.asarray(prompt), 40, CONFIG, sampling))  # beyond the context, too
 
     ops = CUDAOps(precision, check=False, runtime=gpu)
     found = write(ops, cupy, np.float32)
@@ -96,7 +96,7 @@ def test_generation(precision, gpu, cupy):
 
 
 def test_a_choice_is_made_once(gpu, cupy, monkeypatch):
-    """Another runtime, as in another process, finds it: so it computes the same bits."""
+    """Another runtime, as in another process, reads the choice, so its results are bitwise identical."""
     from tensorlite.cuda.runtime.device import CudaRuntime
 
     r, results = np.random.default_rng(0), []

@@ -35,9 +35,9 @@ def test_a_plan_counts_what_the_backend_launches():
     launched = []
 
     class Counted(HostRuntime):
-        def launch(self, file, name, *args, **kwargs):
-            launched.append(name)
-            super().launch(file, name, *args, **kwargs)
+        def launch(self, file, kernel, /, *size, **kwargs):
+            launched.append(kernel)
+            super().launch(file, kernel, *size, **kwargs)
 
         def gemm(self, *args, **kwargs):
             launched.append("gemm")
