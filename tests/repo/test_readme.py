@@ -1,4 +1,7 @@
-"""The README and docs/training.md: their code runs, their flags exist, their line counts and commands are right."""
+"""The README and docs/training.md: their code runs, and their tables agree with the code.
+
+Their flags exist, and their line counts and commands are right.
+"""
 
 import re
 import subprocess
