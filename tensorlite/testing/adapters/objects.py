@@ -117,10 +117,12 @@ class _Object:
         return _Run(layer, inputs, output_of(layer, y), cache)
 
     def start_values(self, held: dict[str, Array]) -> dict[str, Array]:
-        """Return what replaces arrays of the object in a copy: float64 for float32, and zeros for gradients left from earlier calls."""
-        low = {name: a.astype(np.float64) for name, a in held.items() if self.in_float64 and a.dtype != np.float64}
-        old = [place for place in self.places.values() if place in held and self.reset]
-        return low | {place: low.get(place, held[place]) * 0.0 for place in old}
+        """Return what replaces arrays of the object in a copy: float64 for float32, and zeros for gradients of earlier calls."""
+        start = {name: a.astype(np.float64) for name, a in held.items() if self.in_float64 and a.dtype != np.float64}
+        for place in self.places.values():
+            if place in held and self.reset:
+                start[place] = array_namespace(held[place]).zeros_like(start.get(place, held[place]))
+        return start
 
     def run_backward(self, run: _Run, dy: Any) -> Any:
         """Return what backward of the object returns."""
