@@ -88,8 +88,9 @@ class ArgumentCheck:
 
         probes = [np.array([i]) for i in range(n)] if every_entry else [np.arange(n)] * self.settings.directions
         comparisons = [self.compare(probe) for probe in probes]
-        result.worst = max((c.error_in_tolerances for c in comparisons), default=0.0)
         statuses = {c.status for c in comparisons}
+        decisive = [c for c in comparisons if c.status == FAIL] or comparisons
+        result.worst = max((c.error_in_tolerances for c in decisive), default=0.0)
         if FAIL in statuses and every_entry:
             self.report_wrong(result, {i: c for i, c in enumerate(comparisons) if c.status == FAIL})
         elif FAIL in statuses:

@@ -208,9 +208,10 @@ class _Object:
 
         found, without_gradient = [], []
         for name, aliases in _aliases(held).items():
-            if self.chosen is not None and not set(aliases) & set(self.chosen):
+            if name in data or (self.chosen is not None and not set(aliases) & set(self.chosen)):
                 continue
-            places = [self.places.get(alias) or find_gradient(alias, held[name], arrays | extra) for alias in aliases]
+            places = [self.places.get(alias) for alias in aliases]
+            places += [find_gradient(alias, held[name], arrays | extra) for alias in aliases]
             place = next((place for place in places if place), None)
             is_used, is_overwritten = self.use_of(name, held[name], run)
             if place and (is_used or not is_overwritten):
