@@ -1,4 +1,4 @@
-"""The float arrays in the attributes of an object, and copies of the object with other arrays in their places."""
+"""The float arrays in the attributes of an object, and copies of it with other arrays in their places."""
 
 import copy
 import types
