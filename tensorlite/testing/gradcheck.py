@@ -1,8 +1,8 @@
 """The gradient checker: does this backward belong to this forward?
 
 It needs SciPy (`pip install "tensorlite[check]"`) and float64 inputs. The layer under test follows the convention
-`forward(**inputs) -> y, cache` and `backward(dy, cache) -> gradients`; the folder `adapters` has functions that turn layers of other
-styles into such a pair. What a call returns is read by `layer.py` and `returned.py`, the rules of the contract are in
+`forward(**inputs) -> y, cache` and `backward(dy, cache) -> gradients`; functions in the folder `adapters` turn layers of other
+styles into such a pair. `layer.py` and `returned.py` read what the two functions return, the rules of the contract are in
 `contract.py`, and the comparison with numerical derivatives is in `argument_check.py`.
 """
 
