@@ -593,3 +593,55 @@ def test_a_method_that_returns_loss_and_grads_brings_its_model():
     wrong = check(of_loss(Twice().loss), inputs, wrt=wrt)
     assert [argument.status for argument in wrong.arguments] == ["fail", "pass"]
     assert "dX was not found" in str(check(of_loss(Model().loss), inputs))
+
+
+# ---- a small automatic differentiation: values that know how to pass gradients back ----
+
+
+class Value:
+    def __init__(self, data, parents=(), pass_back=None):
+        self.data, self.grad = data, np.zeros_like(data)
+        self.parents, self.pass_back = parents, pass_back
+
+    def __matmul__(self, other):
+        def pass_back(dy):
+            self.grad = self.grad + dy @ other.data.T
+            other.grad = other.grad + self.data.T @ dy
+
+        return Value(self.data @ other.data, (self, other), pass_back)
+
+    def tanh(self, slope=1.0):
+        y = np.tanh(self.data)
+
+        def pass_back(dy):
+            self.grad = self.grad + slope * dy * (1 - y * y)
+
+        return Value(y, (self,), pass_back)
+
+    def backward(self, dy):
+        self.grad = self.grad + dy
+        if self.pass_back:
+            self.pass_back(self.grad)
+            for parent in self.parents:
+                if parent.pass_back:
+                    parent.backward(0.0)
+
+
+class Perceptron:
+    def __init__(self, slope):
+        self.first, self.second, self.slope = Value(RANDOM((4, 3))), Value(RANDOM((3, 2))), slope
+
+    def __call__(self, x):
+        return (x @ self.first).tanh(self.slope) @ self.second
+
+
+def forward_of_values(network, x):
+    y = network(Value(x))
+    return y.data, y
+
+
+@pytest.mark.parametrize("slope", [1.0, 1.01])
+def test_values_that_pass_gradients_back(slope):
+    pair = of_object(Perceptron(slope), forward=forward_of_values, backward=lambda network, dy, y: y.backward(dy))
+    report = check(pair, X, wrt=["first.data", "second.data"])
+    assert [argument.status for argument in report.arguments] == ["pass" if slope == 1 else "fail", "pass"]
