@@ -316,6 +316,16 @@ def test_an_output_buffer_that_is_used_again_is_no_mistake():
     assert gradcheck(forward, lambda dy, _: 2 * dy, {"x": RANDOM(4)}, method="fd").ok
 
 
+def test_an_output_buffer_does_not_hide_that_two_calls_differ():
+    buffer, random = np.empty(4), np.random.default_rng(1)
+
+    def forward(x):
+        np.multiply(x, random.random(), out=buffer)
+        return buffer, None
+
+    assert "forward is not repeatable" in complaint(forward, lambda dy, _: dy, {"x": RANDOM(4)})
+
+
 class Adding(Tanh):
     def write(self, dx):
         self.dx += dx
