@@ -170,6 +170,17 @@ def test_the_checked_input_need_not_be_the_first():
         assert check(lambda t, p: squares(p, t), lambda dy, c, f=returned: f(dp_of_squares(dy, c)), inputs, wrt=["p"]).ok
 
 
+def test_trees_in_the_order_of_wrt_alone():
+    inputs = {"t": RANDOM(3), "a": {"w": RANDOM(3)}, "b": {"w": RANDOM(3)}}
+    report = gradcheck(
+        lambda t, a, b: (t * a["w"] * b["w"], (t, a["w"], b["w"])),
+        lambda dy, c: ({"w": dy * c[0] * c[2]}, {"w": dy * c[0] * c[1]}),
+        inputs,
+        wrt=["a", "b"],
+    )
+    assert [argument.name for argument in report.arguments] == ['a["w"]', 'b["w"]']
+
+
 def test_a_float32_target_outside_wrt_is_no_question():
     inputs = {"p": RANDOM(3), "t": RANDOM(3).astype(np.float32)}
     assert check(squares, dp_of_squares, inputs, wrt=["p"]).ok
@@ -204,6 +215,7 @@ def test_integers_and_strings_may_have_none_or_be_left_out(none):
         (["params['blocks']"], ['params["blocks"][0]["w"]', 'params["blocks"][1]["w"]']),
         (['params["last"].b', "x"], ["x", 'params["last"].b']),
         (['params["blocks"][1]'], ['params["blocks"][1]["w"]']),
+        (['params["last"]'], ['params["last"].w', 'params["last"].b']),
     ],
 )
 def test_wrt_takes_names_and_paths(wrt, expected):
