@@ -528,6 +528,12 @@ def test_float32_inside_is_named_in_place_of_ratios(where, size):
     assert check(ROUNDED[where], lambda dy, x: -2 * dy * x, {"x": RANDOM(size) + 2}).status != "pass"
 
 
+@pytest.mark.parametrize("where", ROUNDED)
+def test_float32_inside_excuses_no_large_mistake(where):
+    report = check(ROUNDED[where], lambda dy, x: 2000 * dy * x, {"x": np.array([2.1, 3.3])})
+    assert report.status == "fail"
+
+
 def test_the_arguments_beside_a_rounded_one_are_excused_too():
     """dx is computed from the exact w, and forward from the rounded one: 1.7e-7 apart, which is no mistake of backward."""
 
