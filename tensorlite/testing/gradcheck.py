@@ -1,8 +1,9 @@
 """The gradient checker: does this backward belong to this forward?
 
-It needs SciPy (`pip install "tensorlite[check]"`) and float64 inputs. The layer under test only has to follow the convention
-`forward(**inputs) -> y, cache` and `backward(dy, cache) -> gradients in the order of the inputs`. The rules of that contract are
-in `contract.py`, the comparison with numerical derivatives is in `argument_check.py`.
+It needs SciPy (`pip install "tensorlite[check]"`) and float64 inputs. The layer under test follows the convention
+`forward(**inputs) -> y, cache` and `backward(dy, cache) -> gradients`; functions in the folder `adapters` turn layers of other
+styles into such a pair. `layer.py` and `returned.py` read what the two functions return, the rules of the contract are in
+`contract.py`, and the comparison with numerical derivatives is in `argument_check.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +14,10 @@ import numpy as np
 from tensorlite.arrays import Array, array_namespace
 from tensorlite.testing.argument_check import ArgumentCheck, Settings
 from tensorlite.testing.contract import Trial, check_contract, comparable_gradients
-from tensorlite.testing.layer import Layer, copy_arrays, is_float_array
-from tensorlite.testing.report import GradcheckError, GradReport
-from tensorlite.testing.trees import as_tuple, map_arrays
+from tensorlite.testing.layer import PAIR, Layer, describe
+from tensorlite.testing.poor_forward import blame_forward
+from tensorlite.testing.report import PASS, GradcheckError, GradReport
+from tensorlite.testing.trees import copy_leaf, copy_tree, flatten, is_array, is_float_array, map_arrays
 
 __all__ = ["GradReport", "GradcheckError", "gradcheck"]
 
@@ -39,12 +41,16 @@ def gradcheck(
 ) -> GradReport:
     """Check backward against numerical derivatives of forward, one argument at a time, and the contract between the two.
 
-    forward: `forward(**inputs) -> (y, cache)`, where y is a float array or a tuple of them.
-    backward: `backward(dy, cache)` returns one gradient per float array in `inputs`, in order. An input that is None may have a
-      gradient, which is None. Integers, strings and other options have none.
-    inputs: the arguments by name, float arrays in float64, NumPy or CuPy (only scalars leave the GPU). Draw random values of size
-      about 1, away from kinks: zeros and ones hide mistakes.
-    wrt: names of the arguments to check numerically; default: all float arrays.
+    forward: `forward(**inputs) -> (y, cache)`, where y is a float array, a float (a loss), or a tuple, list or dict of them. The
+      cache may be anything: None, arrays, an object.
+    backward: `backward(dy, cache)` returns the gradients; dy has the structure and shapes of y. They may be a tuple or list in the
+      order of the inputs (one gradient alone needs no tuple), or a dict by the names of the inputs. The gradient of an input that
+      is a tree is a tree like it. Integers, strings and inputs that are None have no gradient: leave them out or return None.
+    inputs: the arguments by name, float arrays in float64, NumPy or CuPy (only scalars leave the GPU), or trees of them: dicts,
+      lists, tuples and NamedTuples, nested in any way. An array in a tree is reported by its path, `params["blocks"][0]["w"]`. Draw
+      random values of size about 1, away from kinks: zeros and ones hide mistakes.
+    wrt: names of the inputs whose gradients to check, or paths inside them; default: every float array. Any other input, such as a
+      target or a mask, needs no gradient, and what backward returns for it is ignored.
     method: "fd" (finite differences), "complex" (complex step, for analytic code) or "auto" (differences, and the complex step
       where they are inconclusive).
     directions: number of random directions for an argument of more than `elementwise` entries.
@@ -59,13 +65,16 @@ def gradcheck(
     max_report: number of wrong entries to name per argument.
     raise_on_fail: raise GradcheckError unless the report is ok. If False, look at `.ok` and `print(report)`.
 
-    Returns the report. Raises ValueError for arguments that cannot be checked: an unknown name, a float32 input, and so on.
+    Returns the report. Raises ValueError, which says what to write instead, for a layer that cannot be checked: a forward that
+    returns y alone, an unknown name, a float32 input, and so on.
 
-    How it works. The contract comes first: both functions are repeatable and write into none of their arguments; gradients have
-    the shape, dtype and library of their inputs, are zero for dy = 0 and linear in dy. Because of linearity one random dy is
-    enough: a backward that is linear in dy is a matrix, and a random dy meets every row of it. Then, for
-    phi(t) = sum(dy * forward(x + t u)), phi'(0) must be the inner product of dx and u. An estimate too inaccurate to decide
-    gives "inconclusive", never a pass. A wrong argument is searched for its wrong entries.
+    How it works. The contract comes first: two calls of a function return the same bits, and neither function writes into what it
+    is given; gradients have the shape, dtype and library of their inputs, are zero for dy = 0 and linear in dy. Gradients are
+    copied as they are returned, so a backward may reuse its memory, but not add to it from call to call. Because of linearity one
+    random dy is enough: a backward that is linear in dy is a matrix, and a random dy meets every row of it. Then, for
+    phi(t) = sum(dy * forward(x + t u)), phi'(0) must be the inner product of dx and u. An estimate too inaccurate to decide gives
+    "inconclusive", never a pass, and so does a forward that rounds to float32 inside. A wrong argument is searched for its wrong
+    entries.
     """
     settings = Settings(
         method=method,
@@ -77,9 +86,9 @@ def gradcheck(
         order=order,
         max_report=max_report,
     )
-    layer = Layer(forward, backward, copy_arrays(inputs))  # the caller's arrays stay as they are
+    complete = getattr(forward, "with_parameters", dict)  # the forward of an object brings the object's parameters
+    layer = Layer(forward, backward, copy_tree(complete(inputs)), wrt)  # the caller's arrays stay as they are
     _require_float64(layer)
-    chosen = _names_to_check(layer, wrt)
     random = np.random.default_rng(rng)
     y = _output(layer)
     dy = _random_like(random, y)
@@ -87,53 +96,44 @@ def gradcheck(
 
     report = GradReport(contract_violations=check_contract(trial))
     gradients = comparable_gradients(trial)
-    for name in chosen:
-        if name in gradients:
-            check = ArgumentCheck(layer, name, dy, gradients[name], settings, random)
+    for path in layer.checked:
+        if path in gradients:
+            check = ArgumentCheck(layer, path, dy, gradients[path], settings, random)
             report.arguments.append(check.run())
+    if any(argument.status != PASS for argument in report.arguments):
+        report.arguments = blame_forward(report.arguments, layer, dy, random)
     if raise_on_fail and not report.ok:
         raise GradcheckError(report)
     return report
 
 
 def _require_float64(layer: Layer) -> None:
-    names = layer.differentiable
-    if not names:
+    if not layer.checked:
         raise ValueError(f"no input is a float array, so nothing would be checked: {list(layer.inputs)}")
-    for name in names:
-        dtype = layer.inputs[name].dtype
+    for path in layer.checked:
+        dtype = layer.leaves[path].dtype
         if dtype != np.float64:
-            raise ValueError(f"gradcheck proves gradients in float64; input {name!r} is {dtype}")
-
-
-def _names_to_check(layer: Layer, wrt: Sequence[str] | None) -> Sequence[str]:
-    """Return the names in `wrt`, or all differentiable inputs."""
-    names = layer.differentiable
-    if wrt is None:
-        return names
-    if isinstance(wrt, str):
-        raise ValueError(f"wrt is a list of names: [{wrt!r}]")
-    if not wrt:
-        raise ValueError("wrt names no argument, so nothing would be checked")
-    for name in wrt:
-        if name not in names:
-            raise ValueError(f"wrt names {name!r}, which is no float array among the inputs {names}")
-    return wrt
+            text = f"gradcheck proves gradients in float64; input {path!r} is {dtype}. Convert it, or name the others in wrt=[...]"
+            raise ValueError(text)
 
 
 def _output(layer: Layer) -> Any:
     """Return y of a forward call on copies of the inputs."""
-    y, _ = layer.forward(**copy_arrays(layer.inputs))
-    for a in as_tuple(y):
-        if not is_float_array(a):
-            raise ValueError(f"forward must return a float array (of no axes for a loss) or several, got {type(a).__name__}")
-    return y
+    y, _ = layer.call_forward(copy_tree(layer.inputs))
+    leaves = flatten(y).values()
+    if not leaves or not all(is_float_array(a) or isinstance(a, float) for a in leaves):
+        raise ValueError(
+            f"y must be a float array, a float (a loss), or several, and forward returned {describe(y)} for it. {PAIR}"
+        )
+    return map_arrays(copy_leaf, y)
 
 
 def _random_like(random: np.random.Generator, y: Any) -> Any:
-    """Return normal values in the shape and library of y."""
+    """Return normal values in the structure, shapes and library of y."""
 
     def normal(a: Array) -> Array:
+        if not is_array(a):
+            return float(random.standard_normal())
         return array_namespace(a).asarray(random.standard_normal(a.shape))
 
     return map_arrays(normal, y)
