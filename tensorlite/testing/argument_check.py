@@ -1,6 +1,7 @@
 """The numerical part of a gradient check: one gradient against numerical derivatives of forward."""
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,7 @@ from tensorlite.arrays import Array, array_namespace, to_numpy
 from tensorlite.testing.layer import Layer
 from tensorlite.testing.numerical import Derivative, complex_step, finite_difference
 from tensorlite.testing.report import FAIL, INCONCLUSIVE, PASS, Argument, Entry
-from tensorlite.testing.trees import as_tuple
+from tensorlite.testing.trees import flatten, is_array
 
 CONFIRM_SHRINK = 37.0  # a failure is confirmed with a first step shorter by this factor
 MIN_SEARCHED = 64  # wrong entries of a large argument to find before the search ends: the first ones may all be kinks
@@ -49,20 +50,20 @@ class Comparison:
 
 @dataclass
 class ArgumentCheck:
-    """Compare backward with numerical derivatives for the argument `name`; all other inputs stay fixed.
+    """Compare backward with numerical derivatives for the array at the path `name`; all other inputs stay fixed.
 
     For phi(t) = sum(dy * forward(x + t u)) and a unit direction u, phi'(0) must equal the inner product of the gradient and u.
     """
 
     layer: Layer
-    name: str
+    name: str  # its path
     dy: Any
     grad: Array  # what backward returned for dy
     settings: Settings
     random: np.random.Generator  # draws the directions
 
     def __post_init__(self) -> None:
-        self.x = self.layer.inputs[self.name]
+        self.x = self.layer.leaves[self.name]
         self.xp = array_namespace(self.x)
         self.scale = math.sqrt(float((self.grad * self.grad).sum()) / max(1, self.grad.size))  # root mean square
         self.tolerance = self.settings.atol + self.settings.rtol * self.scale
@@ -131,7 +132,7 @@ class ArgumentCheck:
             status = PASS if difference <= self.tolerance else FAIL
         else:  # an inaccurate estimate can still prove a failure: a disagreement beyond ten times its error
             status = FAIL if difference > 10 * numerical.error + self.tolerance else INCONCLUSIVE
-        return Comparison(status, difference / self.tolerance, numerical, analytical)
+        return Comparison(status, _ratio(difference, self.tolerance), numerical, analytical)
 
     def direction(self, probe: np.ndarray) -> Array:
         """Return a random unit vector on the entries `probe`, shaped as x; +1 on a single entry."""
@@ -146,9 +147,9 @@ class ArgumentCheck:
         """Return the function t -> sum(dy * forward(x + t u)). Only its values, which are scalars, leave the device."""
 
         def phi(t: complex) -> complex:
-            y, _ = self.layer.forward(**self.layer.inputs | {self.name: self.x + t * direction})
-            outputs = zip(as_tuple(self.dy), as_tuple(y), strict=True)
-            return complex(sum(complex(to_numpy((dy * yi).sum())) for dy, yi in outputs))
+            y, _ = self.layer.call_forward(self.layer.inputs_with(self.name, self.x + t * direction))
+            outputs = zip(flatten(self.dy).values(), flatten(y).values(), strict=True)
+            return complex(sum(_inner_product(dy, yi) for dy, yi in outputs))
 
         return phi
 
@@ -169,7 +170,9 @@ class ArgumentCheck:
     def complex_step_or(self, differences: Derivative, direction: Array) -> Derivative:
         """Return the complex step where it works and agrees with the inaccurate differences, otherwise the differences."""
         try:
-            exact = complex_step(self.phi(direction))
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # NumPy warns where a conversion drops the imaginary part
+                exact = complex_step(self.phi(direction))
         except Exception:  # code that does not take complex numbers may say so in any way
             return differences
         decisive = 100 * differences.error <= max(self.scale, abs(exact.value))  # would show a dropped imaginary part
@@ -231,3 +234,16 @@ class ArgumentCheck:
             left=left.value if is_kink else None,
             right=right.value if is_kink else None,
         )
+
+
+def _inner_product(dy: Any, y: Any) -> complex:
+    """Return sum(dy * y) as a scalar of the host."""
+    product = dy * y
+    return complex(to_numpy(product.sum())) if is_array(product) else complex(product)
+
+
+def _ratio(difference: float, tolerance: float) -> float:
+    """Return difference / tolerance, where the tolerance may be 0."""
+    if tolerance:
+        return difference / tolerance
+    return math.inf if difference else 0.0

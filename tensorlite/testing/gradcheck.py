@@ -13,9 +13,9 @@ import numpy as np
 from tensorlite.arrays import Array, array_namespace
 from tensorlite.testing.argument_check import ArgumentCheck, Settings
 from tensorlite.testing.contract import Trial, check_contract, comparable_gradients
-from tensorlite.testing.layer import Layer, copy_arrays, is_float_array
+from tensorlite.testing.layer import PAIR, Layer, describe
 from tensorlite.testing.report import GradcheckError, GradReport
-from tensorlite.testing.trees import as_tuple, map_arrays
+from tensorlite.testing.trees import copy_leaf, copy_tree, flatten, is_array, is_float_array, map_arrays
 
 __all__ = ["GradReport", "GradcheckError", "gradcheck"]
 
@@ -77,9 +77,8 @@ def gradcheck(
         order=order,
         max_report=max_report,
     )
-    layer = Layer(forward, backward, copy_arrays(inputs))  # the caller's arrays stay as they are
+    layer = Layer(forward, backward, copy_tree(dict(inputs)), wrt)  # the caller's arrays stay as they are
     _require_float64(layer)
-    chosen = _names_to_check(layer, wrt)
     random = np.random.default_rng(rng)
     y = _output(layer)
     dy = _random_like(random, y)
@@ -87,9 +86,9 @@ def gradcheck(
 
     report = GradReport(contract_violations=check_contract(trial))
     gradients = comparable_gradients(trial)
-    for name in chosen:
-        if name in gradients:
-            check = ArgumentCheck(layer, name, dy, gradients[name], settings, random)
+    for path in layer.checked:
+        if path in gradients:
+            check = ArgumentCheck(layer, path, dy, gradients[path], settings, random)
             report.arguments.append(check.run())
     if raise_on_fail and not report.ok:
         raise GradcheckError(report)
@@ -97,43 +96,32 @@ def gradcheck(
 
 
 def _require_float64(layer: Layer) -> None:
-    names = layer.differentiable
-    if not names:
+    if not layer.checked:
         raise ValueError(f"no input is a float array, so nothing would be checked: {list(layer.inputs)}")
-    for name in names:
-        dtype = layer.inputs[name].dtype
+    for path in layer.checked:
+        dtype = layer.leaves[path].dtype
         if dtype != np.float64:
-            raise ValueError(f"gradcheck proves gradients in float64; input {name!r} is {dtype}")
-
-
-def _names_to_check(layer: Layer, wrt: Sequence[str] | None) -> Sequence[str]:
-    """Return the names in `wrt`, or all differentiable inputs."""
-    names = layer.differentiable
-    if wrt is None:
-        return names
-    if isinstance(wrt, str):
-        raise ValueError(f"wrt is a list of names: [{wrt!r}]")
-    if not wrt:
-        raise ValueError("wrt names no argument, so nothing would be checked")
-    for name in wrt:
-        if name not in names:
-            raise ValueError(f"wrt names {name!r}, which is no float array among the inputs {names}")
-    return wrt
+            text = f"gradcheck proves gradients in float64; input {path!r} is {dtype}. Convert it, or name the others in wrt=[...]"
+            raise ValueError(text)
 
 
 def _output(layer: Layer) -> Any:
     """Return y of a forward call on copies of the inputs."""
-    y, _ = layer.forward(**copy_arrays(layer.inputs))
-    for a in as_tuple(y):
-        if not is_float_array(a):
-            raise ValueError(f"forward must return a float array (of no axes for a loss) or several, got {type(a).__name__}")
-    return y
+    y, _ = layer.call_forward(copy_tree(layer.inputs))
+    leaves = flatten(y).values()
+    if not leaves or not all(is_float_array(a) or isinstance(a, float) for a in leaves):
+        raise ValueError(
+            f"y must be a float array, a float (a loss), or several, and forward returned {describe(y)} for it. {PAIR}"
+        )
+    return map_arrays(copy_leaf, y)
 
 
 def _random_like(random: np.random.Generator, y: Any) -> Any:
-    """Return normal values in the shape and library of y."""
+    """Return normal values in the structure, shapes and library of y."""
 
     def normal(a: Array) -> Array:
+        if not is_array(a):
+            return float(random.standard_normal())
         return array_namespace(a).asarray(random.standard_normal(a.shape))
 
     return map_arrays(normal, y)

@@ -1,44 +1,116 @@
-"""The layer that a gradient check is about: its forward, its backward and the inputs to check it at."""
+"""The layer that a gradient check is about, and how its two functions are called."""
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from tensorlite.testing.trees import same_values
+import numpy as np
+
+from tensorlite.testing.trees import children, flatten_inputs, is_array, is_float_array, map_arrays, map_with_path
+
+PAIR = "forward must return a pair: `return y, cache`, where the cache may be None"
 
 
 @dataclass
 class Layer:
-    """A forward and a backward, and the inputs at which they are checked, by name."""
+    """A forward and a backward, and the inputs at which they are checked.
+
+    An input is an array, anything else that forward takes (an integer, a string, None), or a tree of them.
+    """
 
     forward: Callable[..., tuple[Any, Any]]  # forward(**inputs) -> (y, cache)
-    backward: Callable[[Any, Any], Any]  # backward(dy, cache) -> gradients in the order of the inputs
-    inputs: dict[str, Any]
+    backward: Callable[[Any, Any], Any]  # backward(dy, cache) -> gradients
+    inputs: dict[str, Any]  # by name; their order is that of the gradients
+    wrt: Sequence[str] | None = None  # names of inputs, or paths inside them, to check; None: every float array
 
-    @property
-    def differentiable(self) -> list[str]:
-        """Names of the inputs that have a gradient: the float arrays."""
-        return [name for name, a in self.inputs.items() if is_float_array(a)]
+    @cached_property
+    def leaves(self) -> dict[str, Any]:
+        """The leaves of all inputs, by path."""
+        return flatten_inputs(self.inputs)
 
-    def wrote_since(self, before: Mapping[str, Any]) -> bool:
-        """Whether an input array differs from its copy in `before`."""
-        return not all(same_values(self.inputs[name], a) for name, a in before.items() if is_array(a))
+    @cached_property
+    def checked(self) -> list[str]:
+        """Paths of the arrays whose gradients are checked; backward owes no gradient to any other input."""
+        floats = [path for path, leaf in self.leaves.items() if is_float_array(leaf)]
+        if self.wrt is None:
+            return floats
+        if isinstance(self.wrt, str):
+            raise ValueError(f"wrt is a list of names: [{self.wrt!r}]")
+        if not self.wrt:
+            raise ValueError("wrt names no argument, so nothing would be checked")
+        chosen: set[str] = set()
+        for name in self.wrt:
+            address = name.replace("'", '"')
+            below = [path for path in floats if path == address or path.startswith((f"{address}[", f"{address}."))]
+            if not below:
+                raise ValueError(f"wrt names {name!r}, which is no float array among the inputs {floats}")
+            chosen.update(below)
+        return [path for path in floats if path in chosen]
 
-    def restore(self, before: Mapping[str, Any]) -> None:
-        """Give every input the value it has in `before`."""
-        self.inputs |= copy_arrays(before)
+    def inputs_with(self, path: str, value: Any) -> dict[str, Any]:
+        """Return the inputs with the leaf at `path` replaced."""
+        name = next(name for name in self.inputs if path == name or path.startswith((f"{name}[", f"{name}.")))
+        changed = map_with_path(lambda p, leaf: value if p == path else leaf, self.inputs[name], name)
+        return self.inputs | {name: changed}
+
+    def call_forward(self, inputs: dict[str, Any]) -> tuple[Any, Any]:
+        """Return y and the cache. Raises ValueError, which says what to write, if forward returns no such pair."""
+        try:
+            returned = self.forward(**inputs)
+        except TypeError:
+            _require_call(self.forward, f"forward(**inputs), with the inputs {list(inputs)}", (), inputs)
+            raise
+        if returned is None:
+            raise ValueError(f"forward returned None. Is its return statement missing? {PAIR}")
+        if not isinstance(returned, tuple | list):
+            raise ValueError(f"forward returned {describe(returned)} alone. {PAIR}")
+        if len(returned) != 2:
+            raise ValueError(f"forward returned {len(returned)} values, {describe(returned)}. {PAIR} or a tuple")
+        return returned[0], returned[1]
+
+    def call_backward(self, dy: Any, cache: Any) -> Any:
+        """Return copies of the gradients: backward may use their memory again."""
+        try:
+            returned = self.backward(dy, cache)
+        except TypeError:
+            _require_call(self.backward, "backward(dy, cache)", (dy, cache), {})
+            raise
+        return map_arrays(_gradient_leaf, returned)
 
 
-def copy_arrays(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the same inputs with every array copied."""
-    return {name: a.copy() if is_array(a) else a for name, a in inputs.items()}
+def describe(value: Any) -> str:
+    """Say what a value is: "an array (3, 4) float64", "a tuple (an array (3,) float64, None)", "a str"."""
+    if value is None:
+        return "None"
+    if is_array(value):
+        return f"an array {value.shape} {value.dtype}"
+    kind = f"an {type(value).__name__}" if type(value).__name__[0] in "aeiouAEIOU" else f"a {type(value).__name__}"
+    parts = children(value)
+    if parts is None:
+        return kind
+    if isinstance(value, dict):
+        inside = ", ".join(f"{key!r}: {describe(part)}" for key, part in list(value.items())[:6])
+    else:
+        inside = ", ".join(describe(part) for part in list(parts.values())[:6])
+    return f"{kind} ({inside}{', ...' if len(parts) > 6 else ''})"
 
 
-def is_array(a: Any) -> bool:
-    """Whether `a` is an array of any library."""
-    return hasattr(a, "dtype") and hasattr(a, "shape") and hasattr(a, "copy")
+def _gradient_leaf(g: Any) -> Any:
+    if is_array(g):
+        return g.copy()
+    return np.asarray(g) if isinstance(g, float) else g  # the gradient of an input without axes may be a Python float
 
 
-def is_float_array(a: Any) -> bool:
-    """Whether `a` is an array of real or complex floats."""
-    return is_array(a) and a.dtype.kind in "fc"
+def _require_call(function: Callable, call: str, args: tuple, inputs: dict[str, Any]) -> None:
+    """Raise ValueError if the signature of the function is the reason why `call` failed."""
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):  # some functions in C have none
+        return
+    try:
+        signature.bind(*args, **inputs)
+    except TypeError as error:
+        name = call.partition("(")[0]
+        raise ValueError(f"the call is {call}, but {name} takes {signature}: {error}") from None
