@@ -13,8 +13,9 @@ import numpy as np
 from tensorlite.arrays import Array, array_namespace
 from tensorlite.testing.argument_check import ArgumentCheck, Settings
 from tensorlite.testing.contract import Trial, check_contract, comparable_gradients
+from tensorlite.testing.hint_report import add_hints
 from tensorlite.testing.layer import PAIR, Layer, describe
-from tensorlite.testing.report import GradcheckError, GradReport
+from tensorlite.testing.report import FAIL, GradcheckError, GradReport
 from tensorlite.testing.trees import copy_leaf, copy_tree, flatten, is_array, is_float_array, map_arrays
 
 __all__ = ["GradReport", "GradcheckError", "gradcheck"]
@@ -86,10 +87,10 @@ def gradcheck(
 
     report = GradReport(contract_violations=check_contract(trial))
     gradients = comparable_gradients(trial)
-    for path in layer.checked:
-        if path in gradients:
-            check = ArgumentCheck(layer, path, dy, gradients[path], settings, random)
-            report.arguments.append(check.run())
+    checks = [ArgumentCheck(layer, path, dy, gradients[path], settings, random) for path in layer.checked if path in gradients]
+    report.arguments += [check.run() for check in checks]
+    if report.status == FAIL:
+        add_hints(report, trial, checks, settings)
     if raise_on_fail and not report.ok:
         raise GradcheckError(report)
     return report

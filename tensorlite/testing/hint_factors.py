@@ -1,6 +1,7 @@
 """Names for a factor: the lengths of axes, their roots, n - 1 for n, and what the options give."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from tensorlite.testing.hint_case import named
 
 MOST_MEANINGS = 3  # a sentence names at most this many things that a length could be
 MOST_FACTORS = 2  # and at most this many ways to write the factor
+NO_LENGTH = "key|seed|rng"  # options whose value is no length
 COARSE = 1e-5  # a ratio that is known less precisely fits a name by accident
 
 Lengths = dict[int, list[str]]  # what a length could be, such as 3: ["the length of axis 0 of x", "n_head"]
@@ -74,7 +76,7 @@ def factors(inputs: Mapping[str, Any], y: Sequence[np.ndarray], dy: Sequence[np.
             yield Factor(abs(float(dy[0].item())), "dy", f"dy is the gradient of the loss ({question})", divides)
     for n in sorted({2, 3, 4} - set(single) - set(several)):
         for divides in (False, True):
-            yield Factor(n, str(n), "no axis has this length", divides)
+            yield Factor(n, str(n), f"no axis has the length {n}", divides)
     for n, n_meaning in meanings(single):
         for m, m_meaning in meanings(single):
             if math.gcd(n, m) not in (n, m):
@@ -104,7 +106,7 @@ def lengths(inputs: Mapping[str, Any], y: Sequence[np.ndarray]) -> tuple[Lengths
 
     The lengths of y count only where no input has them.
     """
-    options = {name: n for name, n in inputs.items() if isinstance(n, int) and not isinstance(n, bool) and n > 1}
+    options = {name: n for name, n in inputs.items() if type(n) is int and n > 1 and not re.search(NO_LENGTH, name)}
     arrays = {name: a for name, a in inputs.items() if isinstance(a, np.ndarray)}
     single: Lengths = {}
     several: Lengths = {}

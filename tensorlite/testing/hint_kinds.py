@@ -10,7 +10,7 @@ from itertools import combinations, permutations
 
 import numpy as np
 
-from tensorlite.testing.hint_case import Case, Hint
+from tensorlite.testing.hint_case import DECISIVE, Case, Hint
 from tensorlite.testing.hint_factors import name_factor
 
 Kinds = Sequence[tuple[str, Callable[[Case], str]]]
@@ -27,7 +27,7 @@ def find_hint(case: Case) -> Hint | None:
         return first_of(SHAPE_KINDS, case)
     if case.equal(case.wrong, case.true):
         return None
-    return first_of(KINDS, case) or parts_in_another_order(case) or of_the_parts(case)
+    return first_of(KINDS, case) or parts_in_another_order(case) or of_the_parts(case) or first_of(LAST_KINDS, case)
 
 
 def first_of(kinds: Kinds, case: Case) -> Hint | None:
@@ -80,10 +80,24 @@ def an_array_as_factor(case: Case) -> str:
     return f"{case.label} lacks a factor: times {' or '.join(missing)} it is the truth" if missing else ""
 
 
+def a_factor_where_it_is_wrong(case: Case) -> str:
+    """The same factor in the wrong entries, while the others are right, as behind a branch."""
+    off = abs(case.difference) > DECISIVE * case.slack
+    if not FEW <= off.sum() < off.size:
+        return ""
+    ratio = common_ratio(case.wrong[off], case.true[off])
+    repaired = np.where(off, ratio * case.true, case.true)
+    factor = factor_text(case, ratio)
+    if not factor or not case.explained_by(repaired, scale=abs(ratio)):
+        return ""
+    return f"Where {case.label} is wrong, in {off.sum()} of {off.size} entries, it is {factor}"
+
+
 def a_factor_for_each_row(case: Case) -> str:
     """A factor that is constant along one axis and varies along the others, such as the rstd of each row."""
     for axis, n in enumerate(case.true.shape):
-        if n <= FEW:  # rows that must sum to 0, and be orthogonal to something, have a single direction left
+        # A short row that must sum to 0, and be orthogonal to something, has a single direction left.
+        if n <= FEW or is_constant(case, case.true, axis):
             continue
         squares = (case.true**2).sum(axis=axis, keepdims=True)
         usable = squares > (10 * case.slack) ** 2 * n
@@ -174,11 +188,12 @@ def transposed_input(case: Case) -> str:
 def shifted(case: Case) -> str:
     """Rows in the place of their neighbours; those that leave at one end come back at the other, or are lost."""
     for axis, n in enumerate(case.true.shape):
-        for by in (s for k in range(1, n) for s in (-k, k)):
+        for by in (s for k in range(1, n) for s in (-k, k) if 2 * k != n):  # two halves are parts in another order
             rolled = np.roll(case.true, by, axis=axis)
-            lost = rolled.copy()
-            np.moveaxis(lost, axis, 0)[slice(by, None) if by < 0 else slice(0, by)] = 0.0
-            if any(case.explained_by(c) and (c != 0).sum() >= FEW for c in (rolled, lost)):
+            lost = shift(case.true, by, axis)
+            kept = int((lost != 0).sum())
+            forgotten = case.equal(shift(case.wrong, -by, axis), case.true)  # forward has lost what backward brings back
+            if kept >= FEW and (case.explained_by(rolled) or case.explained_by(lost) or forgotten):
                 return f"{case.label} equals the truth shifted by {by} along axis {axis}"
     return ""
 
@@ -190,9 +205,8 @@ def parts_in_another_order(case: Case) -> Hint | None:
         for order in permutations(range(len(parts))):
             if case.explained_by(np.concatenate([true[i] for i in order], axis=axis)):
                 swapped = [f"[{slice_text(cut)}]" for i, cut in enumerate(parts) if order[i] != i]
-                return Hint(
-                    "swapped", f"{case.label} has the right parts along axis {axis} in the wrong places: {', '.join(swapped)}"
-                )
+                text = f"{case.label} has parts of axis {axis} in each other's place"
+                return Hint("swapped", f"{text}: {', '.join(swapped)}")
     return None
 
 
@@ -233,7 +247,8 @@ def one_of_the_repeats(case: Case) -> str:
                     if case.explained_by(one):
                         return f"{case.label} counts only the {which} occurrence of a value that {name} repeats"
         right = np.array([case.equal(a, b) for a, b in zip(case.wrong, case.true, strict=True)])
-        if (counts > 1).any() and (counts == 1).any() and right[counts < 2].all() and not right[counts > 1].any():
+        enough = (counts > 1).sum() > 1 and (counts == 1).sum() > 1  # a single wrong row could be any
+        if enough and right[counts < 2].all() and not right[counts > 1].any():
             return f"{case.label} is right for values that occur once in {name} and wrong for those that it repeats"
     return ""
 
@@ -276,8 +291,9 @@ def one_of_a_sum(case: Case) -> str:
 def a_term_constant_along_an_axis(case: Case) -> str:
     """A term is missing, or has a wrong factor, that is one value for each row, such as a mean."""
     for axis, n in enumerate(case.true.shape):
-        constant = np.broadcast_to(case.difference.mean(axis=axis, keepdims=True), case.true.shape)
-        if n >= FEW and case.explained_by(case.true + constant):
+        if n < FEW or is_constant(case, case.true, axis):
+            continue
+        if is_constant(case, case.difference, axis) and not case.equal(case.wrong, case.true):
             return f"{case.label} minus the truth is constant along axis {axis}: is a term missing there, such as a mean?"
     return ""
 
@@ -289,11 +305,10 @@ def a_term_along_an_array(case: Case) -> str:
             if a.shape != case.true.shape or n < FEW:
                 continue
             for text, b in ((name, a), (f"{name} minus its mean", a - a.mean(axis=axis, keepdims=True))):
-                squares = (b * b).sum(axis=axis, keepdims=True)
-                multiple = (case.difference * b).sum(axis=axis, keepdims=True) / np.where(squares > 0, squares, 1.0)
-                if case.explained_by(case.true + multiple * b):
-                    along = f"along axis {axis} a multiple of {text}"
-                    return f"{case.label} minus the truth is {along}: is that term missing, or its factor wrong?"
+                term_explains = case.explained_by(case.true + along(case.difference, b, axis))
+                if term_explains and not case.equal(case.true, along(case.true, b, axis)):
+                    term = f"along axis {axis} a multiple of {text}"
+                    return f"{case.label} minus the truth is {term}: is that term missing, or its factor wrong?"
     return ""
 
 
@@ -318,7 +333,7 @@ def not_summed(case: Case) -> str:
         kept = case.wrong.sum(axis=axes, keepdims=True)
         for summed in (kept, kept.squeeze(axes)):
             if case.equal(summed, case.true, scale=math.prod(case.wrong.shape[k] for k in axes)):
-                return f"{case.label} is {case.wrong.shape}, the truth {case.true.shape}: sum over {axes_text(axes)}"
+                return f"Summed over {axes_text(axes)}, {case.label} equals the truth"
     return ""
 
 
@@ -380,6 +395,24 @@ def broadcasts_to(a: np.ndarray, b: np.ndarray) -> bool:
         return np.broadcast_shapes(a.shape, b.shape) == b.shape
     except ValueError:
         return False
+
+
+def shift(a: np.ndarray, by: int, axis: int) -> np.ndarray:
+    """Return the array shifted along an axis, with zeros moving in."""
+    shifted = np.roll(a, by, axis=axis)
+    np.moveaxis(shifted, axis, 0)[slice(by, None) if by < 0 else slice(0, by)] = 0.0
+    return shifted
+
+
+def is_constant(case: Case, a: np.ndarray, axis: int) -> bool:
+    """Whether the array has one value along the axis."""
+    return case.equal(a, np.broadcast_to(a.mean(axis=axis, keepdims=True), a.shape))
+
+
+def along(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
+    """Return the multiples of the rows of b that come closest to the rows of a."""
+    squares = (b * b).sum(axis=axis, keepdims=True)
+    return (a * b).sum(axis=axis, keepdims=True) / np.where(squares > 0, squares, 1.0) * b
 
 
 def same_values(case: Case) -> bool:
@@ -487,6 +520,7 @@ KINDS: Kinds = (  # the simpler statement before the more general one
     ("term", a_term_along_an_array),
     ("term", a_term_at_the_indices),
 )
+LAST_KINDS: Kinds = (("factor", a_factor_where_it_is_wrong),)
 SHAPE_KINDS: Kinds = (
     ("broadcast", not_summed),
     ("transpose", transposed_shape),

@@ -81,7 +81,7 @@ def from_shapes(label: str, wrong: tuple[int, ...], true: tuple[int, ...]) -> Hi
     """Return which sum would make the shape fit, if there is a single one: the truth is not at hand."""
     fitting = [axes for axes in subsets(len(wrong)) if tuple(n for k, n in enumerate(wrong) if k not in axes) == true]
     if true and len(fitting) == 1:
-        return Hint("broadcast", f"{label} is {wrong}, its input {true}: the shape fits after a sum over {axes_text(fitting[0])}")
+        return Hint("broadcast", f"Summed over {axes_text(fitting[0])}, {label} would have the right shape")
     return None
 
 
