@@ -15,7 +15,8 @@ from tensorlite.testing.argument_check import ArgumentCheck, Settings
 from tensorlite.testing.contract import Trial, check_contract, comparable_gradients
 from tensorlite.testing.hint_report import add_hints
 from tensorlite.testing.layer import PAIR, Layer, describe
-from tensorlite.testing.report import FAIL, GradcheckError, GradReport
+from tensorlite.testing.poor_forward import blame_forward
+from tensorlite.testing.report import FAIL, PASS, GradcheckError, GradReport
 from tensorlite.testing.trees import copy_leaf, copy_tree, flatten, is_array, is_float_array, map_arrays
 
 __all__ = ["GradReport", "GradcheckError", "gradcheck"]
@@ -78,7 +79,8 @@ def gradcheck(
         order=order,
         max_report=max_report,
     )
-    layer = Layer(forward, backward, copy_tree(dict(inputs)), wrt)  # the caller's arrays stay as they are
+    complete = getattr(forward, "with_parameters", dict)  # the forward of an object brings the object's parameters
+    layer = Layer(forward, backward, copy_tree(complete(inputs)), wrt)  # the caller's arrays stay as they are
     _require_float64(layer)
     random = np.random.default_rng(rng)
     y = _output(layer)
@@ -89,6 +91,8 @@ def gradcheck(
     gradients = comparable_gradients(trial)
     checks = [ArgumentCheck(layer, path, dy, gradients[path], settings, random) for path in layer.checked if path in gradients]
     report.arguments += [check.run() for check in checks]
+    if any(argument.status != PASS for argument in report.arguments):
+        report.arguments = blame_forward(report.arguments, layer, dy, random)
     if report.status == FAIL:
         add_hints(report, trial, checks, settings)
     if raise_on_fail and not report.ok:

@@ -60,8 +60,8 @@ def a_factor(case: Case) -> str:
     factor = factor_text(case, ratio)
     if factor:
         return f"{case.label} is {factor}"
-    entries = int((abs(case.true) > case.slack).sum())
-    return f"{case.label} is {ratio:.7g} times the truth in every entry" if entries > FEW else ""
+    different_values = int((np.diff(np.sort(case.true, axis=None)) > case.slack).sum()) + 1
+    return f"{case.label} is {ratio:.7g} times the truth in every entry" if different_values > FEW else ""
 
 
 def an_array_as_factor(case: Case) -> str:
@@ -103,7 +103,9 @@ def a_factor_for_each_row(case: Case) -> str:
         usable = squares > (10 * case.slack) ** 2 * n
         ratios = np.where(usable, (case.wrong * case.true).sum(axis=axis, keepdims=True) / np.where(usable, squares, 1.0), 0.0)
         size = float(abs(ratios).max(initial=0.0))
-        if ratios.size > 1 and case.explained_by(ratios * case.true, scale=size):
+        telling = (abs(case.true) > case.slack).sum(axis=axis, keepdims=True) > FEW
+        varies = telling.sum() > 1 and np.ptp(ratios[telling]) > 0
+        if varies and case.explained_by(ratios * case.true, scale=size):
             return f"{case.label} is the truth times a factor that is constant along axis {axis} and varies along the others"
     return ""
 
@@ -113,7 +115,7 @@ def a_mask(case: Case) -> str:
     wrong_is_zero, true_is_zero = abs(case.wrong) <= case.slack, abs(case.true) <= case.slack
     both = ~wrong_is_zero & ~true_is_zero
     added, dropped = int((wrong_is_zero & ~true_is_zero).sum()), int((true_is_zero & ~wrong_is_zero).sum())
-    if both.sum() < FEW or not added + dropped:
+    if both.sum() < FEW or added + dropped < FEW:  # one zero is no mask
         return ""
     ratio = common_ratio(case.wrong[both], case.true[both])
     if not case.equal(case.wrong[both], ratio * case.true[both], scale=abs(ratio)):
@@ -121,7 +123,7 @@ def a_mask(case: Case) -> str:
     elsewhere = "the truth" if case.equal(case.wrong[both], case.true[both]) else ""
     elsewhere = elsewhere or factor_text(case, ratio) or f"{ratio:.7g} times the truth"
     zeros = f"has its zeros in other places than the truth ({added} more, {dropped} not), as if by another mask"
-    if not added:
+    if not added and dropped == true_is_zero.sum():
         zeros = f"is not zero in {dropped} entries where the truth is, as if a mask were left out"
     elif not dropped:
         zeros = f"is zero in {added} entries where the truth is not, as if by a mask too many"

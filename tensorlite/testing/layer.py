@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tensorlite.testing.trees import children, flatten_inputs, is_array, is_float_array, map_arrays, map_with_path
+from tensorlite.arrays import to_numpy
+from tensorlite.testing.trees import children, flatten, flatten_inputs, is_array, is_float_array, map_arrays, map_with_path
 
 PAIR = "forward must return a pair: `return y, cache`, where the cache may be None"
 
@@ -49,11 +50,20 @@ class Layer:
             chosen.update(below)
         return [path for path in floats if path in chosen]
 
-    def inputs_with(self, path: str, value: Any) -> dict[str, Any]:
-        """Return the inputs with the leaf at `path` replaced."""
-        name = next(name for name in self.inputs if path == name or path.startswith((f"{name}[", f"{name}.")))
-        changed = map_with_path(lambda p, leaf: value if p == path else leaf, self.inputs[name], name)
-        return self.inputs | {name: changed}
+    def inputs_with(self, leaves: dict[str, Any]) -> dict[str, Any]:
+        """Return the inputs with the leaves at some paths replaced."""
+        return {name: map_with_path(lambda path, leaf: leaves.get(path, leaf), tree, name) for name, tree in self.inputs.items()}
+
+    def phi(self, dy: Any, directions: dict[str, Any]) -> Callable[[complex], complex]:
+        """Return t -> sum(dy * forward(x + t u)), with a direction u for some arrays x. Only scalars leave the device."""
+
+        def phi(t: complex) -> complex:
+            moved = {path: self.leaves[path] + t * u for path, u in directions.items()}
+            y, _ = self.call_forward(self.inputs_with(moved))
+            outputs = zip(flatten(dy).values(), flatten(y).values(), strict=True)
+            return sum((_inner_product(dy, y) for dy, y in outputs), 0j)
+
+        return phi
 
     def call_forward(self, inputs: dict[str, Any]) -> tuple[Any, Any]:
         """Return y and the cache. Raises ValueError, which says what to write, if forward returns no such pair."""
@@ -95,6 +105,11 @@ def describe(value: Any) -> str:
     else:
         inside = ", ".join(describe(part) for part in list(parts.values())[:6])
     return f"{kind} ({inside}{', ...' if len(parts) > 6 else ''})"
+
+
+def _inner_product(dy: Any, y: Any) -> complex:
+    product = dy * y
+    return complex(to_numpy(product.sum())) if is_array(product) else complex(product)
 
 
 def _gradient_leaf(g: Any) -> Any:

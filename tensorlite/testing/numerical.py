@@ -66,7 +66,7 @@ class _Probed:
         self.smallest_t = float("inf")  # the smallest |t| other than 0
 
     def __call__(self, t: Any) -> Any:
-        values = np.array([self.phi(float(ti)) for ti in np.ravel(t)]).reshape(np.shape(t))
+        values = np.array([nan_if_undefined(self.phi, float(ti)) for ti in np.ravel(t)]).reshape(np.shape(t))
         self.all_finite = self.all_finite and bool(np.isfinite(values).all())
         self.largest_phi = max(self.largest_phi, float(np.abs(values).max(initial=0.0)))
         self.smallest_t = min(self.smallest_t, float(np.abs(t[t != 0]).min(initial=np.inf)))
@@ -75,6 +75,14 @@ class _Probed:
     def rounding_error(self) -> float:
         """Return the error that rounding phi causes in a difference."""
         return EPS * self.largest_phi / self.smallest_t
+
+
+def nan_if_undefined(phi: Callable[[float], float], t: float) -> float:
+    """Return phi(t), or NaN where it raises an error such as those of `math.log(0.0)` and `math.exp(1e3)`."""
+    try:
+        return phi(t)
+    except (ArithmeticError, ValueError):
+        return float("nan")
 
 
 def complex_step(phi: Callable[[complex], complex]) -> Derivative:

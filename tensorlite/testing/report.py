@@ -46,6 +46,7 @@ class Argument:
     method: str  # "fd" or "complex"
     checked: str  # "every entry" or "3 directions"
     tolerance: float
+    scale: float = 0.0  # the root mean square of the gradient
     status: str = PASS
     worst: float = 0.0  # the largest disagreement, in units of the tolerance
     bad: int = 0  # number of entries found to differ

@@ -17,6 +17,13 @@ WAY_OUT = "If an input takes part without a gradient, such as a target or a mask
 
 
 @dataclass(frozen=True)
+class Absent:
+    """What an adapter returns in the place of a gradient that it did not find."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Gradients:
     """The gradients of the checked inputs that can be compared, by path, and what is wrong with the others."""
 
@@ -34,7 +41,7 @@ def read_gradients(returned: Any, layer: Layer) -> Gradients:
     names = _names_of_checked(layer)
     count = len(returned) if children(returned) is not None else 1
     inputs = f"the input {names}" if len(names) == 1 else f"the {len(names)} inputs {names}"
-    text = f"backward returns {count} gradients for {inputs}: {describe(returned)}. "
+    text = f"backward returns {count} gradient{'' if count == 1 else 's'} for {inputs}: {describe(returned)}. "
     text += f"Return one per input, in this order or as a dict by their names. {WAY_OUT}"
     return Gradients({}, [text], readable=False)
 
@@ -149,6 +156,8 @@ def _misfit(path: str, x: Any, g: Any) -> str | None:
     """Say in what the gradient g of the array x does not fit it; None if it does."""
     if g is None:
         return f"d{path} is None or missing for an input that is an array. {WAY_OUT}"
+    if isinstance(g, Absent):
+        return f"d{path} was not found: {g.reason}. {WAY_OUT}"
     if not is_float_array(g):
         return f"backward returns {describe(g)} where d{path}, a float array or None belongs"
     if array_namespace(g) is not array_namespace(x):

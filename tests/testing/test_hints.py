@@ -173,32 +173,42 @@ def test_a_true_gradient_has_no_hint(op, square):
         )
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_a_mistake_without_a_pattern_has_no_hint(seed):
-    """Noise in all entries, in one entry, in one row, a factor for each entry, or a small disturbance."""
+def plain(x):
+    return x
+
+
+def rows_that_sum_to_zero(x):
+    return x - x.mean(axis=-1, keepdims=True)
+
+
+def constant_along_an_axis(x):
+    return np.broadcast_to(x.mean(axis=0, keepdims=True), x.shape).copy()
+
+
+def sparse(x):
+    return np.where(np.random.default_rng(0).standard_normal(x.shape) > 0, x, 0.0)
+
+
+@pytest.mark.parametrize("structure", [plain, rows_that_sum_to_zero, constant_along_an_axis, sparse])
+@pytest.mark.parametrize("seed", range(24))
+def test_a_mistake_without_a_pattern_has_no_hint(seed, structure):
+    """Noise in all entries or in one, a factor for each entry, a small disturbance: the structure of the truth is no hint."""
     random = np.random.default_rng(seed)
-    shape = [(3, 3), (3, 4), (2, 3, 4), (4, 4, 4), (6,), (3,), (2, 2), (4, 3)][seed % 8]
-    inputs = {
-        "x": random.standard_normal(shape),
-        "w": random.standard_normal(shape[-1]),
-        "ids": random.integers(0, shape[-1], shape[:-1]),
-    }
-    inputs |= {"n_head": 2, "p": 0.25, "square": random.standard_normal((shape[-1], shape[-1]))}
-    true = {name: random.standard_normal(np.shape(inputs[name])) for name in ("x", "w", "square")}
+    shape = [(3, 3), (3, 4), (2, 3, 4), (4, 4, 4), (6,), (3,), (2, 2), (4, 1)][seed % 8]
+    n = shape[-1]
+    x, w, square = (random.standard_normal(s) for s in (shape, n, (n, n)))
+    inputs = {"x": x, "w": w, "square": square, "ids": random.integers(0, n, shape[:-1]), "n_head": 2, "p": 0.25}
+    true = {name: structure(random.standard_normal(inputs[name].shape)) for name in ("x", "w", "square")}
+    y, dy = (random.standard_normal(shape),), (random.standard_normal(shape),)
     one_entry = true["x"].copy()
     one_entry.flat[seed % one_entry.size] += random.standard_normal()
-    one_row = true["x"].copy()
-    one_row[0] += random.standard_normal(shape[1:])
-    y = (random.standard_normal(shape),)
-    dy = (random.standard_normal(shape),)
-    for x in (
-        random.standard_normal(shape),
+    for wrong in (
+        structure(random.standard_normal(shape)),
         one_entry,
-        one_row,
         true["x"] * random.standard_normal(shape),
-        true["x"] + 1e-4 * random.standard_normal(shape),
+        true["x"] + 1e-4 * structure(random.standard_normal(shape)),
     ):
-        assert hint_for("x", true | {"x": x}, true, {"x": ERROR}, inputs=inputs, y=y, dy=dy) == ""
+        assert hint_for("x", true | {"x": wrong}, true, {"x": ERROR}, inputs=inputs, y=y, dy=dy) == ""
 
 
 def test_a_truth_that_hardly_exceeds_its_error_has_no_hint():
