@@ -128,7 +128,7 @@ def lengths(inputs: Mapping[str, Any], y: Sequence[np.ndarray]) -> tuple[Lengths
     for option, n in options.items():
         single.setdefault(n, []).append(option)
     for name, a in arrays.items():
-        for divisor, text in [(3, "3"), *((n * k, f"({k} {c})" if k > 1 else c) for c, n in options.items() for k in (1, 3))]:
+        for divisor, text in [(k * n, f"({k} {c})" if k > 1 else c) for c, n in options.items() for k in (1, 3)]:
             if a.ndim and a.shape[-1] % divisor == 0 and a.shape[-1] > divisor:
                 single.setdefault(a.shape[-1] // divisor, []).append(f"the length of axis {a.ndim - 1} of {name} / {text}")
     return single, several

@@ -53,15 +53,10 @@ def wrong_sign(case: Case) -> str:
 
 
 def a_factor(case: Case) -> str:
-    """The same factor in every entry. Of a few entries only a factor that has a name."""
+    """The same factor in every entry."""
     ratio = common_ratio(case.wrong, case.true)
-    if not case.explained_by(ratio * case.true, scale=abs(ratio)):
-        return ""
-    factor = factor_text(case, ratio)
-    if factor:
-        return f"{case.label} is {factor}"
-    different_values = int((np.diff(np.sort(case.true, axis=None)) > case.slack).sum()) + 1
-    return f"{case.label} is {ratio:.7g} times the truth in every entry" if different_values > FEW else ""
+    factor = factor_text(case, ratio, case.true)
+    return f"{case.label} is {factor}" if factor and case.explained_by(ratio * case.true, scale=abs(ratio)) else ""
 
 
 def an_array_as_factor(case: Case) -> str:
@@ -87,7 +82,7 @@ def a_factor_where_it_is_wrong(case: Case) -> str:
         return ""
     ratio = common_ratio(case.wrong[off], case.true[off])
     repaired = np.where(off, ratio * case.true, case.true)
-    factor = factor_text(case, ratio)
+    factor = factor_text(case, ratio, case.true[off])
     if not factor or not case.explained_by(repaired, scale=abs(ratio)):
         return ""
     return f"Where {case.label} is wrong, in {off.sum()} of {off.size} entries, it is {factor}"
@@ -120,8 +115,10 @@ def a_mask(case: Case) -> str:
     ratio = common_ratio(case.wrong[both], case.true[both])
     if not case.equal(case.wrong[both], ratio * case.true[both], scale=abs(ratio)):
         return ""
-    elsewhere = "the truth" if case.equal(case.wrong[both], case.true[both]) else ""
-    elsewhere = elsewhere or factor_text(case, ratio) or f"{ratio:.7g} times the truth"
+    is_true = case.equal(case.wrong[both], case.true[both])
+    elsewhere = "the truth" if is_true else factor_text(case, ratio, case.true[both])
+    if not elsewhere:
+        return ""
     zeros = f"has its zeros in other places than the truth ({added} more, {dropped} not), as if by another mask"
     if not added and dropped == true_is_zero.sum():
         zeros = f"is not zero in {dropped} entries where the truth is, as if a mask were left out"
@@ -213,13 +210,13 @@ def parts_in_another_order(case: Case) -> Hint | None:
 
 
 def of_the_parts(case: Case) -> Hint | None:
-    """Return the hint for the wrong ones among parts that are packed along one axis, where others are right."""
+    """Return the hint for the wrong ones among parts that are packed along one axis, if each has one of the same kind."""
     for _, parts in divisions(case.true.shape):
         cases = [case.part(f"{case.label}[{slice_text(cut)}]", cut) for cut in parts]
         wrong = [c for c in cases if not c.equal(c.wrong, c.true)]
         hints = [first_of(KINDS, c) if c.is_decidable else None for c in wrong]
         found = [hint for hint in hints if hint is not None]
-        if len(found) < len(wrong) or len(wrong) == len(parts) or len({hint.kind for hint in found}) > 1:
+        if len(found) < len(wrong) or len({hint.kind for hint in found}) > 1:
             continue
         said = {hint.text.removeprefix(c.label): hint for c, hint in zip(wrong, found, strict=True)}
         if len(said) == 1:  # the same of all of them
@@ -380,10 +377,14 @@ def swapped_shape(case: Case) -> str:
 # ---- what they share ----
 
 
-def factor_text(case: Case, ratio: float) -> str:
-    """Return what a factor could be, if it has a name."""
-    size = float(np.sqrt((case.true**2).mean()))
-    return name_factor(ratio, max(1e-9, case.slack / size), case.inputs, case.y, case.dy)
+def factor_text(case: Case, ratio: float, true: np.ndarray) -> str:
+    """Return what a factor of these values could be; one without a name counts if more than a few different values have it."""
+    size = float(np.sqrt((true**2).mean()))
+    if not size > case.slack:
+        return ""
+    name = name_factor(ratio, max(1e-9, case.slack / size), case.inputs, case.y, case.dy)
+    different_values = int((np.diff(np.sort(true, axis=None)) > case.slack).sum()) + 1
+    return name or (f"{ratio:.7g} times the truth" if different_values > FEW else "")
 
 
 def common_ratio(wrong: np.ndarray, true: np.ndarray) -> float:

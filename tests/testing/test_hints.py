@@ -9,6 +9,7 @@ import pytest
 from tensorlite import ReferenceOps, gradcheck
 from tensorlite.op_info import OP_INFO
 from tensorlite.testing.bugs import BUGS, example
+from tensorlite.testing.hint_factors import name_factor
 from tensorlite.testing.hints import explain, hint_for, hint_from_entries
 from tensorlite.testing.report import Entry
 
@@ -216,6 +217,7 @@ def test_a_truth_that_hardly_exceeds_its_error_has_no_hint():
     assert hint_for("x", {"x": x.T}, {"x": x}, {"x": 1e-10}) == "dx equals the transpose of the truth"
     assert hint_for("x", {"x": x.T}, {"x": x}, {"x": 1e-2}) == ""
     assert hint_for("x", {"x": 1e-9 * x.T}, {"x": 1e-9 * x}, {"x": 1e-13}) == ""
+    assert hint_for("x", {"x": 0 * x}, {"x": 1e-7 * x}, {"x": 1e-10}) == ""
     assert hint_for("x", {"x": x.T}, {"x": np.full((3, 3), np.nan)}, {"x": 1e-10}) == ""
 
 
@@ -223,7 +225,7 @@ def test_a_symmetric_truth_is_no_hint():
     x = np.random.default_rng(0).standard_normal((3, 3))
     symmetric = x + x.T
     assert hint_for("x", {"x": 2 * x}, {"x": symmetric}) == ""
-    nearly = symmetric + 1e-8 * x
+    nearly = symmetric + 1e-6 * x
     assert hint_for("x", {"x": nearly.T}, {"x": nearly}) == ""
 
 
@@ -362,6 +364,36 @@ FRESH = {
         {"x": normal(5, 3), "w": normal(3, 4)},
         "dw has parts of axis 1 in each other's place: [:, 0:2], [:, 2:4]",
     ),
+    "one gradient for two inputs": (
+        lambda a, b: (a * b, (a, b)),
+        lambda dy, c: (dy * c[1], dy * c[1]),
+        {"a": normal(3, 4), "b": normal(3, 4)},
+        "db equals the true value of da",
+    ),
+    "another factor in each half": (
+        lambda x, w: (x * w, (x, w)),
+        lambda dy, c: (dy * c[1], (dy * c[0]).sum(0) * np.repeat([2.0, 5.0], 3)),
+        {"x": normal(5, 6), "w": normal(6)},
+        "dw[0:3] is 2 times the truth; no axis has the length 2; dw[3:6] is 5 times the truth; 5 is the length of axis 0 of x",
+    ),
+    "a factor without a name behind a branch": (
+        lambda x: (np.where(x > 0, x, 0.3 * x), x),
+        lambda dy, x: np.where(x > 0, dy, 0.5 * dy),
+        {"x": normal(4, 8) + 3 * np.sign(normal(4, 8))},
+        "entries, it is 1.666667 times the truth",
+    ),
+    "the right values in another shape": (
+        lambda x, b: (x + b, None),
+        lambda dy, _: (dy, dy.sum(0).reshape(2, 3)),
+        {"x": normal(5, 6), "b": normal(6)},
+        "db has the values of the truth in the shape (2, 3) instead of (6,)",
+    ),
+    "summed too far": (
+        lambda x, w: (x * w, (x, w)),
+        lambda dy, c: (dy * c[1], (dy * c[0]).sum()),
+        {"x": normal(5, 3), "w": normal(3)},
+        "dw is the truth summed over axis 0, which belongs to it",
+    ),
     "a bias of one row, not summed": (
         lambda x, b: (x + b, None),
         lambda dy, _: (dy, dy),
@@ -458,6 +490,20 @@ def test_a_shape_too_large_for_its_every_entry():
     assert "Summed over axis 0, db would have the right shape" in said(
         lambda x, b: (x + b, None), lambda dy, _: (dy, dy), x=normal(6, 300), b=normal(300)
     )
+
+
+def test_the_entries_shown_of_a_small_argument_do_not_speak_for_the_others():
+    scale, factor = np.repeat([10.0, 1.0], [5, 3]), np.repeat([2.0, 3.0], [5, 3])
+    assert said(lambda x: (x * scale, None), lambda dy, _: dy * scale * factor, x=normal(8)) == ""
+
+
+def test_names_of_factors():
+    inputs = {"x": np.zeros((5, 7)), "seed": 11}
+    assert name_factor(7 / 6, 1e-9, inputs) == "7/6 times the truth; 7 is the length of axis 1 of x (n - 1 for n?)"
+    assert name_factor(-5 / 7, 1e-9, inputs).startswith("minus 5/7 times the truth; 5 is the length of axis 0 of x, 7 is")
+    assert name_factor(35.0, 1e-9, inputs).startswith("35 times the truth; 35 is the number of entries of x")
+    assert name_factor(11.0, 1e-9, inputs) == ""
+    assert name_factor(7.0, 1e-4, inputs) == ""
 
 
 def test_entries_without_a_common_ratio():
