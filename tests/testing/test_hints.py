@@ -221,6 +221,24 @@ def test_a_truth_that_hardly_exceeds_its_error_has_no_hint():
     assert hint_for("x", {"x": x.T}, {"x": np.full((3, 3), np.nan)}, {"x": 1e-10}) == ""
 
 
+def test_an_argument_that_passed_has_no_hint():
+    """Under a loose tolerance its gradient may be half a percent too large."""
+    report = gradcheck(
+        lambda a, b: (a + b, None),
+        lambda dy, _: (1.005 * dy, -dy),
+        {"a": normal(3, 4), "b": normal(3, 4)},
+        rtol=1e-2,
+        raise_on_fail=False,
+    )
+    assert [argument.hint for argument in report.arguments] == ["", "db equals minus the truth"]
+
+
+def test_values_where_the_truth_is_zero_have_no_factor():
+    true, wrong = np.zeros(6), np.array([1.0, 2.0, 3.0, 4.0, 0.0, 0.0])
+    true[0] = 1.0
+    assert hint_for("x", {"x": wrong}, {"x": true}, {"x": ERROR}) == ""
+
+
 def test_a_symmetric_truth_is_no_hint():
     x = np.random.default_rng(0).standard_normal((3, 3))
     symmetric = x + x.T
@@ -493,7 +511,7 @@ def test_a_shape_too_large_for_its_every_entry():
 
 
 def test_the_entries_shown_of_a_small_argument_do_not_speak_for_the_others():
-    scale, factor = np.repeat([10.0, 1.0], [5, 3]), np.repeat([2.0, 3.0], [5, 3])
+    scale, factor = np.repeat([1e3, 1.0], [5, 3]), np.repeat([2.0, 3.0], [5, 3])
     assert said(lambda x: (x * scale, None), lambda dy, _: dy * scale * factor, x=normal(8)) == ""
 
 
