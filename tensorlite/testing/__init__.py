@@ -1,8 +1,9 @@
 """The tools that test a hand-derived layer, ours or yours.
 
-`gradcheck` compares a backward with finite differences (needs SciPy). `properties` has checks of what every layer should obey, to
-call from a test suite, and strategies that draw inputs for them (needs Hypothesis); its names can be imported from here as well.
-`bugs` is a collection of known-wrong layers, and `exercises` asks the reader to find the mistake in each.
+`gradcheck` compares a backward with finite differences (needs SciPy). `of_object` and `of_loss` make layers of other styles ready
+for it. `properties` has checks of what every layer should obey, to call from a test suite, and strategies that draw inputs for
+them (needs Hypothesis); its names can be imported from here as well. `bugs` is a collection of known-wrong layers, and `exercises`
+asks the reader to find the mistake in each.
 """
 
 import importlib
@@ -12,11 +13,18 @@ from tensorlite.testing.gradcheck import GradcheckError, GradReport, gradcheck
 
 __all__ = ["GradReport", "GradcheckError", "gradcheck"]
 
+LAZY = {  # names by their modules, which are loaded on first use, because `import tensorlite` needs NumPy alone
+    "of_object": "adapters.objects",
+    "of_loss": "adapters.losses",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Load a module of this folder, or a name of `properties`, on first use, because `import tensorlite` needs NumPy alone."""
+    """Load a name of `LAZY`, a module of this folder, or a name of `properties`, on first use."""
     if name.startswith("_"):
         raise AttributeError(name)
+    if name in LAZY:
+        return getattr(importlib.import_module(f"{__name__}.{LAZY[name]}"), name)
     try:
         return importlib.import_module(f"{__name__}.{name}")
     except ModuleNotFoundError as error:

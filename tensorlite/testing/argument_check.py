@@ -91,8 +91,9 @@ class ArgumentCheck:
         comparisons = [self.compare(probe) for probe in probes]
         if every_entry:
             self.derivatives = [c.numerical for c in comparisons]
-        result.worst = max((c.error_in_tolerances for c in comparisons), default=0.0)
         statuses = {c.status for c in comparisons}
+        decisive = [c for c in comparisons if c.status == FAIL] or comparisons
+        result.worst = max((c.error_in_tolerances for c in decisive), default=0.0)
         if FAIL in statuses and every_entry:
             self.report_wrong(result, {i: c for i, c in enumerate(comparisons) if c.status == FAIL})
         elif FAIL in statuses:

@@ -1,8 +1,9 @@
 """The gradient checker: does this backward belong to this forward?
 
-It needs SciPy (`pip install "tensorlite[check]"`) and float64 inputs. The layer under test only has to follow the convention
-`forward(**inputs) -> y, cache` and `backward(dy, cache) -> gradients in the order of the inputs`. The rules of that contract are
-in `contract.py`, the comparison with numerical derivatives is in `argument_check.py`.
+It needs SciPy (`pip install "tensorlite[check]"`) and float64 inputs. The layer under test follows the convention
+`forward(**inputs) -> y, cache` and `backward(dy, cache) -> gradients`; functions in the folder `adapters` turn layers of other
+styles into such a pair. `layer.py` and `returned.py` read what the two functions return, the rules of the contract are in
+`contract.py`, and the comparison with numerical derivatives is in `argument_check.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,12 +42,16 @@ def gradcheck(
 ) -> GradReport:
     """Check backward against numerical derivatives of forward, one argument at a time, and the contract between the two.
 
-    forward: `forward(**inputs) -> (y, cache)`, where y is a float array or a tuple of them.
-    backward: `backward(dy, cache)` returns one gradient per float array in `inputs`, in order. An input that is None may have a
-      gradient, which is None. Integers, strings and other options have none.
-    inputs: the arguments by name, float arrays in float64, NumPy or CuPy (only scalars leave the GPU). Draw random values of size
-      about 1, away from kinks: zeros and ones hide mistakes.
-    wrt: names of the arguments to check numerically; default: all float arrays.
+    forward: `forward(**inputs) -> (y, cache)`, where y is a float array, a float (a loss), or a tuple, list or dict of them. The
+      cache may be anything: None, arrays, an object.
+    backward: `backward(dy, cache)` returns the gradients; dy has the structure and shapes of y. They may be a tuple or list in the
+      order of the inputs (one gradient alone needs no tuple), or a dict by the names of the inputs. The gradient of an input that
+      is a tree is a tree like it. Integers, strings and inputs that are None have no gradient: leave them out or return None.
+    inputs: the arguments by name, float arrays in float64, NumPy or CuPy (only scalars leave the GPU), or trees of them: dicts,
+      lists, tuples and NamedTuples, nested in any way. An array in a tree is reported by its path, `params["blocks"][0]["w"]`. Draw
+      random values of size about 1, away from kinks: zeros and ones hide mistakes.
+    wrt: names of the inputs whose gradients to check, or paths inside them; default: every float array. Any other input, such as a
+      target or a mask, needs no gradient, and what backward returns for it is ignored.
     method: "fd" (finite differences), "complex" (complex step, for analytic code) or "auto" (differences, and the complex step
       where they are inconclusive).
     directions: number of random directions for an argument of more than `elementwise` entries.
@@ -61,13 +66,16 @@ def gradcheck(
     max_report: number of wrong entries to name per argument.
     raise_on_fail: raise GradcheckError unless the report is ok. If False, look at `.ok` and `print(report)`.
 
-    Returns the report. Raises ValueError for arguments that cannot be checked: an unknown name, a float32 input, and so on.
+    Returns the report. Raises ValueError, which says what to write instead, for a layer that cannot be checked: a forward that
+    returns y alone, an unknown name, a float32 input, and so on.
 
-    How it works. The contract comes first: both functions are repeatable and write into none of their arguments; gradients have
-    the shape, dtype and library of their inputs, are zero for dy = 0 and linear in dy. Because of linearity one random dy is
-    enough: a backward that is linear in dy is a matrix, and a random dy meets every row of it. Then, for
-    phi(t) = sum(dy * forward(x + t u)), phi'(0) must be the inner product of dx and u. An estimate too inaccurate to decide
-    gives "inconclusive", never a pass. A wrong argument is searched for its wrong entries.
+    How it works. The contract comes first: two calls of a function return the same bits, and neither function writes into what it
+    is given; gradients have the shape, dtype and library of their inputs, are zero for dy = 0 and linear in dy. Gradients are
+    copied as they are returned, so a backward may reuse its memory, but not add to it from call to call. Because of linearity one
+    random dy is enough: a backward that is linear in dy is a matrix, and a random dy meets every row of it. Then, for
+    phi(t) = sum(dy * forward(x + t u)), phi'(0) must be the inner product of dx and u. An estimate too inaccurate to decide gives
+    "inconclusive", never a pass, and so does a forward that rounds to float32 inside. A wrong argument is searched for its wrong
+    entries.
     """
     settings = Settings(
         method=method,

@@ -71,7 +71,7 @@ def factors(inputs: Mapping[str, Any], y: Sequence[np.ndarray], dy: Sequence[np.
         if n > 2:
             yield Factor(n / (n - 1), f"{n}/{n - 1}", f"{meaning} (n - 1 for n?)")
             yield Factor((n - 1) / n, f"{n - 1}/{n}", f"{meaning} (n for n - 1?)")
-    if len(dy) == 1 and dy[0].size == 1:
+    if len(dy) == 1 and dy[0].size == 1 and dy[0].item():
         for divides, question in ((True, "is it left out?"), (False, "is it applied twice?")):
             yield Factor(abs(float(dy[0].item())), "dy", f"dy is the gradient of the loss ({question})", divides)
     for n in sorted({2, 3, 4} - set(single) - set(several)):

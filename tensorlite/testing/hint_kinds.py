@@ -166,21 +166,21 @@ def transposed(case: Case) -> str:
 
 def transposed_input(case: Case) -> str:
     """The truth is A w^T, and the gradient A w, for a square input w."""
-    for name, w in case.inputs.items():
-        if not (isinstance(w, np.ndarray) and w.dtype.kind == "f" and w.ndim == 2 and 1 < w.shape[0] == w.shape[1]):
+    for name, w in case.float_arrays().items():
+        n = len(w) if w.ndim else 0
+        if w.shape != (n, n) or n < 2 or n not in case.true.shape[-2:] or not np.isfinite(w).all():
             continue
         condition = float(np.linalg.cond(w))
         if condition > MOST_CONDITION:
             continue
-        n = len(w)
-        if case.true.ndim and case.true.shape[-1] == n:
-            for one, other in ((w, w.T), (w.T, w)):
-                if case.explained_by(case.true @ np.linalg.inv(one) @ other, scale=condition):
-                    return f"{case.label} is what it should be if {name} were transposed"
-        if case.true.ndim > 1 and case.true.shape[-2] == n:
-            for one, other in ((w, w.T), (w.T, w)):
-                if case.explained_by(other @ np.linalg.inv(one) @ case.true, scale=condition):
-                    return f"{case.label} is what it should be if {name} were transposed"
+        for one, other in ((w, w.T), (w.T, w)):
+            candidates = []
+            if case.true.shape[-1] == n:
+                candidates.append(case.true @ np.linalg.inv(one) @ other)
+            if case.true.ndim > 1 and case.true.shape[-2] == n:
+                candidates.append(other @ np.linalg.inv(one) @ case.true)
+            if any(case.explained_by(candidate, scale=condition) for candidate in candidates):
+                return f"{case.label} is what it should be if {name} were transposed"
     return ""
 
 
@@ -230,7 +230,7 @@ def of_the_parts(case: Case) -> Hint | None:
 
 
 def one_of_the_repeats(case: Case) -> str:
-    """One occurrence of a repeated index, as dtable[ids] += dy gives, or the mean over all of them."""
+    """One occurrence of a repeated index, as dtable[ids] += dy gives."""
     rows = len(case.true) if case.true.ndim else 0
     for name, ids in case.index_arrays().items():
         ids = ids.reshape(-1)
@@ -525,9 +525,9 @@ KINDS: Kinds = (  # the simpler statement before the more general one
 )
 LAST_KINDS: Kinds = (("factor", a_factor_where_it_is_wrong),)
 SHAPE_KINDS: Kinds = (
+    ("shape", another_shape),
     ("broadcast", not_summed),
     ("transpose", transposed_shape),
     ("swapped", swapped_shape),
     ("shape", summed_too_far),
-    ("shape", another_shape),
 )

@@ -16,11 +16,10 @@ from tensorlite.testing.trees import children, flatten, is_float_array
 WAY_OUT = "If an input takes part without a gradient, such as a target or a mask, name all the others in wrt=[...]"
 
 
-@dataclass(frozen=True)
-class Absent:
-    """What an adapter returns in the place of a gradient that it did not find."""
+class Absent(str):
+    """What an adapter returns in the place of a gradient that it did not find: the reason."""
 
-    reason: str
+    __slots__ = ()
 
 
 @dataclass(frozen=True)
@@ -117,8 +116,10 @@ def _judge(reading: Mapping[str, Any], layer: Layer) -> Gradients:
     by_path: dict[str, Any] = {}
     misfits: list[str] = []
     misshapen: dict[str, Any] = {}
+    missing = 0
 
     def compare(path: str, x: Any, g: Any) -> None:
+        nonlocal missing
         if path in reading:  # of a part of an input
             g = reading[path]
         parts = children(x)
@@ -130,12 +131,12 @@ def _judge(reading: Mapping[str, Any], layer: Layer) -> Gradients:
                 misfits.append(misfit)
                 if is_float_array(g) and g.shape != x.shape:
                     misshapen[path] = g
+                missing += g is None or isinstance(g, Absent)
             elif path in checked:
                 by_path[path] = g
             return
-        missing = g is None
-        g_parts = {} if missing else children(g)
-        if g_parts is not None and not missing and not isinstance(x, Mapping):  # a tuple, a list and a NamedTuple are alike
+        g_parts = {} if g is None else children(g)
+        if g_parts is not None and g is not None and not isinstance(x, Mapping):  # a tuple, a list and a NamedTuple are alike
             g_parts = dict(zip(parts, g_parts.values(), strict=False)) if len(parts) == len(g_parts) else None
         below = checked.intersection(flatten(x, path))
         if g_parts is None or not g_parts.keys() <= parts.keys():
@@ -147,6 +148,8 @@ def _judge(reading: Mapping[str, Any], layer: Layer) -> Gradients:
 
     for name, tree in layer.inputs.items():
         compare(name, tree, reading.get(name))
+    if missing:
+        misfits[-1] = f"{misfits[-1]}. {WAY_OUT}"
     known = {*layer.inputs, *layer.leaves}
     misfits += [f"backward returns a gradient for {key!r}, which is no input" for key in reading if key not in known]
     return Gradients(by_path, misfits, misshapen=misshapen)
@@ -155,9 +158,9 @@ def _judge(reading: Mapping[str, Any], layer: Layer) -> Gradients:
 def _misfit(path: str, x: Any, g: Any) -> str | None:
     """Say in what the gradient g of the array x does not fit it; None if it does."""
     if g is None:
-        return f"d{path} is None or missing for an input that is an array. {WAY_OUT}"
+        return f"d{path} is None or missing for an input that is an array"
     if isinstance(g, Absent):
-        return f"d{path} was not found: {g.reason}. {WAY_OUT}"
+        return f"d{path} was not found: {g}"
     if not is_float_array(g):
         return f"backward returns {describe(g)} where d{path}, a float array or None belongs"
     if array_namespace(g) is not array_namespace(x):

@@ -104,7 +104,7 @@ def _like(tree: Any, parts: list) -> Any:
 def same_bits(a: Any, b: Any) -> bool:
     """Whether two trees agree in structure and, leaf by leaf, in dtype, shape and every bit: -0.0 is not 0.0.
 
-    Floats and arrays are compared by their bits; leaves of any other kind must be one object.
+    Floats and arrays are compared by their bits, integers and strings by value; other leaves must be one object.
     """
     parts, other_parts = children(a), children(b)
     if parts is not None and other_parts is not None:
@@ -124,7 +124,7 @@ def _same_leaf(a: Any, b: Any) -> bool:
     if isinstance(a, float) and isinstance(b, float):
         return np.float64(a).tobytes() == np.float64(b).tobytes()
     if not (is_array(a) and is_array(b)):
-        return a is b
+        return a is b or (isinstance(a, int | str | bytes) and type(a) is type(b) and bool(a == b))
     if type(a).__module__ != type(b).__module__ or (a.shape, a.dtype) != (b.shape, b.dtype):
         return False
     return bool((_bytes(a) == _bytes(b)).all())

@@ -29,6 +29,7 @@ LAYERS = {  # a package may import those named, and itself
     "tensorlite/cuda/runtime": {"tensorlite"},
     "tensorlite/cuda": {"tensorlite", "tensorlite/reference", "tensorlite/cuda/runtime"},
     "tensorlite/testing": {"tensorlite", "tensorlite/testing/bugs"},
+    "tensorlite/testing/adapters": {"tensorlite", "tensorlite/testing"},
     "tensorlite/testing/bugs": {"tensorlite", "tensorlite/reference"},
     "gpt/models": {"gpt", "tensorlite"},  # of tensorlite the types of their arguments alone
 }

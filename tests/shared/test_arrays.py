@@ -47,7 +47,7 @@ class Nothing:
             raise ImportError(f"import tensorlite wants {name}")
 sys.meta_path.insert(0, Nothing())
 import tensorlite
-from tensorlite.testing import bugs, exercises, gradcheck, numerical, report, trees
+from tensorlite.testing import bugs, exercises, gradcheck, numerical, of_loss, of_object, report, trees
 print(sorted({m.partition(".")[0] for m in sys.modules} & {"scipy", "cupy", "hypothesis", "matplotlib", "torch", "tyro"}))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -239,6 +239,20 @@ def test_values_where_the_truth_is_zero_have_no_factor():
     assert hint_for("x", {"x": wrong}, {"x": true}, {"x": ERROR}) == ""
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (0, 3), (4,), (4, 4), (2, 3, 4, 2)])
+def test_inputs_of_every_sort_do_no_harm(shape):
+    """An additive mask with -inf, ids of an unsigned type, floats, strings and empty arrays are looked at, too."""
+    mask = np.where(np.tri(4, dtype=bool), 0.0, -np.inf)
+    inputs = {"x": normal(*shape), "mask": mask, "ids": np.arange(4, dtype=np.uint64), "mode": "fast", "none": None, "eps": 1e-5}
+    inputs |= {"huge": 10**30, "flag": True, "scale": 0.0, "empty": np.zeros((0, 4)), "names": np.array(["a"])}
+    true, wrong = normal(*shape), normal(*shape)
+    y, dy = (mask, normal(4) * 1j), (np.array(0.0),)
+    assert hint_for("x", {"x": wrong}, {"x": true}, {"x": ERROR}, inputs=inputs, y=y, dy=dy) == ""
+    assert hint_for("x", {"x": wrong[None]}, {"x": true}, {"x": ERROR}, inputs=inputs) == ""
+    expected = "dx equals minus the truth" if true.size else ""
+    assert hint_for("x", {"x": -true}, {"x": true}, {"x": ERROR}, inputs=inputs, dy=(np.array(0.0),)) == expected
+
+
 def test_a_symmetric_truth_is_no_hint():
     x = np.random.default_rng(0).standard_normal((3, 3))
     symmetric = x + x.T

@@ -3,13 +3,11 @@
 import re
 from typing import Any
 
-from tensorlite.testing.trees import is_float_array
-
 SHORT = {"weight": "w", "weights": "w", "kernel": "w", "bias": "b", "biases": "b"}
 FORMS = ("d{}", "grad{}", "{}grad", "grads{}", "{}grads", "gradient{}", "{}gradient", "dld{}", "dloss{}", "delta{}", "nabla{}")
 FOLDERS = ("grads", "grad", "gradients", "gradient", "dparams", "gradparams", "paramgrads", "paramsgrad")  # dicts and lists
 OF_THE_INPUT = ("dinputs", "dinput", "gradinput", "gradinputs", "inputgrad", "gradin", "dx", "din", "dprev", "daprev")
-VALUES = ("data", "value", "val", "values", "_data")  # `W.data` beside `W.grad`
+VALUES = ("data", "value", "val", "values")  # `W.data` beside `W.grad`
 
 
 def find_gradient(path: str, x: Any, arrays: dict[str, Any], is_input: bool = False) -> str | None:
@@ -17,44 +15,41 @@ def find_gradient(path: str, x: Any, arrays: dict[str, Any], is_input: bool = Fa
 
     path: of the parameter in its object, or the name of an input of forward.
     """
-    fitting = [p for p, a in arrays.items() if is_float_array(a) and a.shape == x.shape and a is not x]
-    owner, name = _split(path)
-    wanted = _wanted(name, is_input)
-    for candidate in sorted(fitting, key=lambda p: name not in p):  # the same spelling, w or W, comes first
-        if _plain(candidate.removeprefix(owner)) in wanted and candidate.startswith(owner):
-            return candidate
-    return None
+    owner, names = _owner_and_names(path)
+    wanted = _wanted(names) | set(OF_THE_INPUT if is_input else ())
+    fitting = [p for p, a in arrays.items() if a.shape == x.shape and p != path and p.startswith(owner)]
+    fitting = [p for p in fitting if _plain(p.removeprefix(owner)) in wanted]
+    return min(fitting, key=lambda p: names[0] not in p, default=None)  # the same spelling, w or W, comes first
 
 
 def what_was_sought(path: str) -> str:
     """Return examples of the names under which a gradient is looked for."""
-    owner, name = _split(path)
+    owner, (name, *_) = _owner_and_names(path)
     return ", ".join(f"{owner}{text}" for text in (f"d{name}", f"grad_{name}", f"{name}_grad", f'grads["{name}"]'))
 
 
-def _split(path: str) -> tuple[str, str]:
-    """Return the owner of a parameter, with the dot behind it, and the parameter's own name: `fc[0].params["W"]` is `fc[0].`, `W`.
+def _owner_and_names(path: str) -> tuple[str, list[str]]:
+    """Return the owner of a parameter, with the dot behind it, and names of the parameter.
 
-    The value of a parameter object, `fc.W.data`, has the name of that object, and so has `params["W"]` in a dict.
+    `fc.W` is W of `fc.`, and so is the value of a parameter object, `fc.W.data`. `fc.params["W"]` is W, or paramsW, of `fc.`.
     """
     parts = re.findall(r"[^.\[\]]+|\[[^\]]*\]", path)
-    tail = parts[-1]
-    if tail in VALUES and len(parts) > 1:
+    if parts[-1] in VALUES and len(parts) > 1:
         parts.pop()
-    name = parts.pop()
-    if name.startswith("[") and parts and _plain(parts[-1]) in ("params", "parameters", "weights", "param", "values", "variables"):
-        parts.pop()
+    last = parts.pop()
+    names = [last.strip("[]\"'")]
+    if last.startswith("[") and parts:
+        names.append(parts.pop() + names[0])
     owner = "".join(part if part.startswith("[") else f".{part}" for part in parts).removeprefix(".")
-    return (f"{owner}." if owner else ""), name.strip("[]\"'")
+    return (f"{owner}." if owner else ""), names
 
 
-def _wanted(name: str, is_input: bool) -> set[str]:
-    """Return the plain spellings of the gradient's place below the owner of the parameter `name`."""
-    names = {_plain(name), SHORT.get(_plain(name), _plain(name))}
-    wanted = {form.format(n) for form in FORMS for n in names}
-    wanted |= {folder + inner for folder in FOLDERS for n in names for inner in (n, f"d{n}", f"grad{n}")}
-    wanted |= {f"{n}{grad}" for n in names for grad in ("grad", "gradient", "g")}
-    return wanted | set(OF_THE_INPUT) if is_input else wanted
+def _wanted(names: list[str]) -> set[str]:
+    """Return the plain spellings of the gradient's place below the owner of a parameter."""
+    plain = {_plain(name) for name in names}
+    plain |= {SHORT[name] for name in plain if name in SHORT}
+    in_folders = {folder + prefix + name for folder in FOLDERS for prefix in ("", "d", "grad") for name in plain}
+    return in_folders | {form.format(name) for form in FORMS for name in plain}
 
 
 def _plain(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The float arrays in the attributes of an object, and copies of the object with other arrays in their places."""
+"""The float arrays in the attributes of an object, and copies of it with other arrays in their places."""
 
 import copy
 import types
@@ -59,14 +59,12 @@ def _visit(value: Any, path: str, above: set[int], found: dict[str, Any]) -> Non
         _visit(part, path + key, above | {id(value)}, found)
 
 
-def _uncopyable(root: Any) -> list[Any]:
-    """Return the leaves, and objects with opaque insides, that `copy.deepcopy` refuses."""
-    found: dict[str, Any] = {}
-    _visit(root, "", set(), found)
-    refused = []
-    for leaf in found.values():
-        try:
-            copy.deepcopy(leaf)
-        except TypeError:
-            refused.append(leaf)
-    return refused
+def _uncopyable(value: Any) -> list[Any]:
+    """Return the innermost parts of an object that `copy.deepcopy` refuses."""
+    try:
+        copy.deepcopy(value)
+    except TypeError:
+        parts = _attributes(value) or {}
+        inside = [refused for part in parts.values() for refused in _uncopyable(part)]
+        return inside or [value]
+    return []
