@@ -170,6 +170,17 @@ def test_the_checked_input_need_not_be_the_first():
         assert check(lambda t, p: squares(p, t), lambda dy, c, f=returned: f(dp_of_squares(dy, c)), inputs, wrt=["p"]).ok
 
 
+def test_trees_in_the_order_of_wrt_alone():
+    inputs = {"t": RANDOM(3), "a": {"w": RANDOM(3)}, "b": {"w": RANDOM(3)}}
+    report = gradcheck(
+        lambda t, a, b: (t * a["w"] * b["w"], (t, a["w"], b["w"])),
+        lambda dy, c: ({"w": dy * c[0] * c[2]}, {"w": dy * c[0] * c[1]}),
+        inputs,
+        wrt=["a", "b"],
+    )
+    assert [argument.name for argument in report.arguments] == ['a["w"]', 'b["w"]']
+
+
 def test_a_float32_target_outside_wrt_is_no_question():
     inputs = {"p": RANDOM(3), "t": RANDOM(3).astype(np.float32)}
     assert check(squares, dp_of_squares, inputs, wrt=["p"]).ok
@@ -204,6 +215,7 @@ def test_integers_and_strings_may_have_none_or_be_left_out(none):
         (["params['blocks']"], ['params["blocks"][0]["w"]', 'params["blocks"][1]["w"]']),
         (['params["last"].b', "x"], ["x", 'params["last"].b']),
         (['params["blocks"][1]'], ['params["blocks"][1]["w"]']),
+        (['params["last"]'], ['params["last"].w', 'params["last"].b']),
     ],
 )
 def test_wrt_takes_names_and_paths(wrt, expected):
@@ -314,6 +326,16 @@ def test_an_output_buffer_that_is_used_again_is_no_mistake():
         return buffer, None
 
     assert gradcheck(forward, lambda dy, _: 2 * dy, {"x": RANDOM(4)}, method="fd").ok
+
+
+def test_an_output_buffer_does_not_hide_that_two_calls_differ():
+    buffer, random = np.empty(4), np.random.default_rng(1)
+
+    def forward(x):
+        np.multiply(x, random.random(), out=buffer)
+        return buffer, None
+
+    assert "forward is not repeatable" in complaint(forward, lambda dy, _: dy, {"x": RANDOM(4)})
 
 
 class Adding(Tanh):
