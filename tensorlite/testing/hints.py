@@ -62,18 +62,18 @@ def explain(
         return None if x is None else from_shapes(f"d{name}", wrong[name].shape, np.shape(x))
     if not np.isfinite(true[name]).all():
         return None
-    case = Case(
-        label=f"d{name}",
-        wrong=np.asarray(wrong[name]),
-        true=np.asarray(true[name]),
-        slack=slack(true[name], (errors or {}).get(name, 0.0)),
-        inputs=inputs or {},
-        y=y,
-        dy=dy,
-        other_wrong={f"d{other}": g for other, g in wrong.items() if other != name},
-        other_true={f"d{other}": g for other, g in true.items() if other != name},
-    )
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):  # values whose squares overflow have no hint
+        case = Case(
+            label=f"d{name}",
+            wrong=np.asarray(wrong[name]),
+            true=np.asarray(true[name]),
+            slack=slack(true[name], (errors or {}).get(name, 0.0)),
+            inputs=inputs or {},
+            y=y,
+            dy=dy,
+            other_wrong={f"d{other}": g for other, g in wrong.items() if other != name},
+            other_true={f"d{other}": g for other, g in true.items() if other != name},
+        )
         return find_hint(case)
 
 
