@@ -14,7 +14,6 @@ import numpy as np
 from tensorlite.arrays import Array, array_namespace
 from tensorlite.testing.argument_check import ArgumentCheck, Settings
 from tensorlite.testing.contract import Trial, check_contract, comparable_gradients
-from tensorlite.testing.hint_report import add_hints
 from tensorlite.testing.layer import PAIR, Layer, describe
 from tensorlite.testing.poor_forward import blame_forward
 from tensorlite.testing.report import FAIL, PASS, GradcheckError, GradReport
@@ -102,6 +101,8 @@ def gradcheck(
     if any(argument.status != PASS for argument in report.arguments):
         report.arguments = blame_forward(report.arguments, layer, dy, random)
     if report.status == FAIL:
+        from tensorlite.testing.hint_report import add_hints  # loaded when there is something to explain
+
         add_hints(report, trial, checks, settings)
     if raise_on_fail and not report.ok:
         raise GradcheckError(report)

@@ -11,7 +11,8 @@ import numpy as np
 
 from tensorlite.testing.hint_case import Case, Hint, slack
 from tensorlite.testing.hint_factors import name_factor
-from tensorlite.testing.hint_kinds import axes_text, find_hint, subsets
+from tensorlite.testing.hint_kinds import find_hint
+from tensorlite.testing.hint_views import axes_text, subsets
 from tensorlite.testing.report import Entry
 
 __all__ = ["Hint", "explain", "hint_for", "hint_from_entries"]
