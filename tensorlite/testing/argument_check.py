@@ -67,6 +67,7 @@ class ArgumentCheck:
         self.scale = root_mean_square(self.grad)
         self.tolerance = self.settings.atol + self.settings.rtol * self.scale
         self.method_used = "complex" if self.settings.method == "complex" else "fd"
+        self.derivatives: list[Derivative] = []  # of every entry, where every entry is checked
 
     def run(self) -> Argument:
         """Check every entry of a small argument, random directions of a large one; return the verdict."""
@@ -88,6 +89,8 @@ class ArgumentCheck:
 
         probes = [np.array([i]) for i in range(n)] if every_entry else [np.arange(n)] * self.settings.directions
         comparisons = [self.compare(probe) for probe in probes]
+        if every_entry:
+            self.derivatives = [c.numerical for c in comparisons]
         statuses = {c.status for c in comparisons}
         decisive = [c for c in comparisons if c.status == FAIL] or comparisons
         result.worst = max((c.error_in_tolerances for c in decisive), default=0.0)
@@ -103,6 +106,10 @@ class ArgumentCheck:
             result.note = "the numerical derivative is too poor to decide; try another step or method"
         result.method = self.method_used
         return result
+
+    def numerical_gradient(self) -> list[Derivative]:
+        """Return the derivative by every entry."""
+        return [self.numerical(self.direction(np.array([i])), self.settings.step) for i in range(self.x.size)]
 
     # ---- one comparison ----
 

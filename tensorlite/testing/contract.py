@@ -103,6 +103,13 @@ def comparable_gradients(trial: Trial) -> dict[str, Array]:
     return trial.gradients.by_path
 
 
+def misshapen_gradients(trial: Trial) -> dict[str, Array]:
+    """Return, by path, the gradients whose shape is not that of their input."""
+    if any(rule(trial) for rule in PRECONDITIONS):
+        return {}
+    return trial.gradients.misshapen
+
+
 # ---- the rules ----
 
 

@@ -16,7 +16,7 @@ from tensorlite.testing.argument_check import ArgumentCheck, Settings
 from tensorlite.testing.contract import Trial, check_contract, comparable_gradients
 from tensorlite.testing.layer import PAIR, Layer, describe
 from tensorlite.testing.poor_forward import blame_forward
-from tensorlite.testing.report import PASS, GradcheckError, GradReport
+from tensorlite.testing.report import FAIL, PASS, GradcheckError, GradReport
 from tensorlite.testing.trees import copy_leaf, copy_tree, flatten, is_array, is_float_array, map_arrays
 
 __all__ = ["GradReport", "GradcheckError", "gradcheck"]
@@ -96,12 +96,14 @@ def gradcheck(
 
     report = GradReport(contract_violations=check_contract(trial))
     gradients = comparable_gradients(trial)
-    for path in layer.checked:
-        if path in gradients:
-            check = ArgumentCheck(layer, path, dy, gradients[path], settings, random)
-            report.arguments.append(check.run())
+    checks = [ArgumentCheck(layer, path, dy, gradients[path], settings, random) for path in layer.checked if path in gradients]
+    report.arguments += [check.run() for check in checks]
     if any(argument.status != PASS for argument in report.arguments):
         report.arguments = blame_forward(report.arguments, layer, dy, random)
+    if report.status == FAIL:
+        from tensorlite.testing.hint_report import add_hints  # loaded when there is something to explain
+
+        add_hints(report, trial, checks, settings)
     if raise_on_fail and not report.ok:
         raise GradcheckError(report)
     return report

@@ -53,6 +53,7 @@ class Argument:
     more: bool = False  # whether the search stopped before it had seen every entry
     entries: list[Entry] = field(default_factory=list)  # some of those that differ: mistakes before kinks, the largest first
     note: str = ""
+    hint: str = ""  # what the wrong gradient looks like beside the true one, in one sentence
 
     def __str__(self) -> str:
         text = f"{self.status:12s} d{self.name} {self.shape}: {self.checked} ({self.method}), "
@@ -62,7 +63,10 @@ class Argument:
             text += f", entries that differ: {at_least}{self.bad} of {math.prod(self.shape)}"
         if self.note:
             text += f"; {self.note}"
-        return "\n".join([text, *(f"    d{self.name}{entry}" for entry in self.entries)])
+        lines = [text, *(f"    d{self.name}{entry}" for entry in self.entries)]
+        if self.hint:
+            lines.append(f"    hint: {self.hint}")
+        return "\n".join(lines)
 
 
 @dataclass

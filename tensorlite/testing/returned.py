@@ -6,7 +6,7 @@ and the one that fits best counts.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tensorlite.arrays import array_namespace
@@ -29,6 +29,7 @@ class Gradients:
     by_path: dict[str, Any]
     misfits: list[str]  # one sentence each
     readable: bool = True  # whether the gradients could be told apart at all
+    misshapen: dict[str, Any] = field(default_factory=dict)  # gradients whose shape does not fit, by path
 
 
 def read_gradients(returned: Any, layer: Layer) -> Gradients:
@@ -114,6 +115,7 @@ def _judge(reading: Mapping[str, Any], layer: Layer) -> Gradients:
     checked = set(layer.checked)
     by_path: dict[str, Any] = {}
     misfits: list[str] = []
+    misshapen: dict[str, Any] = {}
     missing = 0
 
     def compare(path: str, x: Any, g: Any) -> None:
@@ -127,6 +129,8 @@ def _judge(reading: Mapping[str, Any], layer: Layer) -> Gradients:
             misfit = _misfit(path, x, g) if path in checked else None
             if misfit:
                 misfits.append(misfit)
+                if is_float_array(g) and g.shape != x.shape:
+                    misshapen[path] = g
                 missing += g is None or isinstance(g, Absent)
             elif path in checked:
                 by_path[path] = g
@@ -148,7 +152,7 @@ def _judge(reading: Mapping[str, Any], layer: Layer) -> Gradients:
         misfits[-1] = f"{misfits[-1]}. {WAY_OUT}"
     known = {*layer.inputs, *layer.leaves}
     misfits += [f"backward returns a gradient for {key!r}, which is no input" for key in reading if key not in known]
-    return Gradients(by_path, misfits)
+    return Gradients(by_path, misfits, misshapen=misshapen)
 
 
 def _misfit(path: str, x: Any, g: Any) -> str | None:

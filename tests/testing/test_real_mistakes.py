@@ -35,7 +35,9 @@ def test_row_10_a_gradient_that_only_broadcasts_to_the_right_shape():
     inputs = {"x": RANDOM((5, 4)), "b": RANDOM((1, 4))}
     assert verdict(bias_forward, bias_backward, inputs).ok
     wrong = verdict(bias_forward, bias_backward_without_keepdims, inputs)
-    assert wrong.contract_violations == ["db is (4,) float64, b is (1, 4) float64"]
+    assert wrong.contract_violations == [
+        "db is (4,) float64, b is (1, 4) float64. db has the values of the truth in the shape (4,) instead of (1, 4)"
+    ]
 
 
 # ---- rows 17 to 20: attention ----
