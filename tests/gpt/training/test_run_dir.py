@@ -136,3 +136,21 @@ def test_a_best_checkpoint_that_is_gone_is_replaced_by_the_next(corpus, tmp_path
     assert resumed.run() is None
     assert checkpoint.load(run_dir.best_checkpoint(tmp_path / "a")).step == 16
     assert any("is missing" in said for said in notes)
+
+
+def test_the_newest_run_is_the_one_written_last(tmp_path):
+    assert run_dir.newest(tmp_path, run_dir.BEST) is None
+    for name, seconds in (("a", 200), ("b", 300), ("c", 100)):
+        (tmp_path / name).mkdir()
+        run_dir.best_checkpoint(tmp_path / name).touch()
+        os.utime(run_dir.best_checkpoint(tmp_path / name), (seconds, seconds))
+    run_dir.last_checkpoint(tmp_path / "a").touch()
+    assert run_dir.newest(tmp_path, run_dir.BEST) == run_dir.best_checkpoint(tmp_path / "b")
+    assert run_dir.newest(tmp_path, run_dir.LAST) == run_dir.last_checkpoint(tmp_path / "a")
+
+
+def test_an_earlier_run_that_cannot_be_moved_is_one_line(tmp_path, monkeypatch):
+    run_dir.last_checkpoint(tmp_path).touch()
+    monkeypatch.setattr(os, "replace", failing(OSError(errno.ENOSPC, "No space left")))
+    with pytest.raises(CheckpointError, match=r"the earlier run in .* cannot be moved: No space left; choose another --out"):
+        run_dir.archive_previous(tmp_path)
