@@ -161,7 +161,7 @@ def test_of_equally_likely_tokens_the_first_come_first():
 
 
 class Watched:
-    """A model that likes all 11 tokens alike, and notes the texts that it is given and whether there is a cache."""
+    """A model that likes all 1000 tokens alike, and notes the texts that it is given and whether there is a cache."""
 
     def __init__(self):
         self.texts, self.cached = [], []
@@ -172,7 +172,7 @@ class Watched:
         assert idx.dtype == np.uint16
         for layer in kv_cache.layers if kv_cache else []:
             layer.extend(*np.zeros((2, 1, 1, idx.shape[1], 1)))
-        return np.zeros((*idx.shape, 11), np.float32)
+        return np.zeros((*idx.shape, 1000), np.float32)
 
 
 def watched(prompt, n, block_size=5, **options):
@@ -182,7 +182,7 @@ def watched(prompt, n, block_size=5, **options):
     return tokens, model.texts, sum(model.cached)
 
 
-TOKENS = [6, 8, 6, 2, 6, 1, 4, 9, 9]  # of seed 3, sample 1
+TOKENS = [550, 731, 570, 194, 586, 143, 435, 903, 859]  # of seed 3, sample 1
 
 
 def test_the_draws_are_the_same_in_every_version():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gpt import reading
+from gpt.data import load_corpus
 from gpt.errors import DataError
 from gpt.reading import clean, read
 from gpt.tokenizer import CharTokenizer, code_points
@@ -75,6 +76,8 @@ def test_standard_input_is_read_and_stays_open(stdin):
     text = read(Path("-"))
     assert (text.name, bytes(text.utf8), text.notes) == ("standard input", b"one\ntwo\n", ())
     os.fstat(descriptor)  # an error if it is closed
+    stdin(b"ab" * 10)
+    assert load_corpus(Path("-"), 8).tokenizer.vocabulary == "ab"
 
 
 def test_a_command_that_converts_standard_input_names_no_file(stdin):

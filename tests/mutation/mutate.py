@@ -118,7 +118,7 @@ def main(area: str, patterns: list[str]) -> int:
     mutators.mutation_operators[:] = [*kept, *((kind, different(operator)) for kind, operator in NUMERIC)]
     mutmut._run(patterns, WORKERS)
 
-    equivalent = tomllib.loads((HERE / f"equivalent_{area}.toml").read_text()).get("equivalent", [])
+    equivalent = equivalents(area)
     unused = list(equivalent)
     counts: dict[str, Counter[str]] = {}
     excused, alive = [], []
@@ -187,6 +187,16 @@ def changed_lines(name: str, path: Path) -> tuple[str, str]:
     return before, after
 
 
+def equivalents(area: str) -> list[dict]:
+    """The entries of an area, one for each line and each replacement."""
+    found = []
+    for entry in tomllib.loads((HERE / f"equivalent_{area}.toml").read_text())["equivalent"]:
+        kind = "line" if "line" in entry else "only"
+        several = isinstance(entry[kind][0], list) if kind == "only" else isinstance(entry[kind], list)
+        found += [entry | {kind: change} for change in (entry[kind] if several else [entry[kind]])]
+    return found
+
+
 def excuses(entry: dict, before: str, after: str) -> bool:
     """Whether an entry of equivalent.toml describes this change."""
     if "line" in entry:
@@ -205,11 +215,7 @@ def report(area: str, counts: dict[str, Counter[str]], excused: list) -> None:
         f"`make mutate`, {date.today()}: {total.total()} mutants, {total['killed']} killed, {total['equivalent']} equivalent,",
         f"{total['alive']} alive. Score: {score:.1f} % of the mutants that are not equivalent.",
         "",
-        "| file | mutants | killed | equivalent | alive |",
-        "|---|---|---|---|---|",
-        *(f"| `{path}` | {n.total()} | {n['killed']} | {n['equivalent']} | {n['alive']} |" for path, n in sorted(counts.items())),
-        "",
-        "| equivalent mutant of | the line after the change | why nothing changes |",
+        "| function | the line after the change | why nothing changes |",
         "|---|---|---|",
         *(f"| `{function}` | `{line.replace('|', chr(92) + '|')}` | {reason} |" for function, line, reason in excused),
         "",

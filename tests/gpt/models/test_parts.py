@@ -85,6 +85,29 @@ def test_each_dropout_is_drawn_at_its_own_site(name):
     assert {key for _, key in without.drawn} <= {None}
 
 
+@pytest.mark.parametrize("name", ["feedforward", "residual", "gpt"])
+def test_the_activation_is_the_configurations(name):
+    class Activations(ReferenceOps):
+        def activation_forward(self, x, kind):
+            used.append(kind)
+            return super().activation_forward(x, kind)
+
+    for kind in ("gelu", "relu"):
+        used, config = [], config_of(name, activation=kind)
+        state = start(config)
+        MODELS[name].forward(Activations(), state.table.tree(state.params), *text(config, 2), config)
+        assert used == [kind] * config.n_layer
+
+
+@pytest.mark.parametrize("name", ["residual", "gpt"])
+def test_a_tied_model_has_no_head_and_no_gradient_of_one(name):
+    config = config_of(name, tied=True)
+    state = start(config)
+    params = state.table.tree(state.params)
+    _, cache = MODELS[name].forward(ReferenceOps(), params, *text(config, 2), config)
+    assert params["head_w"] is MODELS[name].backward(ReferenceOps(), 1.0, cache)["head_w"] is None
+
+
 @pytest.mark.parametrize("name", ["residual", "gpt"])
 def test_no_block_is_remembered_where_no_backward_follows(name):
     """An evaluation and a generated token take the memory of one block, whatever the depth."""
@@ -120,3 +143,19 @@ def test_the_starting_values_are_the_same_in_every_version(name):
     flat = ParamTable(MODELS[name].init(config_of(name))).init_params(7)
     drawn = np.random.Generator(np.random.Philox(7)).standard_normal(2)
     np.testing.assert_array_equal(flat[:2], np.float32(0.02 * drawn))
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "bigram"])
+def test_gradients_through_the_masks_of_dropout(name):
+    """Each backward uses the masks that its own forward drew: along one direction, the slope of the loss."""
+    ops, config, key = ReferenceOps(), config_of(name, dropout=0.3), step_key(1, 2)
+    state = start(config, std=0.5)
+    direction = np.random.default_rng(0).standard_normal(state.table.size)
+
+    def loss(distance):
+        params = state.table.tree(state.params + distance * direction)
+        return MODELS[name].forward(ops, params, *text(config, 2), config, key)
+
+    grads = state.table.leaves(MODELS[name].backward(ops, 1.0, loss(0)[1]))
+    slope = sum((grad * view).sum() for grad, view in zip(grads, state.table.views(direction), strict=True))
+    assert (loss(1e-6)[0] - loss(-1e-6)[0]) / 2e-6 == pytest.approx(slope, rel=1e-6)

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,3 +155,32 @@ def test_an_earlier_run_that_cannot_be_moved_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", failing(OSError(errno.ENOSPC, "No space left")))
     with pytest.raises(CheckpointError, match=r"the earlier run in .* cannot be moved: No space left; choose another --out"):
         run_dir.archive_previous(tmp_path)
+
+
+def test_what_is_wrong_with_a_log_is_said(tmp_path, notes):
+    log = tmp_path / "metrics.jsonl"
+    log.write_text(f"{json.dumps(RECORD)}\n   \n\n")
+    assert run_dir.read_metrics(tmp_path, 9) == [RECORD]
+    assert not notes
+    log.write_text(f"x\n{json.dumps(RECORD)}\ny\n")
+    (tmp_path / "metrics.jsonl.damaged").mkdir()  # so that no copy can be made
+    assert run_dir.read_metrics(tmp_path, 9) == [RECORD]
+    assert notes == {f"{log}: 2 of its lines are no records of a run and are left out; metrics.jsonl.damaged is the file as it was"}
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_a_log_that_cannot_be_read_begins_anew(is_folder, tmp_path, monkeypatch, notes):
+    log = tmp_path / "metrics.jsonl"
+    if is_folder:
+        log.mkdir()
+    else:
+        log.write_text(json.dumps(RECORD))
+        monkeypatch.setattr(Path, "read_text", failing(PermissionError(13, "Permission denied")))
+    assert run_dir.read_metrics(tmp_path, 9) == []
+    assert notes == {f"{log} {'is no file' if is_folder else 'cannot be read (Permission denied)'}: the log begins anew"}
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "replace", failing(OSError(errno.ENOSPC, "No space left")))
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl cannot be written: No space left$"):
+        run_dir.write_metrics(tmp_path, [RECORD])
