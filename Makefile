@@ -14,6 +14,8 @@ format:
 lint:
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
+	$(PYTHON) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/tests.yml
+	$(PYTHON) -m check_jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml
 
 types:
 	$(PYTHON) -m mypy

@@ -1,4 +1,4 @@
-"""Runs gpt/sample.py: python sample.py --help writes text with a trained model."""
+"""Runs gpt/sample.py, which writes text with a trained model; python sample.py --help lists its flags."""
 
 import sys
 

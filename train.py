@@ -1,4 +1,4 @@
-"""Runs gpt/train.py: python train.py --help trains a model of the lecture."""
+"""Runs gpt/train.py, which trains a model; python train.py --help lists its flags."""
 
 import sys
 

@@ -1,10 +1,11 @@
-"""The CPU backends against PyTorch on this machine, all in one run, taking turns.
+"""The CPU backends against PyTorch on this machine, in one run, with interleaved timing.
 
     python benchmarks/cpu.py [--quick] [--presets laptop shakespeare] [--threads 2] [--no-scaling]
 
-For each preset (shakespeare at batch 8): a training step, evaluation and generation of the reference, the fast backend and PyTorch
-(eager, and torch.compile), with medians and the 10th to 90th percentile; the matmuls of a step alone, the floor of them
-all; and peak memory. Then how time and memory of the fast backend grow. PyTorch is optional: pip install torch.
+For each preset (shakespeare at batch 8) it times a training step, evaluation and generation of the reference, the fast backend and
+PyTorch (eager and torch.compile), and prints medians and the 10th to 90th percentiles. It also times the matmuls of a step alone,
+which no implementation can beat, and measures peak memory. Then it measures how time and memory of the fast backend grow. PyTorch
+is optional: pip install torch.
 """
 
 import importlib.util
@@ -19,13 +20,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tyro
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from gpt.analysis.cost import estimate_cost
+from gpt.analysis.format import Cell, table, table_row
 from gpt.config import PRESETS, ModelConfig, TrainConfig, override
 from gpt.generate import generate
 from gpt.models import MODELS
@@ -35,7 +37,7 @@ from gpt.training.backends import select_backend
 from gpt.training.data_parallel import Workers, split_evenly
 from gpt.training.distributed import SingleProcess
 from gpt.training.evaluate import split_loss
-from gpt.training.step import TrainState
+from gpt.training.step import Task, TrainState
 from tensorlite import pick_device
 from tensorlite.cpu import CPUOps
 
@@ -49,20 +51,22 @@ class Args:
     """Time the CPU backends beside PyTorch."""
 
     quick: bool = False
-    """Under a minute: laptop only, few rounds, no torch.compile, no scaling."""
+    """Take less than a minute: the laptop preset only, few rounds, no torch.compile, no scaling."""
     presets: tuple[str, ...] = ("laptop", "shakespeare")
+    """Presets to measure."""
     threads: int = 2
+    """Threads of every implementation."""
     scaling: bool = True
-    """Also measure how a step grows with batch, context, width, layers and threads."""
+    """Also measure how the cost of a step grows with batch, context, width, layers and threads."""
     rank_of: bool = False
-    """Used by the script itself: be a rank of the preset, and make steps as asked."""
+    """Used by the script itself: run as one rank and time steps on request."""
     memory_of: str | None = None
-    """Used by the script itself: print the peak memory of one implementation, preset given, and end."""
+    """Used by the script itself: print the peak memory of this implementation and exit."""
 
 
 @dataclass
 class Workload:
-    """One configuration, and what each implementation makes of it."""
+    """One configuration, and its implementations."""
 
     name: str
     config: ModelConfig
@@ -84,7 +88,7 @@ class Workload:
         return self.train.batch_size * self.config.block_size
 
     def workers(self, backend: str, ranks: SingleProcess | None = None) -> Workers:
-        """As train.py makes them: reference with one shard and BLAS threads, fast with a shard a thread or rank."""
+        """Return workers as train.py creates them: one shard for the reference, one per thread or rank for the fast backend."""
         chosen = select_backend(backend, pick_device("cpu"))
         shards = min(self.threads, self.train.batch_size) if chosen.sharded else 1
         return Workers(chosen.make, shards, self.threads, ranks)
@@ -93,22 +97,25 @@ class Workload:
         workers, model = self.workers(backend, ranks), MODELS["gpt"]
         table = ParamTable(init(self.config))
         state = TrainState.start(table, table.init_params(0), np)
-        train = override(self.train, {"shards": workers.shards})
+        train = override(self.train, {"shards": workers.shards, "val_chars": 0})
+        task = Task(model, self.config, train, self.data, seed=0)
 
         def step() -> float:
-            return workers.train_step(model, state, self.data, self.config, train, 0)[0]
+            return workers.train_step(task, state)[0]
 
         def evaluation() -> float:
-            return split_loss(
-                workers, model, table.tree(state.params), self.data[: EVAL_BATCHES * self.tokens], self.config, train.batch_size
-            )
+            return split_loss(workers, task, table.tree(state.params), self.data[: EVAL_BATCHES * self.tokens])
 
-        def written(prompt: np.ndarray, n: int, cached: bool = True) -> Iterator[int]:
+        def write(prompt: np.ndarray, n: int, cached: bool = True) -> Iterator[int]:
             return generate(workers.ops, model, table.tree(state.params), prompt, n, self.config, cached=cached)
 
-        blas = self.threads if workers.shards == 1 else 1
         return Implementation(
-            backend, step, evaluation, {"cached": written, "uncached": lambda p, n: written(p, n, False)}, blas, self.threads
+            backend,
+            step,
+            evaluation,
+            writers={"cached": write, "uncached": lambda prompt, n: write(prompt, n, cached=False)},
+            blas_threads=self.threads if workers.shards == 1 else 1,
+            writing_threads=self.threads,
         )
 
     def torch(self, compiled: bool) -> "Implementation":
@@ -125,48 +132,74 @@ class Workload:
             model.eval()
             return baseline.evaluate(scored, data[: EVAL_BATCHES * self.tokens], self.config, self.train.batch_size)
 
-        def written(loop: Callable) -> Callable:
+        def writer(loop: Callable) -> Callable:
             return lambda prompt, n: loop(model, torch.from_numpy(prompt)[None], n, self.config)
 
-        loops = {"uncached": written(baseline.generate), "cached": written(baseline.generate_cached)}
-        return Implementation("torch.compile" if compiled else "PyTorch eager", step, evaluation, {} if compiled else loops, 1, 1)
+        writers = {"uncached": writer(baseline.generate), "cached": writer(baseline.generate_cached)}
+        return Implementation(
+            "torch.compile" if compiled else "PyTorch eager",
+            step,
+            evaluation,
+            writers={} if compiled else writers,
+            blas_threads=1,
+            writing_threads=1,
+        )
 
     def implementation(self, name: str) -> "Implementation":
         return self.ours(name) if name in ("reference", "fast") else self.torch(name == "torch.compile")
 
     def matmuls_alone(self) -> Callable[[], None]:
-        """The matmuls of one step and nothing else: each thread makes those of its share of the rows."""
-        c, H = self.config, self.config.n_head
-        C, T, D, V = c.n_embd, c.block_size, c.n_embd // c.n_head, c.vocab_size
+        """Return a function that computes only the matmuls of a step. Each thread computes those of its share of the rows."""
+        shards = [self._matmuls(len(rows)) for rows in split_evenly(range(self.train.batch_size), self.threads)]
+        pool = ThreadPoolExecutor(self.threads)
+
+        def multiply(matmuls: list[Matmul]) -> None:
+            for matmul in matmuls:
+                for _ in range(matmul.times):
+                    np.matmul(matmul.a, matmul.b, out=matmul.out)
+
+        def step() -> None:
+            list(pool.map(multiply, shards))
+
+        return step
+
+    def _matmuls(self, batch_rows: int) -> list["Matmul"]:
+        """Return the matmuls of a step with these rows: three per linear layer, and six per attention."""
+        c = self.config
+        L, C, T, N = c.n_layer, c.n_embd, c.block_size, batch_rows * c.block_size
         random = np.random.default_rng(0)
 
         def matrix(*shape: int) -> np.ndarray:
             return random.standard_normal(shape, np.float32)
 
-        def shard(rows: int) -> list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-            N, jobs = rows * T, []
-            for times, i, o in ((c.n_layer, C, 3 * C), (c.n_layer, C, C), (c.n_layer, C, 4 * C), (c.n_layer, 4 * C, C), (1, C, V)):
-                x, w, y = matrix(N, i), matrix(i, o), matrix(N, o)
-                jobs += [(times, x, w, np.empty_like(y)), (times, y, w.T, np.empty_like(x)), (times, x.T, y, np.empty_like(w))]
-            q, s = matrix(rows, H, T, D), matrix(rows, H, T, T)
-            kt, st = q.transpose(0, 1, 3, 2), s.transpose(0, 1, 3, 2)
-            jobs += [(2 * c.n_layer, q, kt, np.empty_like(s)), (2 * c.n_layer, s, q, np.empty_like(q))]
-            return [*jobs, (2 * c.n_layer, st, q, np.empty_like(q))]
+        matmuls = []
+        for times, n_in, n_out in ((L, C, 3 * C), (L, C, C), (L, C, 4 * C), (L, 4 * C, C), (1, C, c.vocab_size)):
+            x = matrix(N, n_in)
+            w = matrix(n_in, n_out)
+            y = matrix(N, n_out)
+            matmuls.append(Matmul(times, x, w, np.empty_like(y)))
+            matmuls.append(Matmul(times, y, w.T, np.empty_like(x)))
+            matmuls.append(Matmul(times, x.T, y, np.empty_like(w)))
+        q = matrix(batch_rows, c.n_head, T, c.head_size)
+        scores = matrix(batch_rows, c.n_head, T, T)
+        matmuls.append(Matmul(2 * L, q, q.transpose(0, 1, 3, 2), np.empty_like(scores)))  # q k^T and dy v^T
+        matmuls.append(Matmul(2 * L, scores, q, np.empty_like(q)))  # probs v and dscores k
+        matmuls.append(Matmul(2 * L, scores.transpose(0, 1, 3, 2), q, np.empty_like(q)))  # probs^T dy and dscores^T q
+        return matmuls
 
-        shards = [shard(len(rows)) for rows in split_evenly(range(self.train.batch_size), self.threads)]
-        pool = ThreadPoolExecutor(self.threads)
 
-        def multiply(jobs: list) -> None:
-            for times, a, b, out in jobs:
-                for _ in range(times):
-                    np.matmul(a, b, out=out)
+class Matmul(NamedTuple):
+    """a @ b -> out, computed `times` times."""
 
-        return lambda: list(pool.map(multiply, shards)) and None
+    times: int
+    a: np.ndarray
+    b: np.ndarray
+    out: np.ndarray
 
 
 @dataclass
 class Implementation:
-    """Functions to time; each with the number of threads that NumPy's BLAS may use meanwhile."""
+    """The functions to time, and the number of threads that NumPy's BLAS may use meanwhile."""
 
     name: str
     step: Callable[[], float]
@@ -177,19 +210,19 @@ class Implementation:
 
 
 def timed(work: Callable[[], Any], blas_threads: int) -> float:
-    """Seconds of one call."""
+    """Return the seconds of one call."""
     with threadpool_limits(blas_threads, user_api="blas"):
         start = time.perf_counter()
         work()
         return time.perf_counter() - start
 
 
-WARM_UP = 3  # calls that are not counted at the start of a turn: the caches hold another's data
-Turn = Callable[[int], list[float]]  # make so many calls, after those that warm up; the seconds of each
+WARM_UP = 3  # calls at the start of a turn that do not count, because the caches hold the data of another implementation
+Turn = Callable[[int], list[float]]  # makes n calls after the warm-up and returns the seconds of each
 
 
 def turn(work: Callable[[], Any], blas_threads: int) -> Turn:
-    """A turn of calls in this process."""
+    """Return a turn of calls in this process."""
 
     def calls(n: int) -> list[float]:
         return [timed(work, blas_threads) for _ in range(WARM_UP + n)][WARM_UP:]
@@ -198,7 +231,7 @@ def turn(work: Callable[[], Any], blas_threads: int) -> Turn:
 
 
 def interleaved_timing(turns: dict[str, Turn], rounds: int, each: int) -> dict[str, list[float]]:
-    """Times of all: rounds of each calls, taking turns."""
+    """Time all implementations in turns. Each makes `each` calls per round."""
     times: dict[str, list[float]] = {name: [] for name in turns}
     for _ in range(rounds):
         for name, calls in turns.items():
@@ -207,7 +240,7 @@ def interleaved_timing(turns: dict[str, Turn], rounds: int, each: int) -> dict[s
 
 
 class Ranks:
-    """The fast backend on processes of an mpiexec, one thread and one shard each: this script with --rank-of, asked for steps."""
+    """The fast backend on mpiexec processes with one thread and one shard each. They run this script with --rank-of."""
 
     def __init__(self, workload: "Workload") -> None:
         beside = Path(sys.executable).parent / "mpiexec"
@@ -227,7 +260,7 @@ class Ranks:
 
 
 def serve_steps(workload: "Workload") -> None:
-    """What a rank does: wait (asleep, for the others are being timed), make as many steps as asked, tell their times."""
+    """Run as a rank: sleep while others are timed, then make the requested number of steps and report their times."""
     from gpt.training.distributed import init_distributed
 
     ranks = init_distributed()
@@ -248,63 +281,73 @@ def serve_steps(workload: "Workload") -> None:
             print(json.dumps(times), flush=True)
 
 
-def table(title: str, times: dict[str, list[float]], unit: str, per_call: float, against: tuple[str, ...]) -> None:
-    """Print medians, spread, rate, and how many times faster than some of the rows each row is."""
-    ratios = [name for name in against if name in times]
-    print(f"\n{title}")
-    print(f"{'':18}{'ms':>9}{'10 to 90 %':>18}{unit:>14}" + "".join(f"{'x ' + name:>17}" for name in ratios))
-    for name, found in times.items():
-        median, (low, high) = statistics.median(found), np.quantile(found, [0.1, 0.9])
-        times_faster = "".join(f"{statistics.median(times[other]) / median:17.2f}" for other in ratios)
-        spread = f"{low * 1e3:.1f} to {high * 1e3:.1f}"
-        print(f"{name:18}{median * 1e3:9.1f}{spread:>18}{per_call / median:14,.0f}{times_faster}")
+def print_times(title: str, times: dict[str, list[float]], unit: str, per_call: float, baselines: tuple[str, ...]) -> None:
+    """Print the median, spread and rate of each implementation, and how many times faster than the baselines it is.
+
+    unit: the unit of the rate, such as "tokens/s".
+    per_call: units per call.
+    baselines: names in `times`; a missing one is left out.
+    """
+    baselines = tuple(name for name in baselines if name in times)
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    rows: list[list[Cell]] = []
+    for name, seconds in times.items():
+        median = medians[name]
+        low, high = np.quantile(seconds, [0.1, 0.9])
+        speedups = [medians[baseline] / median for baseline in baselines]
+        rows.append([name, median * 1e3, f"{low * 1e3:.1f} to {high * 1e3:.1f}", per_call / median, *speedups])
+    columns = [":18", "ms:>9.1f", "10 to 90 %:>18", f"{unit}:>14,.0f", *(f"x {name}:>17.2f" for name in baselines)]
+    print(f"\n{title}\n{table(rows, columns)}")
 
 
 def compare(workload: Workload, rounds: int, compiled: bool) -> None:
-    """One preset: training, evaluation, generation, memory."""
+    """Measure one preset: training, evaluation, generation, memory."""
     names = ["reference", "fast"] + ["PyTorch eager"] * TORCH + ["torch.compile"] * (TORCH and compiled)
     implementations = [workload.implementation(name) for name in names]
     c, train = workload.config, workload.train
     shape = f"{c.n_layer} layers, {c.n_embd} channels, context {c.block_size}, batch {train.batch_size}"
     print(f"\n=== {workload.name}: {shape}, dropout {c.dropout}, {workload.threads} threads ===")
     each = 20 if workload.name == "laptop" else 3
-    against = ("PyTorch eager", "torch.compile")
+    baselines = ("PyTorch eager", "torch.compile")
 
     turns: dict[str, Turn] = {impl.name: turn(impl.step, impl.blas_threads) for impl in implementations}
     ranks = Ranks(workload) if MPI and workload.threads > 1 else None
     if ranks:
         turns[f"fast, {workload.threads} ranks"] = ranks
     turns["matmuls alone"] = turn(workload.matmuls_alone(), 1)
-    table("training step", interleaved_timing(turns, rounds, each), "tokens/s", workload.tokens, (*against, "matmuls alone"))
+    times = interleaved_timing(turns, rounds, each)
+    print_times("training step", times, "tokens/s", workload.tokens, (*baselines, "matmuls alone"))
     if ranks:
         ranks.end()
 
     turns = {impl.name: turn(impl.evaluation, impl.blas_threads) for impl in implementations}
-    table("evaluation", interleaved_timing(turns, max(2, rounds // 3), 1), "tokens/s", EVAL_BATCHES * workload.tokens, against)
+    times = interleaved_timing(turns, max(2, rounds // 3), 1)
+    print_times("evaluation", times, "tokens/s", EVAL_BATCHES * workload.tokens, baselines)
 
     T = c.block_size
     for title, prompt, n in (("generation, within the context", 1, T - 1), ("generation, beyond the context", T, 30)):
         turns = {}
         for impl in implementations:
             for kind, writer in impl.writers.items():
-                if prompt == 1 or kind == "uncached":  # beyond the context there is nothing to keep
+                if prompt == 1 or kind == "uncached":  # beyond the context nothing can be cached
                     start = workload.data[:prompt]
                     name = f"{impl.name.split()[0]} {kind}"
                     turns[name] = turn(lambda w=writer, s=start, n=n: list(w(s, n)), impl.writing_threads)
         times = interleaved_timing(turns, max(2, rounds // 2), 1)
-        table(f"{title}: {n} tokens from a prompt of {prompt}", times, "tokens/s", n, ("PyTorch uncached", "PyTorch cached"))
+        print_times(f"{title}: {n} tokens from a prompt of {prompt}", times, "tokens/s", n, ("PyTorch uncached", "PyTorch cached"))
 
-    print("\npeak memory of a process that trains 3 steps, above what it takes to import its libraries")
+    print("\npeak memory of a process that trains 3 steps, without the memory of its imported libraries")
     for name in names:
         command = [sys.executable, __file__, "--memory-of", name, "--presets", workload.name, "--threads", str(workload.threads)]
-        print(f"{name:18}{subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip():>9} MiB")
+        mib = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        print(f"{name:18}{mib:>9} MiB")
 
 
 def memory_of(workload: Workload, name: str) -> float:
-    """MiB at the highest point of three steps, less those before the implementation was made."""
+    """Return the peak memory of three steps in MiB, less the memory in use before the implementation was created."""
     if name not in ("reference", "fast"):
         import torch
-        import torch_baseline  # noqa: F401  (counted as imported)
+        import torch_baseline  # noqa: F401  (so that it counts as imported)
 
         torch.ones(1)
     before = peak_rss()
@@ -315,18 +358,23 @@ def memory_of(workload: Workload, name: str) -> float:
 
 
 def peak_rss() -> float:
-    """MiB that this program held at most. (Linux's ru_maxrss would count the process that started it.)"""
+    """Return the peak memory of this process in MiB. (Linux's ru_maxrss would include the process that started it.)"""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
 
 
+SCALING_COLUMNS = (
+    *("what:9", "values:>20", "ms:>34", "exponent:>10.2f", "counted:>9.2f"),
+    *("MiB:>30", "exponent:>10.2f", "counted:>9.2f"),
+)
+FIELDS = {"context": "block_size", "width": "n_embd", "layers": "n_layer"}
+
+
 def scaling(threads: int) -> None:
-    """How a step of the fast backend grows when one thing does: fitted exponents beside those of the counted FLOPs and bytes."""
-    base = ModelConfig(vocab_size=65, block_size=128, n_layer=4, n_head=4, n_embd=256)
-    start = TrainConfig(batch_size=8)
+    """Print how a step of the fast backend grows: fitted exponents beside those of the counted FLOPs and bytes."""
     print("\n=== how a step of the fast backend grows (4 layers, 256 channels, context 128, batch 8, one thing changed) ===")
-    print("exponent: of time or bytes as a power of the thing that grows, fitted; counted: of FLOPs, of the estimated bytes")
-    print(f"{'what':9}{'values':>20}{'ms':>34}{'exponent':>10}{'counted':>9}{'MiB':>30}{'exponent':>10}{'counted':>9}")
+    print("exponent: time or memory grows as this power of the values (fitted); counted: so do the FLOPs or the estimated bytes")
+    print(table([], SCALING_COLUMNS))
     for what, values in {
         "batch": (4, 8, 16, 32),
         "context": (64, 128, 256, 512),
@@ -334,31 +382,38 @@ def scaling(threads: int) -> None:
         "layers": (2, 4, 8, 16),
         "threads": tuple(n for n in (1, 2, 4, 8, 16) if n <= threads),
     }.items():
-        ms, mib, flops, counted = [], [], [], []
-        for value in values:
-            fields = {"context": "block_size", "width": "n_embd", "layers": "n_layer"}
-            config = override(base, {fields[what]: value}) if what in fields else base
-            train = override(start, {"batch_size": value}) if what == "batch" else start
-            workload = Workload("", config, train, value if what == "threads" else threads)
-            impl = workload.ours("fast")
-            timed(impl.step, 1)
-            ms.append(min(timed(impl.step, 1) for _ in range(5)) * 1e3)
-            shards = min(workload.threads, train.batch_size)
-            cost = estimate_cost(config, override(train, {"shards": shards}), CPUOps.op_table)
-            flops.append(cost.flops)
-            counted.append(cost.peak_bytes)
-            mib.append(peak_of(workload))
-        numbers = [slope(values, column) for column in (ms, flops, mib, counted)]
-        if what == "threads":
-            numbers[1] = -1.0  # the same work on more hands
-        print(
-            f"{what:9}{' '.join(map(str, values)):>20}{' '.join(f'{x:.0f}' for x in ms):>34}{numbers[0]:10.2f}{numbers[1]:9.2f}"
-            f"{' '.join(f'{x:.0f}' for x in mib):>30}{numbers[2]:10.2f}{numbers[3]:9.2f}"
-        )
+        print(table_row(scaling_row(what, values, threads), SCALING_COLUMNS), flush=True)
+
+
+def scaling_row(what: str, values: tuple[int, ...], threads: int) -> list[Cell]:
+    """Measure steps with these values of one thing."""
+    base = ModelConfig(vocab_size=65, block_size=128, n_layer=4, n_head=4, n_embd=256)
+    start = TrainConfig(batch_size=8)
+    ms, mib, flops, counted_bytes = [], [], [], []
+    for value in values:
+        config = override(base, {FIELDS[what]: value}) if what in FIELDS else base
+        train = override(start, {"batch_size": value}) if what == "batch" else start
+        workload = Workload("", config, train, value if what == "threads" else threads)
+        impl = workload.ours("fast")
+        timed(impl.step, 1)
+        ms.append(min(timed(impl.step, 1) for _ in range(5)) * 1e3)
+        shards = min(workload.threads, train.batch_size)
+        cost = estimate_cost(config, override(train, {"shards": shards}), CPUOps.op_table)
+        flops.append(cost.flops)
+        counted_bytes.append(cost.peak_bytes)
+        mib.append(peak_of(workload))
+    flops_exponent = -1.0 if what == "threads" else slope(values, flops)  # the FLOPs are divided among the threads
+    time_cells = [_listed(ms), slope(values, ms), flops_exponent]
+    memory_cells = [_listed(mib), slope(values, mib), slope(values, counted_bytes)]
+    return [what, " ".join(map(str, values)), *time_cells, *memory_cells]
+
+
+def _listed(values: list[float]) -> str:
+    return " ".join(f"{value:.0f}" for value in values)
 
 
 def peak_of(workload: Workload) -> float:
-    """Peak memory of a process of its own that makes three steps of a configuration."""
+    """Return the peak memory in MiB of a separate process that makes three steps of a configuration."""
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); import cpu; from gpt.config import ModelConfig, TrainConfig;"
         f"print(cpu.memory_of(cpu.Workload('', {workload.config!r}, {workload.train!r}, {workload.threads}), 'fast'))"
@@ -368,8 +423,10 @@ def peak_of(workload: Workload) -> float:
 
 
 def slope(x: tuple[int, ...], y: list[float]) -> float:
-    """b of the least-squares fit y = a x^b."""
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0]) if len(x) > 1 else float("nan")
+    """Return b of the least-squares fit y = a x^b."""
+    if len(x) < 2:
+        return float("nan")
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
 def main() -> None:

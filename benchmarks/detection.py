@@ -1,9 +1,12 @@
-"""Which gradient checker notices which mistake?   python benchmarks/detection.py [--trials 100]
+"""Measure which gradient checker notices which mistake.
+
+    python benchmarks/detection.py [--trials 100]
 
 The same layers, inputs and planted mistakes go through tensorlite.gradcheck, torch.autograd.gradcheck (default and fast mode),
-jax.test_util.check_grads and autograd.test_util.check_grads, each called as its documentation says, with its default tolerances,
-in float64. A checker that is not installed is left out:   pip install torch==2.13.0 jax autograd
-Writes docs/detection.md: the share of trials in which each checker refused the gradient.
+jax.test_util.check_grads and autograd.test_util.check_grads. Each is called as its documentation says, with its default tolerances,
+in float64. A checker that is not installed is left out: pip install torch==2.13.0 jax autograd
+
+The script writes docs/detection.md: the share of trials in which each checker refused the gradient.
 """
 
 import sys
@@ -25,7 +28,7 @@ OPS = ReferenceOps()
 
 @dataclass
 class Layer:
-    """A layer with inputs: forward(*arrays) -> y, cache; backward(dy, cache) -> gradients in the order of the arrays."""
+    """A layer and its inputs: forward(*arrays) -> y, cache; backward(dy, cache) -> gradients in the order of the arrays."""
 
     forward: Callable
     backward: Callable
@@ -33,7 +36,7 @@ class Layer:
 
 
 def draw_layer(random: np.random.Generator) -> Layer:
-    """One of six layers, of a small random shape, at numbers of size one."""
+    """Draw one of six layers, with a small random shape and inputs of order 1."""
     N, C, D = random.integers(2, 6, 3)
     normal = random.standard_normal
     kind = random.integers(6)
@@ -53,17 +56,22 @@ def draw_layer(random: np.random.Generator) -> Layer:
 
 
 def factor(f: float) -> Callable:
-    """The whole gradient, off by a factor."""
+    """Return a mistake: the whole gradient is off by a factor."""
     return lambda g, at: g * f  # noqa: ARG005
 
 
 def one_entry(f: float) -> Callable:
-    """One entry, off by a factor."""
-    return lambda g, at: np.where(np.arange(g.size).reshape(g.shape) == at % g.size, g * f, g)
+    """Return a mistake: one entry is off by a factor."""
+
+    def wrong(g: np.ndarray, at: int) -> np.ndarray:
+        here = np.arange(g.size).reshape(g.shape) == at % g.size
+        return np.where(here, g * f, g)
+
+    return wrong
 
 
 def zero_sum(share: float) -> Callable:
-    """A share of each entry lands on its neighbour: the errors add up to nothing."""
+    """Return a mistake: each entry passes a share of its value to its neighbour, so the errors sum to 0."""
     return lambda g, at: g + share * (np.roll(g, 1) - g)  # noqa: ARG005
 
 
@@ -79,7 +87,7 @@ MISTAKES: dict[str, Callable] = {
 
 
 def plant(layer: Layer, mistake: Callable, which: int, at: int) -> Layer:
-    """The layer with a mistake in one of its gradients; all these mistakes leave backward linear in dy, as real ones do."""
+    """Return the layer with a mistake in one of its gradients. Like most real mistakes, these leave backward linear in dy."""
 
     def backward(dy: Any, cache: Any) -> tuple:
         grads = layer.backward(dy, cache)
@@ -90,11 +98,11 @@ def plant(layer: Layer, mistake: Callable, which: int, at: int) -> Layer:
     return Layer(layer.forward, backward, layer.arrays)
 
 
-# Each checker: does it refuse the layer's gradient?
+# Each checker is a function that returns whether it refuses the layer's gradient.
 
 
 def ours(layer: Layer) -> bool:
-    """tensorlite.gradcheck"""
+    """Call tensorlite.gradcheck."""
     names = [f"x{i}" for i in range(len(layer.arrays))]
     inputs = dict(zip(names, layer.arrays, strict=True))
     report = gradcheck(lambda **a: layer.forward(*a.values()), layer.backward, inputs, raise_on_fail=False)
@@ -102,7 +110,7 @@ def ours(layer: Layer) -> bool:
 
 
 def torch_checker(fast_mode: bool) -> Callable[[Layer], bool]:
-    """torch.autograd.gradcheck on an autograd.Function around the layer."""
+    """Return torch.autograd.gradcheck on an autograd.Function around the layer."""
     import torch
 
     torch.set_num_threads(1)
@@ -111,12 +119,12 @@ def torch_checker(fast_mode: bool) -> Callable[[Layer], bool]:
         class Function(torch.autograd.Function):
             @staticmethod
             def forward(ctx: Any, *tensors: Any) -> Any:
-                y, ctx.kept = layer.forward(*(t.detach().numpy() for t in tensors))
+                y, ctx.layer_cache = layer.forward(*(t.detach().numpy() for t in tensors))
                 return torch.from_numpy(np.array(y))
 
             @staticmethod
             def backward(ctx: Any, dy: Any) -> Any:
-                return tuple(torch.from_numpy(np.array(g)) for g in layer.backward(dy.numpy(), ctx.kept))
+                return tuple(torch.from_numpy(np.array(g)) for g in layer.backward(dy.numpy(), ctx.layer_cache))
 
         tensors = [torch.tensor(a, requires_grad=True) for a in layer.arrays]
         return not torch.autograd.gradcheck(Function.apply, tensors, raise_exception=False, fast_mode=fast_mode)
@@ -125,7 +133,7 @@ def torch_checker(fast_mode: bool) -> Callable[[Layer], bool]:
 
 
 def jax_checker() -> Callable[[Layer], bool]:
-    """jax.test_util.check_grads on a custom_vjp around the layer, reverse mode."""
+    """Return jax.test_util.check_grads on a custom_vjp around the layer, in reverse mode."""
     import jax
 
     jax.config.update("jax_enable_x64", True)
@@ -157,7 +165,7 @@ def jax_checker() -> Callable[[Layer], bool]:
 
 
 def autograd_checker() -> Callable[[Layer], bool]:
-    """autograd.test_util.check_grads on a primitive around the layer, reverse mode."""
+    """Return autograd.test_util.check_grads on a primitive around the layer, in reverse mode."""
     from autograd.extend import defvjp, primitive
     from autograd.test_util import check_grads
 
@@ -192,14 +200,15 @@ class Args:
     """Compare gradient checkers."""
 
     trials: int = 100
-    """Layers drawn for each mistake."""
+    """Number of layers drawn per mistake."""
 
 
 def main() -> int:
     """Run every checker on every mistake and write the table."""
     trials = tyro.cli(Args).trials
     warnings.simplefilter("ignore")
-    checkers, versions = {}, []
+    checkers = {}
+    versions = []
     for name, (package, make) in CHECKERS.items():
         try:
             checkers[name] = make()
@@ -222,15 +231,17 @@ def main() -> int:
 
 
 def write(rows: list[list[str]], names: list[str], versions: list[str], trials: int) -> None:
-    """docs/detection.md"""
+    """Write docs/detection.md."""
     lines = [
-        "# Which checker notices which mistake",
+        "# Detection rates of gradient checkers",
         "",
-        f"`python benchmarks/detection.py --trials {trials}`, {date.today()}, {', '.join(dict.fromkeys(versions))}.",
-        f"The share of {trials} trials in which a checker refused the gradient: a layer (linear, layernorm, GELU, softmax,",
-        "attention, cross-entropy) of a random small shape in float64, a mistake in one of its gradients, each checker with its",
-        "default tolerances. Where the true entry is 0, or has no neighbour, the mistake changes nothing: 1.00 is not always in",
-        "reach.",
+        f"Measured with `python benchmarks/detection.py --trials {trials}` on {date.today()}:",
+        f"{', '.join(dict.fromkeys(versions))}.",
+        "",
+        f"Each entry is the share of {trials} trials in which the checker refused the gradient. A trial is a layer",
+        "(linear, layernorm, GELU, softmax, attention or cross-entropy) of a random small shape in float64,",
+        "with one mistake in one of its gradients. Each checker has its default tolerances. A mistake changes",
+        "nothing where the true entry is 0 or has no neighbour, so 1.00 is not always possible.",
         "",
         f"| planted mistake | {' | '.join(names)} |",
         f"|---|{'---|' * len(names)}",

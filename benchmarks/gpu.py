@@ -1,4 +1,4 @@
-"""The CUDA backend on this machine's GPU, beside PyTorch and beside what the card can do, in under ten minutes.
+"""The CUDA backend on this machine's GPU, compared with PyTorch and with the limits of the card, in under ten minutes.
 
     python benchmarks/gpu.py [--quick] [--out runs/benchmark-gpu] [--only steps run] [--data FILE]
 
@@ -6,16 +6,16 @@ It needs a GPU of compute capability 8.0 or later; PyTorch is optional (pip inst
 
     machine     versions, and two ceilings measured here: a large GEMM in each precision, a large copy
     tests       pytest tests/cuda/gpu
-    gradients   of one batch of the full model, each precision against the reference in float64
+    gradients   the gradients of one batch of the full model, in each precision, against the reference in float64
     gemms       the model's GEMMs: cuBLASLt's algorithms, and epilogues fused and unfused
-    kernels     what each kernel of a step takes, beside its bytes and FLOPs at the ceilings
+    kernels     the time of each kernel of a step, and the time of its bytes and FLOPs at the ceilings
     sdpa        PyTorch's attention kernels at the same shape
-    steps       a training step: the reference, each precision op by op and as one graph, and PyTorch; taking turns
-    run         train.py --preset shakespeare from start to end: twice in bf16 for the same bits, once in tf32
-    generation  of 255 tokens
+    steps       a training step of the reference, of each precision op by op and as one graph, and of PyTorch, in turns
+    run         train.py --preset shakespeare from start to end: twice in bf16, to compare every bit, and once in tf32
+    generation  the generation of 255 tokens
 
-Each is a process of its own with a limit of time, so that a crash or a hang costs one section; what it found by then stays.
-Everything found is in gpu.json in the folder, written anew at every step; a short table is printed last.
+Each section is a separate process with a time limit, so that a crash or a hang costs one section, and its results so far remain.
+All results are in gpu.json in the output folder, which is rewritten at every step. A short table is printed last.
 """
 
 import contextlib
@@ -48,8 +48,8 @@ from gpu_sections.training import run, show_run
 
 from tensorlite import DeviceError
 
-MIN_SECONDS = 15.0  # seconds under which no section is begun
-SHUTDOWN_SECONDS = 5.0  # seconds that a section has to end by itself
+MIN_SECONDS = 15.0  # no section starts with less time than this
+SHUTDOWN_SECONDS = 5.0  # time after its limit in which a section may end by itself
 WINDOWS = sys.platform == "win32"  # no process groups, no SIGKILL
 
 
@@ -58,36 +58,36 @@ class Args:
     """Measure the CUDA backend on a GPU, in under ten minutes."""
 
     quick: bool = False
-    """A few minutes: fewer rounds, no torch.compile, 300 training steps."""
+    """Take only a few minutes: fewer rounds, no torch.compile, 300 training steps."""
     out: Path = Path("runs/benchmark-gpu")
     """Folder for gpu.json, gpu.png and tests.log."""
     only: tuple[str, ...] = ()
-    """Sections to run, of those above; the others stay as an earlier call found them."""
+    """Sections to run. The others keep the results of an earlier call."""
     data: Path | None = None
-    """A text for train.py. Default: the lecture's corpus, fetched once."""
+    """Text for train.py. Default: the lecture's corpus, which is downloaded once."""
     minutes: float = 9.5
-    """Time for all of it: sections that do not fit are left out, and said to be."""
+    """Time for all sections. Those that do not fit are left out, and the report says so."""
     commit: str = ""
-    """What gpu.json says was measured. Default: git's word."""
+    """Name of the measured commit in gpu.json. Default: as git reports it."""
     max_autotune: bool = False
     """Also time torch.compile(mode="max-autotune-no-cudagraphs"), which takes minutes to compile."""
     check: bool = False
-    """Used by the script itself: say whether the backend can be used here."""
+    """Used by the script itself: check whether the backend can be used here."""
     section: str | None = None
-    """Used by the script itself: be this section."""
+    """Used by the script itself: run this section."""
     limit: float = math.inf
-    """Used by the script itself: seconds that the section has."""
+    """Used by the script itself: time limit of the section in seconds."""
     serve: str | None = None
-    """Used by the script itself: be this implementation, and work as asked."""
+    """Used by the script itself: run this implementation on request."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One section: what it does, the seconds that it may take at most, and its table."""
+    """One section."""
 
     work: Callable[[Section], None]
-    seconds: float
-    show: Callable[[dict], str]
+    seconds: float  # time limit
+    show: Callable[[dict], str]  # formats its results as a table
 
 
 SECTIONS = {
@@ -104,9 +104,10 @@ SECTIONS = {
 
 
 def conduct(args: Args) -> int:
-    """Run the sections, each in a process, and print their tables and then the short one. Returns 1 if anything failed."""
+    """Run each section in a process, and print their tables and then the short one. Returns 1 if anything failed."""
     wanted = [name for name in SECTIONS if not args.only or name in args.only]
-    report, start = Report(args.out / "gpu.json"), time.monotonic()
+    report = Report(args.out / "gpu.json")
+    start = time.monotonic()
     for name in wanted:
         left = args.minutes * 60 - (time.monotonic() - start)
         limit = min(SECTIONS[name].seconds, left)
@@ -114,7 +115,7 @@ def conduct(args: Args) -> int:
             report.put(name, {"failures": {"all of it": f"left out: {max(left, 0):.0f} s were left"}})
             continue
         say(f"{name}: at most {limit:.0f} s")
-        report.put(name, {})  # whatever comes is of this run
+        report.put(name, {})  # the results of an earlier call go
         began = time.monotonic()
         why = run_section(name, args, limit)
         if why:
@@ -127,7 +128,7 @@ def conduct(args: Args) -> int:
 
 
 def run_section(name: str, args: Args, limit: float) -> str:
-    """Run one in a process of its own. Returns "", or how it came to an early end; its processes are gone in any case."""
+    """Run a section in a separate process and end all processes that it started. Returns "", or why the section ended early."""
     own = ["--section", name, "--limit", f"{limit:.0f}", "--out", str(args.out), "--commit", args.commit]
     own += [flag for flag, on in (("--quick", args.quick), ("--max-autotune", args.max_autotune)) if on]
     own += ["--data", str(args.data)] if args.data else []
@@ -142,7 +143,7 @@ def run_section(name: str, args: Args, limit: float) -> str:
 
 
 def end_all(process: subprocess.Popen) -> None:
-    """End a section's process and what it started."""
+    """End the process of a section and all processes that it started."""
     if WINDOWS:
         subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True, check=False)
         process.kill()
@@ -153,15 +154,15 @@ def end_all(process: subprocess.Popen) -> None:
 
 
 def usable() -> bool:
-    """Whether the backend can be used here; a process of its own says why not.
+    """Return whether the backend can be used here. A separate process checks this, and prints the reason if not.
 
-    In this one a CUDA context would stay. It would take memory, and a GPU in exclusive mode allows no second one.
+    In this process a CUDA context would remain. It would take memory, and a GPU in exclusive mode allows no second one.
     """
     return subprocess.run([sys.executable, __file__, "--check"], check=False).returncode == 0
 
 
 def check() -> int:
-    """Make a CudaRuntime. Returns the exit status."""
+    """Create a CudaRuntime. Returns the exit status."""
     try:
         from tensorlite.cuda.runtime.device import CudaRuntime
 
@@ -173,7 +174,7 @@ def check() -> int:
 
 
 def summary(found: dict[str, Any]) -> str:
-    """The short table, of whatever was found."""
+    """Return the short table of all results."""
     lines = ["=" * 100]
     for name, part in SECTIONS.items():
         show = {"kernels": short_kernels, "gemms": short_gemms, "sdpa": lambda _: short_attention(found)}.get(name, part.show)
@@ -183,7 +184,7 @@ def summary(found: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Run the command line; return the exit status."""
+    """Run the command line and return the exit status."""
     args = tyro.cli(Args)
     if args.serve:
         return serve(args.serve)
@@ -198,7 +199,7 @@ def main() -> int:
         return 0
     if args.check:
         return check()
-    if not usable():  # what is missing is said before any work
+    if not usable():  # checked before any work
         return 2
     try:
         return conduct(args)

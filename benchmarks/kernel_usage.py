@@ -1,9 +1,9 @@
-"""What the compiler makes of every kernel of the full model: registers, spilled bytes, stack and instructions. It needs no GPU.
+"""What every kernel of the full model needs when compiled: registers, spilled bytes, stack and instructions. It needs no GPU.
 
     python benchmarks/kernel_usage.py [--architectures 80 90 100] [--save FILE] [--compare FILE]
 
-An instruction is 16 bytes of the machine code. With --compare the exit status is 1 if any kernel of that file needs more now; a
-kernel is known by its name and by the values of what was defined for it.
+An instruction is 16 bytes of the machine code. With --compare the exit status is 1 if any kernel of that file needs more now. A
+kernel is identified by its name and by the values of its preprocessor definitions.
 """
 
 import json
@@ -16,9 +16,11 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from compiled_files import files_of_a_run
+from gpt.analysis.format import table
 from tensorlite.cuda.runtime import nvrtc
 
-SAID = ("registers", "spilled", "stack", "instructions")
+NEEDS = ("registers", "spilled", "stack", "instructions")
+COLUMNS = ("kernel:64", *(f"{need}:>13" for need in NEEDS))
 
 
 @dataclass
@@ -28,51 +30,57 @@ class Args:
     architectures: tuple[int, ...] = (80, 90, 100)
     """Compute capabilities, 80 for 8.0."""
     save: Path | None = None
-    """A file to write the list to, as JSON."""
+    """Write the list to this file, as JSON."""
     compare: Path | None = None
-    """A list that was saved before."""
+    """Compare with this list, which was saved before."""
 
 
 def code_bytes(cubin: bytes) -> dict[str, int]:
-    """Bytes of machine code of each kernel: the sections .text.NAME of an ELF file."""
+    """Return the bytes of machine code per kernel: the sections .text.NAME of an ELF file."""
     (offset,) = struct.unpack_from("<Q", cubin, 40)
     size, count, names = struct.unpack_from("<HHH", cubin, 58)
     sections = [struct.unpack_from("<IIQQQQ", cubin, offset + i * size) for i in range(count)]
-    strings = sections[names][4]
-    named = {cubin[strings + s[0] : cubin.index(b"\0", strings + s[0])].decode(): s[5] for s in sections}
-    return {name.removeprefix(".text."): n for name, n in named.items() if name.startswith(".text.")}
+    strings = sections[names][4]  # the offset of the section that holds the names
+    found = {}
+    for name_offset, _, _, _, _, nbytes in sections:
+        start = strings + name_offset
+        name = cubin[start : cubin.index(b"\0", start)].decode()
+        if name.startswith(".text."):
+            found[name.removeprefix(".text.")] = nbytes
+    return found
 
 
 def usage(architectures: tuple[int, ...]) -> dict[str, list[int]]:
-    """SAID of each kernel, under "architecture kernel values"."""
+    """Return the NEEDS of each kernel, by "architecture kernel values"."""
     found = {}
     for architecture in architectures:
         for file, defines in files_of_a_run():
             cubin, log = nvrtc.compile_file(file, architecture, dict(defines))
-            said, size = nvrtc.usage(log), code_bytes(cubin)
+            size = code_bytes(cubin)
             values = " ".join(str(value) for _, value in defines)
-            for kernel, u in said.items():
+            for kernel, u in nvrtc.usage(log).items():
                 found[f"sm_{architecture} {kernel} {values}"] = [u.registers, u.spilled, u.stack, size[kernel] // 16]
     return found
 
 
 def main(args: Args) -> int:
-    """Print the list; return the exit status."""
+    """Print the list or the comparison, and return the exit status."""
     found = usage(args.architectures)
     if args.save:
         args.save.write_text(json.dumps(found, indent=0))
     if not args.compare:
-        for kernel, numbers in found.items():
-            print(f"{kernel:64}" + "".join(f"{n:>8} {name}" for n, name in zip(numbers, SAID, strict=True)))
+        print(table([(kernel, *needs) for kernel, needs in found.items()], COLUMNS))
         return 0
     before = json.loads(args.compare.read_text())
     common = [kernel for kernel in found if kernel in before]
+    same = [kernel for kernel in common if found[kernel] == before[kernel]]
     more = [kernel for kernel in common if any(now > then for now, then in zip(found[kernel], before[kernel], strict=True))]
-    same = sum(found[kernel] == before[kernel] for kernel in common)
-    print(f"{len(common)} kernels in both lists: {same} need the same, {len(common) - same - len(more)} less, {len(more)} more")
-    print(f"only now: {sorted(found.keys() - before.keys())}\nonly before: {sorted(before.keys() - found.keys())}")
+    less = len(common) - len(same) - len(more)
+    print(f"{len(common)} kernels in both lists: {len(same)} need the same, {less} less, {len(more)} more")
+    print(f"only now: {sorted(found.keys() - before.keys())}")
+    print(f"only before: {sorted(before.keys() - found.keys())}")
     for kernel in more:
-        print(f"{kernel}: {dict(zip(SAID, before[kernel], strict=True))} -> {dict(zip(SAID, found[kernel], strict=True))}")
+        print(f"{kernel}: {dict(zip(NEEDS, before[kernel], strict=True))} -> {dict(zip(NEEDS, found[kernel], strict=True))}")
     return 1 if more else 0
 
 

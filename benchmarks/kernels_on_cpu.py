@@ -1,8 +1,8 @@
-"""Train with the CUDA kernels on a CPU: what bf16 does to the loss, shown without a GPU. It says nothing about speed.
+"""Train with the CUDA kernels on a CPU, to see what bf16 does to the loss. It says nothing about speed.
 
     python benchmarks/kernels_on_cpu.py [--preset laptop] [--precision bf16] [--steps 2000]
 
-The kernel files run through the shim of the tests, the GEMMs in NumPy with the same roundings; everything else is train.py's.
+The kernels run through the shim of the tests and the GEMMs run in NumPy with the same roundings. Everything else is as in train.py.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from gpt.models import MODELS
 from gpt.params import ParamTable
 from gpt.training.data_parallel import Workers
 from gpt.training.evaluate import split_loss
-from gpt.training.step import TrainState
+from gpt.training.step import Task, TrainState
 from tensorlite import ReferenceOps
 from tensorlite.cuda import CUDAOps
 from tensorlite.cuda.ops import Precision
@@ -36,26 +36,30 @@ class Args:
     preset: str = "laptop"
     precision: Precision = "bf16"
     steps: int | None = None
-    """Updates; the preset's by default."""
+    """Number of updates. Default: the preset's."""
     seed: int = 1337
     report: int = 100
-    """Updates between two lines."""
+    """Number of updates between printed lines."""
 
 
 def main() -> None:
-    """Train, and print the loss over the validation split, of float32 arithmetic on the parameters found."""
+    """Train, and print the loss over the validation split, which is computed in float32."""
     args = tyro.cli(Args)
     preset = PRESETS[args.preset]
     corpus = load_corpus(None, preset.model.block_size)
-    config, train = dataclasses.replace(preset.model, vocab_size=len(corpus.tokenizer)), preset.train
-    model, table = MODELS[config.model], ParamTable(MODELS[config.model].init(config))
+    config = dataclasses.replace(preset.model, vocab_size=len(corpus.tokenizer))
+    train = preset.train
+    model = MODELS[config.model]
+    table = ParamTable(model.init(config))
     state = TrainState.start(table, table.init_params(args.seed), np)
-    workers, judge = Workers.of(CUDAOps(args.precision, check=False, runtime=HostRuntime())), Workers.of(ReferenceOps(check=False))
+    task = Task(model, config, train, data=corpus.train, seed=args.seed)
+    workers = Workers.of(CUDAOps(args.precision, check=False, runtime=HostRuntime()))
+    reference = Workers.of(ReferenceOps(check=False))
     start = time.perf_counter()
     for step in range(1, (args.steps or train.max_iters) + 1):
-        loss, norm = workers.train_step(model, state, corpus.train, config, train, args.seed)
+        loss, norm = workers.train_step(task, state)
         if step % args.report == 0 or step == args.steps or step == train.max_iters:
-            val = split_loss(judge, model, table.tree(state.params), corpus.val, config, train.batch_size)
+            val = split_loss(reference, task, table.tree(state.params), corpus.val)
             seconds = time.perf_counter() - start
             print(f"step {step}: loss {float(loss):.4f}, norm {float(norm):.3f}, val {val:.4f}, {seconds:.0f} s", flush=True)
 

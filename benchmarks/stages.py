@@ -13,9 +13,13 @@ from pathlib import Path
 
 import tyro
 
+from gpt.analysis.format import table, table_row
 from gpt.config import PRESETS, STAGES
 
 LIMITS = {"bigram": 2.52, "head": 2.45, "multihead": 2.32, "feedforward": 2.28, "residual": 2.12, "layernorm": 2.10}
+
+LOSSES = "best validation loss by seed (whole split)"
+COLUMNS = ("stage:12", "lecture:>9", "limit:>7.2f", f"{LOSSES}:>46", "seconds per run:>17.1f", ":>17")
 
 
 @dataclass
@@ -23,15 +27,15 @@ class Args:
     """Train the small stages and compare them with the lecture."""
 
     seeds: int = 3
-    """How many seeds for each."""
+    """Number of seeds per stage."""
     stages: tuple[str, ...] = STAGES
-    """Which stages."""
+    """Stages to train."""
 
 
 def main() -> int:
-    """Run each stage in a process of its own, as a user would."""
+    """Run each stage in a separate process, as a user would."""
     args = tyro.cli(Args)
-    print(f"{'stage':12s} {'lecture':>8s} {'limit':>6s}  best validation loss by seed (whole split)   seconds a run")
+    print(table([], COLUMNS))
     failed = False
     for stage in args.stages:
         losses, seconds = [], []
@@ -48,11 +52,8 @@ def main() -> int:
         over = max(losses) > LIMITS[stage]
         failed |= over
         listed = "  ".join(f"{loss:.4f}" for loss in losses)
-        print(
-            f"{stage:12s} {PRESETS[stage].reported:>8s} {LIMITS[stage]:6.2f}  {listed:44s} {max(seconds):8.1f}"
-            + ("  ABOVE THE LIMIT" if over else ""),
-            flush=True,
-        )
+        row = [stage, PRESETS[stage].reported, LIMITS[stage], listed, max(seconds), "ABOVE THE LIMIT" if over else None]
+        print(table_row(row, COLUMNS), flush=True)
     return int(failed)
 
 

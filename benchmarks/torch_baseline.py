@@ -1,7 +1,7 @@
-"""What the benchmarks compare with: the lecture's GPT in PyTorch (tests/support/torch_model.py),
-trained and sampled as people do it.
+"""The baseline of the benchmarks: the lecture's GPT in PyTorch, trained and sampled in the usual ways.
 
-`training_step` is the loop of a CPU, `steps_on_cuda` that of a GPU, plain and at its best.
+The model is tests/support/torch_model.py. `training_step` is the training loop on a CPU. `steps_on_cuda` is that on a GPU, from
+plain PyTorch to its fastest form.
 """
 
 import statistics
@@ -19,7 +19,7 @@ from gpt.config import ModelConfig, TrainConfig
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from torch_model import GPT, Block, adamw
 
-CUDA = {  # how a GPU is trained: the mode of torch.compile, and whether the whole step is one graph
+CUDA = {  # ways to train on a GPU: the mode of torch.compile, and whether the whole step is one graph
     "PyTorch eager": (None, False),
     "torch.compile": ("default", False),
     "torch.compile, CUDA graphs": ("reduce-overhead", False),
@@ -29,7 +29,7 @@ CUDA = {  # how a GPU is trained: the mode of torch.compile, and whether the who
 
 
 def training_step(model: GPT, data: Tensor, config: ModelConfig, train: TrainConfig, compiled: bool) -> Callable[[], float]:
-    """A function that makes one update: random windows, loss, backward, clipping, fused AdamW."""
+    """Return a function that makes one update: random windows, loss, backward, clipping, fused AdamW."""
     optimizer = adamw(model, train, fused=True)
     loss_of = torch.compile(model) if compiled else model
     T = config.block_size
@@ -51,17 +51,21 @@ def training_step(model: GPT, data: Tensor, config: ModelConfig, train: TrainCon
 
 
 def steps_on_cuda(model: GPT, data: Tensor, config: ModelConfig, train: TrainConfig, kind: str) -> Callable[[int], float]:
-    """A function that makes n updates and returns the last loss, which is all that it waits for.
+    """Return a function that makes n updates and returns the last loss. It waits for the device only to read that loss.
 
-    The text lies on the device and windows are drawn there; bf16 autocast, SDPA, fused AdamW. kind: one of CUDA. A captured step
-    is PyTorch's own recipe: batch, forward, backward and optimizer in one torch.cuda.CUDAGraph, around a compiled model if any.
-    The learning rate must be constant.
+    The text is on the device and windows are drawn there. The step uses bf16 autocast, SDPA and fused AdamW. A captured step
+    follows PyTorch's own recipe: batch, forward, backward and optimizer are one torch.cuda.CUDAGraph, and the model in it may be
+    compiled.
+
+    train: its learning rate must be constant.
+    kind: a key of CUDA.
     """
     mode, one_graph = CUDA[kind]
     device, T, B = data.device, config.block_size, train.batch_size
     optimizer = adamw(model, train, fused=True, capturable=one_graph)
     loss_of = torch.compile(model, mode=mode) if mode else model
-    last, offsets = torch.zeros((), device=device), torch.arange(T + 1, device=device)
+    last = torch.zeros((), device=device)
+    offsets = torch.arange(T + 1, device=device)
     begin = torch.compiler.cudagraph_mark_step_begin if mode == "reduce-overhead" else lambda: None
     model.train()
 
@@ -88,7 +92,7 @@ def steps_on_cuda(model: GPT, data: Tensor, config: ModelConfig, train: TrainCon
 
 
 def _captured(step: Callable[[], None]) -> Callable[[], None]:
-    """The step as one graph, after steps that compile it and warm it up on a stream of its own, as PyTorch's notes ask for."""
+    """Return the step as one graph. First it is compiled and warmed up on a side stream, as PyTorch's notes recommend."""
     step()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -103,7 +107,7 @@ def _captured(step: Callable[[], None]) -> Callable[[], None]:
 
 
 def attention_seconds(rows: int, heads: int, T: int, D: int, dropout: float) -> dict[str, Any]:
-    """Each of SDPA's kernels in bf16, causal: seconds of forward, and of backward; or why it cannot be used here."""
+    """Return the seconds of forward and backward of each SDPA kernel, causal and in bf16, or why it cannot be used here."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     def heads_of() -> Tensor:  # as they lie in memory after a linear layer
@@ -130,9 +134,10 @@ def attention_seconds(rows: int, heads: int, T: int, D: int, dropout: float) -> 
 
 
 def _seconds(work: Callable[[], None], calls: int = 20, rounds: int = 5) -> float:
-    """Of one call on the device: the copies before keep it busy until the host has launched all of them."""
+    """Return the seconds of one call on the device. Copies keep the device busy until the host has launched all calls."""
     big = torch.empty(1 << 28, device="cuda", dtype=torch.uint8)
-    other, times = torch.empty_like(big), []
+    other = torch.empty_like(big)
+    times = []
     for _ in range(rounds + 1):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         for _ in range(60):
@@ -148,25 +153,26 @@ def _seconds(work: Callable[[], None], calls: int = 20, rounds: int = 5) -> floa
 
 @torch.inference_mode()
 def evaluate(model: Callable[[Tensor, Tensor], Tensor], data: Tensor, config: ModelConfig, rows: int) -> float:
-    """The mean loss over consecutive windows."""
+    """Return the mean loss over consecutive windows."""
     T = config.block_size
     windows = (len(data) - 1) // T
     total = 0.0
     for first in range(0, windows, rows):
         last = min(first + rows, windows)
-        idx, targets = data[first * T : last * T].view(-1, T), data[first * T + 1 : last * T + 1].view(-1, T)
+        idx = data[first * T : last * T].view(-1, T)
+        targets = data[first * T + 1 : last * T + 1].view(-1, T)
         total += model(idx, targets).item() * (last - first)
     return total / windows
 
 
 def drawn(logits: Tensor) -> Tensor:
-    """logits: (1, V) -> (1, 1), one token from their softmax."""
+    """Draw a token from the softmax of logits: (1, V) -> (1, 1)."""
     return torch.multinomial(functional.softmax(logits.float(), dim=-1), 1)
 
 
 @torch.inference_mode()
 def generate(model: GPT, idx: Tensor, n: int, config: ModelConfig) -> Iterator[int]:
-    """The usual loop: read the last block_size tokens anew for every token. idx: (1, T)."""
+    """Yield n tokens with the usual loop, which reads the last block_size tokens for every token. idx: (1, T)."""
     model.eval()
     for _ in range(n):
         token = drawn(model.logits(idx[:, -config.block_size :])[:, -1])
@@ -176,7 +182,7 @@ def generate(model: GPT, idx: Tensor, n: int, config: ModelConfig) -> Iterator[i
 
 @torch.inference_mode()
 def generate_cached(model: GPT, idx: Tensor, n: int, config: ModelConfig) -> Iterator[int]:
-    """The same with keys and values kept, for a text that fits the context."""
+    """Yield the same tokens with cached keys and values, for a text that fits the context."""
     if idx.shape[1] + n > config.block_size + 1:
         raise ValueError(f"{idx.shape[1]} + {n} tokens do not fit a context of {config.block_size}")
     model.eval()

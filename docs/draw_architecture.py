@@ -1,8 +1,9 @@
-"""Write what docs/architecture.md shows between its markers, and the picture beside it, from the files themselves.
+"""Write the generated parts of docs/architecture.md, and the picture beside it, from the source files.
 
     python docs/draw_architecture.py
 
-The tree has the first sentence of every file. Who imports whom is read off the import statements.
+The generated parts stand between markers. The tree has the first sentence of every file, and the import table comes from the
+import statements.
 """
 
 import ast
@@ -13,11 +14,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGE, PICTURE = ROOT / "docs" / "architecture.md", ROOT / "docs" / "data-flow.svg"
 PACKAGES = ("tensorlite", "gpt")
-LONGEST = 100  # characters of a comment in the tree: a test holds the first sentences of the two packages to it
+LONGEST = 100  # characters per comment of the tree; a test checks the first sentences of the two packages
 
 
 def first_sentence(path: Path) -> str:
-    """What a source file says of itself first: of its docstring, or of its first lines of comment."""
+    """Return the first sentence of a file: of its docstring, or of the comment that it begins with."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         text = ast.get_docstring(ast.parse(text)) or ""
@@ -29,37 +30,39 @@ def first_sentence(path: Path) -> str:
 
 
 def comment(path: Path) -> str:
-    """The first sentence, or as many of its clauses as fit."""
+    """Return the first sentence, cut after the last clause that fits."""
     sentence = first_sentence(path)
+    if len(sentence) <= LONGEST:
+        return sentence
     clauses = re.match(rf".{{1,{LONGEST}}}(?=[:;,] )", sentence)
-    return clauses.group() if len(sentence) > LONGEST and clauses else sentence
+    return clauses.group() if clauses else sentence
 
 
-FOLDERS = {  # those that are no packages
-    "kernels": "the CUDA kernels: a file per op; layout, reduce, spin and the *.cuh are helpers",
+FOLDERS = {  # comments of the folders that are not packages
+    "kernels": "the CUDA kernels: one file per op; layout, reduce, spin and the *.cuh are helpers",
     "cli": "the command lines: consoles, signals, bad input",
-    "cpu": "what is special to the CPU backend",
+    "cpu": "the CPU backend: its memory pool, and its values against the reference",
     "cuda": "kernels, runtime and captured steps on the CPU shim",
-    "gpu": "the same on a real GPU",
+    "gpu": "the same checks on a real GPU",
     "runtime": "cuBLASLt, autotuning, capture",
     "gpt": "the files of gpt/",
     "models": "the models",
     "training": "the training loop and what it needs",
     "analysis": "costs, profile and dry run",
-    "mutation": "plants mistakes in the Python ops and the optimizer (in kernels: cuda/test_planted.py)",
+    "mutation": "mutation testing of the Python ops and the optimizer (of kernels: cuda/test_planted.py)",
     "reference": "every op on every backend: gradients, values, properties, PyTorch",
-    "repo": "the README, the docs, the benchmarks and the proofs do what they say",
+    "repo": "the README, the docs, the benchmarks and the proofs",
     "shared": "arrays, random bits and the op table",
     "testing": "the gradient checker, the known bugs, the exercises",
     "support": "what the tests share: inputs, references, stand-ins",
-    "golden": "files of values that were made once, and the scripts that made them",
-    "shim": "CUDA kernels on a CPU",
-    "benchmarks": "what RESULTS.md was measured with",
+    "golden": "files of expected values, and the scripts that wrote them",
+    "shim": "runs the CUDA kernels on a CPU",
+    "benchmarks": "the scripts that RESULTS.md was measured with",
 }
 
 
 def tree(*roots: str) -> str:
-    """Every file below some folders with its first sentence, the files of a folder before its folders."""
+    """Return the tree of files below the roots, each with its comment. A folder's files come before its subfolders."""
     lines: list[tuple[str, str]] = []
 
     def walk(folder: Path, depth: int) -> None:
@@ -83,7 +86,7 @@ def tree(*roots: str) -> str:
 
 
 def package_of(name: str) -> str:
-    """The folder of what is imported by a dotted name, as "gpt/training"; "" where it is no part of this project."""
+    """Return the folder that a dotted name imports from, such as "gpt/training"; "" if it is not in this project."""
     path = Path(*name.split("."))
     if path.parts[0] not in PACKAGES:
         return ""
@@ -94,7 +97,7 @@ def package_of(name: str) -> str:
 
 @functools.cache
 def imports() -> dict[str, list[str]]:
-    """For each package, the packages that its modules import."""
+    """Return the packages that each package imports."""
     found: dict[str, set[str]] = {}
     for path in sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py")):
         here = path.parent.relative_to(ROOT).as_posix()
@@ -109,13 +112,13 @@ def imports() -> dict[str, list[str]]:
 
 
 def who_imports_whom() -> str:
-    """One line for each package."""
+    """Return the import table, one line per package."""
     found = imports()
     width = max(map(len, found)) + 2
     return "\n".join(f"{package:{width}}{', '.join(others) or '-'}" for package, others in found.items())
 
 
-BOXES = {  # centre, words, file
+BOXES = {  # x, y, label, file
     "text": (0, 2, "text", "gpt/data.py, gpt/tokenizer.py"),
     "batch": (1, 2, "idx, targets (B, T)", "ops.get_batch"),
     "forward": (2, 2, "model.forward", "gpt/models/gpt.py"),
@@ -143,7 +146,7 @@ ARROWS = (
 
 
 def draw() -> None:
-    """The way of the data through one training step."""
+    """Draw the data flow of one training step."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -155,10 +158,10 @@ def draw() -> None:
         axes.axis("off")
         style = {"boxstyle": "round,pad=0.5", "facecolor": "#eef3f8", "edgecolor": "#30506e"}
         drawn = {
-            name: axes.text(x, y, f"{words}\n{where}", ha="center", va="center", bbox=style)
-            for name, (x, y, words, where) in BOXES.items()
+            name: axes.text(x, y, f"{label}\n{where}", ha="center", va="center", bbox=style)
+            for name, (x, y, label, where) in BOXES.items()
         }
-        figure.draw_without_rendering()  # now the boxes have their sizes, where arrows begin and end
+        figure.draw_without_rendering()  # computes the sizes of the boxes, where the arrows begin and end
         for a, b in ARROWS:
             ends = {"patchA": drawn[a].get_bbox_patch(), "patchB": drawn[b].get_bbox_patch(), "shrinkA": 1, "shrinkB": 2}
             axes.annotate("", BOXES[b][:2], BOXES[a][:2], arrowprops={"arrowstyle": "->", "color": "#30506e", **ends})
@@ -166,16 +169,16 @@ def draw() -> None:
 
 
 def page() -> str:
-    """The page with what stands between its markers made anew."""
+    """Return the page with its generated parts replaced."""
     text = PAGE.read_text(encoding="utf-8")
     parts = {
         "tree": tree("train.py", "sample.py", *PACKAGES),
         "tests": tree("tests", "benchmarks"),
         "imports": who_imports_whom(),
     }
-    for name, made in parts.items():
+    for name, part in parts.items():
         pattern = rf"(<!-- {name} -->\n```text\n).*?(\n```\n<!-- end -->)"
-        text = re.sub(pattern, lambda found, made=made: found.group(1) + made + found.group(2), text, flags=re.DOTALL)
+        text = re.sub(pattern, lambda found, part=part: found.group(1) + part + found.group(2), text, flags=re.DOTALL)
     return text
 
 

@@ -1,4 +1,4 @@
-"""Commands to paste: what a run prints so that a user can go on with it."""
+"""Commands that a run prints, so that a user can paste them into a shell to continue."""
 
 import shlex
 import subprocess
@@ -8,28 +8,38 @@ from pathlib import Path
 
 
 def resume_command(out: Path, flags: Sequence[str], ranks: int = 1) -> str:
-    """Return the line for a shell that goes on with the run in a folder, started the way this process was.
+    """Return the shell command that continues the run in a folder, started in the way this process was.
 
-    flags: those of this run that its checkpoint does not hold.
+    flags: flags of this run that its checkpoint does not hold.
+    ranks: processes under mpiexec; 1: without mpiexec.
     """
     launcher = ["mpiexec", "-n", str(ranks)] if ranks > 1 else []
-    return " ".join(shell_word(word) for word in [*launcher, *_program(), "--resume", "--out", str(out), *flags])
+    words = [*launcher, *_program(), "--resume", "--out", str(out), *flags]
+    return " ".join(map(shell_word, words))
 
 
 def _program() -> list[str]:
-    """The words that started this program, as they were typed: python, its options, and the script or -m and the module."""
-    words, spec = sys.orig_argv, getattr(sys.modules["__main__"], "__spec__", None)
+    """Return the words that started this program, as typed: python, its options, and the script, or -m and the module."""
+    words = sys.orig_argv
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
     started = spec.name if spec is not None and spec.name in words else sys.argv[0]
-    return words[: words.index(started) + 1] if started in words else ["python", sys.argv[0]]
+    if started not in words:
+        return ["python", sys.argv[0]]
+    return words[: words.index(started) + 1]
 
 
 def shell_word(word: str) -> str:
-    """Quote a word for a shell, one with bytes that are no UTF-8 (a file name may have them) included."""
+    """Quote a word for a shell. It may contain bytes that are not UTF-8, as a file name may."""
     if sys.platform == "win32":
         return subprocess.list2cmdline([word])
     try:
         word.encode()
     except UnicodeEncodeError:
-        raw = word.encode(errors="surrogateescape")
-        return "$'" + "".join(chr(b) if 32 <= b < 127 and b not in b"'\\" else f"\\x{b:02x}" for b in raw) + "'"
+        return "$'" + "".join(map(_escaped, word.encode(errors="surrogateescape"))) + "'"
     return shlex.quote(word)
+
+
+def _escaped(byte: int) -> str:
+    """Return one byte as it is written within $'...'."""
+    printable = 32 <= byte < 127 and byte not in b"'\\"
+    return chr(byte) if printable else f"\\x{byte:02x}"

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from gpt.errors import ConfigError
 
@@ -13,38 +13,36 @@ Activation = Literal["gelu", "relu"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What fixes the parameters and what they mean. The letters of the code: V, T, L, H, C."""
+    """The fields that fix the parameters and their meaning. The comments give the letters that the code uses."""
 
     model: ModelName = "gpt"  # the file of that name in gpt/models/
     vocab_size: int = 65  # V
-    block_size: int = 256  # T, the context
+    block_size: int = 256  # T, the context length
     n_layer: int = 6  # L
     n_head: int = 6  # H
     n_embd: int = 384  # C
     dropout: float = 0.0
     activation: Activation = "gelu"
-    bias: bool = True  # biases on linear layers and layernorms; q, k and v never have one, as in the lecture
-    tied: bool = False  # the head is the token embedding, transposed
+    bias: bool = True  # of linear layers and layernorms; q, k and v never have one, as in the lecture
+    tied: bool = False  # the output head is the transposed token embedding
     init_std: float = 0.02  # matrices and embeddings start as N(0, init_std); biases at 0, gains at 1
 
     def __post_init__(self) -> None:
-        _require(self.model in get_args(ModelName), "model", self, f"must be one of {', '.join(get_args(ModelName))}")
+        _require(self, "model", self.model in get_args(ModelName), f"must be one of {', '.join(get_args(ModelName))}")
         for field in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
-            _require(
-                _is_int(getattr(self, field)) and getattr(self, field) >= 1, field, self, "must be a whole number of at least 1"
-            )
-        _require(self.n_embd % self.n_head == 0, "n_embd", self, f"must be divisible by n_head {self.n_head}")
-        _require(_is_number(self.dropout) and 0 <= self.dropout < 1, "dropout", self, "must be in [0, 1)")
-        _require(isinstance(self.bias, bool), "bias", self, "must be True or False")
-        _require(isinstance(self.tied, bool), "tied", self, "must be True or False")
-        one_layer = self.model in ("bigram", "head", "multihead", "feedforward")
-        _require(not one_layer or self.n_layer == 1, "n_layer", self, f"must be 1: the {self.model} stage has no blocks to repeat")
-        _require(self.model != "head" or self.n_head == 1, "n_head", self, "must be 1: the head stage is one head")
-        _require(
-            not self.tied or self.model in ("residual", "gpt"), "tied", self, f"must be False: the {self.model} stage cannot tie"
-        )
-        _require(self.activation in ("gelu", "relu"), "activation", self, "must be gelu or relu")
-        _require(_is_number(self.init_std) and self.init_std >= 0, "init_std", self, "must be 0 or more")
+            _require_whole(self, field, least=1)
+        _require(self, "n_embd", self.n_embd % self.n_head == 0, f"must be divisible by n_head {self.n_head}")
+        _require(self, "dropout", _is_number(self.dropout) and 0 <= self.dropout < 1, "must be in [0, 1)")
+        for field in ("bias", "tied"):
+            _require(self, field, isinstance(getattr(self, field), bool), "must be True or False")
+        repeats_blocks = self.model in ("residual", "gpt")
+        if not repeats_blocks:
+            _require(self, "n_layer", self.n_layer == 1, f"must be 1: the {self.model} stage has no blocks to repeat")
+            _require(self, "tied", not self.tied, f"must be False: the {self.model} stage cannot tie its head")
+        if self.model == "head":
+            _require(self, "n_head", self.n_head == 1, "must be 1: the head stage is one head")
+        _require(self, "activation", self.activation in get_args(Activation), "must be gelu or relu")
+        _require_at_least_0(self, "init_std")
 
     @property
     def head_size(self) -> int:
@@ -53,66 +51,72 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How the parameters are found."""
+    """The fields of training: batches, schedule, optimizer and evaluation."""
 
     batch_size: int = 64  # windows of text in one forward pass
     gradient_accumulation_steps: int = 1  # forward passes summed into one update
-    shards: int = 1  # parts that each such pass is split into, for threads and ranks; fixes the order of sums, so the bits
+    shards: int = 1  # parts of each pass, for threads and ranks; they fix the order of sums, and so every bit of the result
     max_iters: int = 5000  # updates
     learning_rate: float = 3e-4
-    min_lr: float = 3e-4  # where the cosine ends; equal to learning_rate: a constant rate
+    min_lr: float = 3e-4  # at the end of the cosine; if it equals learning_rate, the rate is constant
     warmup_iters: int = 0
     weight_decay: float = 0.01  # on matrices and embeddings; biases and gains never decay
     beta1: float = 0.9
     beta2: float = 0.999
     grad_clip: float = 0.0  # largest norm of the whole gradient; 0: no clipping
     eval_interval: int = 500
-    eval_batches: int = 50  # random training batches in the train loss
-    val_chars: int = 2**18  # at most so many characters of the validation split in the val loss, in evenly spread windows; 0: all
+    eval_batches: int = 50  # random batches in the training loss
+    val_chars: int = 2**18  # largest number of characters in the validation loss, in evenly spread windows; 0: all
 
     def __post_init__(self) -> None:
         for field in ("batch_size", "gradient_accumulation_steps", "shards", "max_iters", "eval_interval", "eval_batches"):
-            _require(
-                _is_int(getattr(self, field)) and getattr(self, field) >= 1, field, self, "must be a whole number of at least 1"
-            )
-        _require(self.shards <= self.batch_size, "shards", self, f"must not exceed batch_size {self.batch_size}")
+            _require_whole(self, field, least=1)
+        _require(self, "shards", self.shards <= self.batch_size, f"must not exceed batch_size {self.batch_size}")
         for field in ("warmup_iters", "val_chars"):
-            _require(
-                _is_int(getattr(self, field)) and getattr(self, field) >= 0, field, self, "must be a whole number of at least 0"
-            )
-        _require(_is_number(self.learning_rate) and self.learning_rate > 0, "learning_rate", self, "must be a number above 0")
-        _require(_is_number(self.min_lr) and self.min_lr >= 0, "min_lr", self, "must be 0 or more")
-        _require(self.min_lr <= self.learning_rate, "min_lr", self, f"must not exceed learning_rate {self.learning_rate}")
-        for field in ("weight_decay", "grad_clip"):
-            _require(_is_number(getattr(self, field)) and getattr(self, field) >= 0, field, self, "must be 0 or more")
+            _require_whole(self, field, least=0)
+        _require(self, "learning_rate", _is_number(self.learning_rate) and self.learning_rate > 0, "must be a number above 0")
+        for field in ("min_lr", "weight_decay", "grad_clip"):
+            _require_at_least_0(self, field)
+        _require(self, "min_lr", self.min_lr <= self.learning_rate, f"must not exceed learning_rate {self.learning_rate}")
         for field in ("beta1", "beta2"):
-            _require(_is_number(getattr(self, field)) and 0 <= getattr(self, field) < 1, field, self, "must be in [0, 1)")
+            value = getattr(self, field)
+            _require(self, field, _is_number(value) and 0 <= value < 1, "must be in [0, 1)")
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+Config = ModelConfig | TrainConfig
+
+
+def _require(config: Config, field: str, condition: bool, rule: str) -> None:
+    if not condition:
+        raise ConfigError(f"{field} {rule}, not {getattr(config, field)!r}")
+
+
+def _require_whole(config: Config, field: str, least: int) -> None:
+    value = getattr(config, field)
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    _require(config, field, is_whole and value >= least, f"must be a whole number of at least {least}")
+
+
+def _require_at_least_0(config: Config, field: str) -> None:
+    value = getattr(config, field)
+    _require(config, field, _is_number(value) and value >= 0, "must be 0 or more")
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _require(condition: bool, field: str, config: Any, rule: str) -> None:
-    if not condition:
-        raise ConfigError(f"{field} {rule}, not {getattr(config, field)!r}")
-
-
 @dataclass(frozen=True)
 class Preset:
-    """A named pair of configurations, and the validation loss its source reports."""
+    """A model and a training configuration."""
 
     model: ModelConfig
     train: TrainConfig
-    reported: str
+    reported: str  # the validation loss that the source reports
 
 
 def _stage(model: ModelName, reported: str, n_layer: int = 1, n_head: int = 4, learning_rate: float = 3e-3) -> Preset:
-    """A small stage of the lecture: context 8, 32 channels, batch 32, 5000 steps. The schedule is ours."""
+    """Return a small stage of the lecture: context 8, 32 channels, batch 32, 5000 steps. The learning-rate schedule is ours."""
     return Preset(
         ModelConfig(model, block_size=8, n_layer=n_layer, n_head=n_head, n_embd=32, init_std=0.1),
         TrainConfig(batch_size=32, learning_rate=learning_rate, min_lr=1e-4, warmup_iters=100, eval_interval=500, eval_batches=200),
@@ -149,6 +153,9 @@ PRESETS: dict[str, Preset] = {
 STAGES = ("bigram", "head", "multihead", "feedforward", "residual", "layernorm")
 
 
-def override(config: Any, fields: dict[str, Any]) -> Any:
-    """Return the configuration with some fields replaced, checked again."""
+AnyConfig = TypeVar("AnyConfig", ModelConfig, TrainConfig)
+
+
+def override(config: AnyConfig, fields: dict[str, Any]) -> AnyConfig:
+    """Return the configuration with some fields replaced. It is checked again."""
     return dataclasses.replace(config, **fields)

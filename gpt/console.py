@@ -1,6 +1,6 @@
 """Standard output, standard error and exit status of the commands.
 
-No console, whatever its state or encoding, ends a run or hides how it ended.
+The state and encoding of the console never end a run, and never hide how it ended.
 """
 
 import contextlib
@@ -8,6 +8,7 @@ import errno
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,21 @@ from tqdm import tqdm
 from gpt.errors import UserError
 from tensorlite import DeviceError, device_failure
 
-READER_GONE = 141  # 128 + SIGPIPE, what a shell reports of a program whose reader has left
+READER_GONE = 141  # 128 + SIGPIPE: what a shell reports for a program whose reader has left
 DEBUG = "TENSORLITE_DEBUG"
 
 _noted: set[str] = set()
 
 
 def note(text: str) -> None:
-    """Print a note, above a progress bar where one is shown. The same note is printed once."""
+    """Print a note, above the progress bar if there is one. A repeated note is printed only once."""
     if text not in _noted:
         _noted.add(text)
         tqdm.write(f"note     {text}")
 
 
 class Outlet:
-    """A text stream that keeps the error of a failed write instead of raising it: a full disk costs the words, not the run."""
+    """A text stream that saves the error of a failed write instead of raising it: a full disk costs the output, not the run."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -38,16 +39,16 @@ class Outlet:
         self.last_line = ""
 
     def write(self, text: str) -> int:
-        """Write what can be written."""
+        """Write the text if possible. Returns its length in any case."""
         self.last_line = text.strip().rpartition("\n")[2] or self.last_line
         self._attempt(self.stream.write, text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush what can be flushed."""
+        """Flush the stream if possible."""
         self._attempt(self.stream.flush)
 
-    def _attempt(self, call: Any, *args: Any) -> None:
+    def _attempt(self, call: Callable[..., object], *args: str) -> None:
         try:
             call(*args)
         except OSError as error:
@@ -58,17 +59,17 @@ class Outlet:
 
 
 def set_up() -> None:
-    """Make standard output and standard error safe to print to. Called once, when a command line starts.
+    """Make standard output and standard error safe to print to. Each command line calls this once, at its start.
 
-    A character that the console's encoding lacks is printed escaped. What is printed to a closed standard output goes to standard
-    error. The three standard descriptors are opened if they are closed: the next file would take their number, and whatever a
-    library prints would land in that file.
+    A character that the console's encoding lacks is printed as an escape sequence. If standard output is closed, prints go to
+    standard error. Standard descriptors that are closed are opened. Otherwise the next file would get such a descriptor, and
+    libraries would print into that file.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor, which is this one
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (for as long as the process lives)
     if sys.stdout is None:
@@ -81,14 +82,14 @@ def set_up() -> None:
 
 
 def reader_gone() -> bool:
-    """Whether the reader of standard output, `head` for example, has left."""
+    """Return whether the reader of standard output, for example `head`, has left."""
     return isinstance(sys.stdout, Outlet) and isinstance(sys.stdout.error, BrokenPipeError)
 
 
 def finish(status: int) -> int:
-    """Return the exit status of a command that is over: its own, or that of a standard output which lost some of its words.
+    """Return the exit status of a command that has ended.
 
-    In that case the last line of them is repeated on standard error.
+    If standard output lost some of its text, a status of 0 becomes that failure, and the last line is repeated on standard error.
     """
     outlets = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, Outlet)]
     for outlet in outlets:
@@ -103,8 +104,8 @@ def finish(status: int) -> int:
     return status
 
 
-def _discard(stream: Any) -> None:
-    """Send what is left in the stream's buffer nowhere: else the interpreter would fail to flush it and change the exit status."""
+def _discard(stream: "Outlet") -> None:
+    """Discard the stream's buffer. Otherwise the interpreter would fail to flush it and change the exit status."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -112,9 +113,9 @@ def _discard(stream: Any) -> None:
 
 
 def explain(error: BaseException, out_of_memory: str) -> tuple[str, int]:
-    """Return the line to print and the exit status for what ended a command.
+    """Return the line to print and the exit status for an error that ended a command.
 
-    out_of_memory: the line for a MemoryError, with {} in the place of its own words.
+    out_of_memory: the line for a MemoryError, with {} for the error's own text.
     """
     failure = device_failure(error) if isinstance(error, Exception) else None
     error = failure or error
@@ -123,11 +124,11 @@ def explain(error: BaseException, out_of_memory: str) -> tuple[str, int]:
     if isinstance(error, MemoryError):
         return "error: " + out_of_memory.format(error), 2
     if isinstance(error, KeyboardInterrupt):
-        return "stopped; the checkpoints written so far are whole", 130
+        return "stopped; all checkpoints written so far are complete", 130
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
-        return "error: threads: the system starts no more of them (see ulimit -u and ulimit -v); lower --threads", 2
+        return "error: threads: the system cannot start more of them (see ulimit -u and ulimit -v); lower --threads", 2
     if os.environ.get(DEBUG):
         return "".join(traceback.format_exception(error)), 1
     where = traceback.extract_tb(error.__traceback__)[-1]
     at = f"{Path(where.filename).name}:{where.lineno}"
-    return f"error: this is a defect of tensorlite: {type(error).__name__}: {error} (at {at}); {DEBUG}=1 prints the traceback", 1
+    return f"error: this is a bug in tensorlite: {type(error).__name__}: {error} (at {at}); {DEBUG}=1 prints the traceback", 1

@@ -1,25 +1,25 @@
-"""What can go wrong because of what a user gave. Every message is one line that names the thing and the way out."""
+"""Errors that users can cause. Every message is one line that names the field or file and the way out."""
 
 
 class UserError(Exception):
-    """Base of the errors below; whoever drives a run from the outside catches this one."""
+    """The base of the errors below. Catch this one to run training from another program."""
 
 
 class ConfigError(UserError):
-    """A configuration that cannot work; the message starts with the field's name."""
+    """A configuration that cannot work. The message starts with the field's name."""
 
 
 class DataError(UserError):
-    """A text that cannot be read, is too short, or has characters the vocabulary lacks."""
+    """A text that cannot be read, is too short, or has characters that the vocabulary lacks."""
 
 
 class UnknownCharactersError(DataError):
-    """Characters that the vocabulary lacks; the message lists them."""
+    """Characters that the vocabulary lacks. The message lists them."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, damaged, or of another model."""
+    """A checkpoint that is missing or damaged, or that belongs to another model."""
 
 
 class TrainingError(UserError):
-    """A run that cannot go on: the loss is no longer a number, or its folder is in use."""
+    """A run that cannot continue: its loss is not finite, or another process uses its folder."""

@@ -1,4 +1,4 @@
-"""Writing text: one token at a time, each drawn from what the model thinks comes next."""
+"""Generation: one token at a time, drawn from the distribution that the model predicts."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,15 +10,15 @@ import numpy as np
 
 from gpt.config import ModelConfig
 from gpt.errors import ConfigError
-from tensorlite import KVCache, array_namespace, to_numpy
+from tensorlite import Array, KVCache, Ops, array_namespace, to_numpy
 from tensorlite.random import fold_in, random_uint64, step_key
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample from the model's distribution."""
+    """How to sample a token from the model's distribution."""
 
-    temperature: float = 1.0  # below 1 sharpens, above 1 flattens; 0 always takes the likeliest
+    temperature: float = 1.0  # values below 1 sharpen the distribution, values above 1 flatten it; 0 takes the likeliest token
     top_k: int | None = None  # only the k likeliest tokens
     top_p: float | None = None  # only the likeliest tokens that together reach this probability
 
@@ -32,16 +32,20 @@ class Sampling:
 
 
 def sample_token(logits: np.ndarray, sampling: Sampling, u: float) -> int:
-    """Sample a token from logits (V,) with u, uniform in [0, 1). Computed in float64 on the host."""
+    """Sample a token, in float64 on the host.
+
+    logits: (V,).
+    u: a uniform random value in [0, 1), which fixes the choice.
+    """
     logits = logits.astype(np.float64)
     order: np.ndarray = np.argsort(-logits, kind="stable")  # likeliest first
     if sampling.temperature == 0:
         return int(order[0])
     ranked = logits[order][: sampling.top_k]
-    with np.errstate(over="ignore"):  # a tiny temperature sends all but the likeliest to -inf
+    with np.errstate(over="ignore"):  # with a tiny temperature all but the likeliest become -inf
         probs = np.exp((ranked - ranked[0]) / sampling.temperature)
     probs /= probs.sum()
-    if sampling.top_p is not None:  # keep a token as long as those before it have not reached top_p
+    if sampling.top_p is not None:  # keep a token if the likelier ones have not reached top_p
         before = np.cumsum(probs) - probs
         probs = np.where(before < sampling.top_p, probs, 0.0)
         probs /= probs.sum()
@@ -50,10 +54,10 @@ def sample_token(logits: np.ndarray, sampling: Sampling, u: float) -> int:
 
 
 def generate(
-    ops: Any,
+    ops: Ops,
     model: ModuleType,
-    params: dict,
-    prompt: Any,
+    params: dict[str, Any],
+    prompt: Array,
     n: int,
     config: ModelConfig,
     sampling: Sampling | None = None,
@@ -61,30 +65,47 @@ def generate(
     sample: int = 0,
     cached: bool = True,
 ) -> Iterator[int]:
-    """Yield n tokens that continue the prompt: (T,) integers on the model's device, T >= 1.
+    """Yield n tokens that continue the prompt.
 
-    While prompt and new tokens fit the context, the keys and values are cached and each token costs one position;
-    beyond it every position would shift, so the last block_size tokens are read anew for each token.
-    The token at each position is a function of (seed, sample, position): the same with and without `cached`.
+    While the prompt and the new tokens fit the context, keys and values are cached and each token costs one position. Beyond the
+    context every position would shift, so each token costs a forward pass over the last block_size tokens.
+    For given parameters and prompt, a token depends only on (seed, sample, position), and not on `cached`.
+
+    prompt: (T,) integers on the model's device, T >= 1.
+    n: number of tokens.
+    sample: index of the text; texts with different indices are independent.
+    cached: whether to cache keys and values.
     """
     xp = array_namespace(prompt)
     sampling = sampling or Sampling()
-    text = prompt[-config.block_size :]
-    kv_cache = KVCache(config.n_layer, config.block_size) if cached and len(text) < config.block_size else None
-    new = text
+    text = prompt[-config.block_size :]  # all that the model may see
+    kv_cache: KVCache | None = None
+    if cached and len(text) < config.block_size:
+        kv_cache = KVCache(config.n_layer, config.block_size)
+    new = text  # the tokens that the model has not seen yet
     for position in range(n):
         if kv_cache is None or kv_cache.length + len(new) > config.block_size:
-            kv_cache, new = None, text[-config.block_size :]
+            kv_cache = None
+            new = text
         logits = model.logits(ops, params, new[None], config, kv_cache)[0, -1]  # (V,)
-        bits = random_uint64(np, fold_in(step_key(seed, position, sample), 0, "sample"), 1)  # type: ignore[arg-type]
-        token = sample_token(to_numpy(logits), sampling, float(int(bits[0]) >> 11) * 2.0**-53)
+        token = sample_token(to_numpy(logits), sampling, _uniform(seed, sample, position))
         yield token
         new = xp.asarray([token], text.dtype)
-        text = xp.concatenate([text[-config.block_size + 1 :] if config.block_size > 1 else text[:0], new])
+        text = xp.concatenate([text, new])[-config.block_size :]
+
+
+def _uniform(seed: int, sample: int, position: int) -> float:
+    """Return a random float in [0, 1) with 53 bits."""
+    key = fold_in(step_key(seed, position, sample), 0, "sample")
+    bits = random_uint64(np, key, 1)
+    return float(int(bits[0]) >> 11) * 2.0**-53
 
 
 def until(stops: Sequence[str], characters: Iterable[str]) -> Iterator[str]:
-    """Pass characters on, and end before the first of the stop texts. What may be the beginning of one waits until it is known."""
+    """Yield the characters up to the first stop text.
+
+    Characters that may be the beginning of a stop text are held back until they turn out not to be.
+    """
     pending = ""  # may be the beginning of a stop text
     for character in characters:
         pending += character

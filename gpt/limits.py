@@ -1,4 +1,4 @@
-"""How much memory and how many processors this process may use: container, shell, scheduler."""
+"""The memory and the processors that the container, shell and scheduler allow this process."""
 
 import os
 from collections.abc import Iterator
@@ -6,33 +6,41 @@ from pathlib import Path
 
 ROOT = Path("/")
 KIB = 1024
-THREAD_ADDRESSES = 72 * 2**20  # glibc reserves a stack and a heap of its own for each thread, most of it never used
+THREAD_ADDRESSES = 72 * 2**20  # bytes that glibc reserves per thread for a stack and a heap; most of them are never used
 
 
 def available_memory(root: Path = ROOT, threads: int = 0) -> int | None:
-    """Bytes that this process may use in total, including what it already uses; None where the system does not say.
+    """Return the bytes that this process may use in total, including those it already uses. None: the system does not say.
 
-    The least of the machine's memory, the limits of its control groups (version 1 and 2), and `ulimit -v` and `-d`. Those two count
-    addresses and not memory in use, so what is reserved and not used is taken off.
-    root: where the files of the system are. threads: how many are still to be started.
+    This is the smallest of the machine's memory, the limits of the process's control groups (versions 1 and 2), and `ulimit -v`
+    and `ulimit -d`. Those two limit addresses, not memory in use, so addresses that are reserved but unused are subtracted.
+
+    root: the folder that contains /proc and /sys.
+    threads: number of threads that are yet to be started.
     """
-    limits = [
-        limit for limit in (_physical_memory(), *_group_limits(root, "memory", ("memory.max", "memory.limit_in_bytes"))) if limit
-    ]
+    of_groups = _group_limits(root, "memory", names=("memory.max", "memory.limit_in_bytes"))
+    limits = [limit for limit in (_physical_memory(), *of_groups) if limit]
     return min([*limits, *_shell_limits(threads)], default=None)
 
 
 def memory_in_use() -> int:
-    """Bytes of memory that this process holds now; 0 where the system does not say."""
+    """Return the bytes of memory that this process uses now. 0: the system does not say."""
     return _status("VmRSS")
 
 
 def processors(root: Path = ROOT) -> int:
-    """How many threads can compute at once: the least of the cores this process may run on, the quota of its control groups and
-    OMP_NUM_THREADS. root: where the files of the system are."""
+    """Return how many threads can compute at once.
+
+    This is the smallest of the number of cores that this process may run on, the quotas of its control groups, and
+    OMP_NUM_THREADS.
+
+    root: the folder that contains /proc and /sys.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limits = [cores, *map(int, _cpu_quotas(root))]
     wish = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # "4,2": 4 threads, and 2 within each of them
-    limits = [cores, *map(int, _cpu_quotas(root)), *([int(wish)] if wish.isdigit() else [])]
+    if wish.isdigit():
+        limits.append(int(wish))
     return max(1, min(limits))
 
 
@@ -44,20 +52,20 @@ def _physical_memory() -> int | None:
 
 
 def _shell_limits(threads: int) -> Iterator[int]:
-    """What `ulimit -v` and `ulimit -d` leave for memory in use."""
+    """Yield the bytes that `ulimit -v` and `ulimit -d` leave for memory in use."""
     try:
         import resource
     except ImportError:  # Windows
         return
-    reserved = threads * THREAD_ADDRESSES
-    for limit, counted, more in ((resource.RLIMIT_AS, "VmSize", reserved), (resource.RLIMIT_DATA, "VmData", 0)):
-        most = resource.getrlimit(limit)[0]
+    for limit, counted, future in ((resource.RLIMIT_AS, "VmSize", threads * THREAD_ADDRESSES), (resource.RLIMIT_DATA, "VmData", 0)):
+        most, _ = resource.getrlimit(limit)
         if most != resource.RLIM_INFINITY:
-            yield max(0, most - max(0, _status(counted) - memory_in_use()) - more)
+            unused = max(0, _status(counted) - memory_in_use())
+            yield max(0, most - unused - future)
 
 
 def _status(field: str) -> int:
-    """A field of /proc/self/status, in bytes; 0 where there is none."""
+    """Return a field of /proc/self/status in bytes. 0: there is no such field."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -66,7 +74,7 @@ def _status(field: str) -> int:
 
 
 def _group_limits(root: Path, controller: str, names: tuple[str, ...]) -> Iterator[int]:
-    """The whole numbers in the files of these names, in the process's control group and in each one around it."""
+    """Yield the integers in the files of these names, in the process's control group and in every enclosing one."""
     for folder in _groups(root, controller):
         for name in names:
             text = _read(folder / name)
@@ -75,20 +83,21 @@ def _group_limits(root: Path, controller: str, names: tuple[str, ...]) -> Iterat
 
 
 def _cpu_quotas(root: Path) -> Iterator[float]:
-    """Processors per control group: a quota of microseconds in each period of so many."""
+    """Yield the processors that each control group allows: its quota of microseconds divided by the period."""
     for folder in _groups(root, "cpu"):
         quota, _, period = _read(folder / "cpu.max").partition(" ")
         if not quota:
-            quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
+            quota = _read(folder / "cpu.cfs_quota_us")
+            period = _read(folder / "cpu.cfs_period_us")
         if quota.isdigit() and period.isdigit() and int(period) > 0:  # "max" and -1 are no limit
             yield int(quota) / int(period)
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """The folders of this process's control group for a controller, and of those around it, in both versions' places.
+    """Yield the folders of this process's control group and of its enclosing groups, for one controller.
 
-    A line of /proc/self/cgroup is "4:memory:/path" for version 1, "0::/path" for version 2. Within a container the path may be one
-    of the host's, and what applies stands at the top of the mount: so the top is looked at as well.
+    A line of /proc/self/cgroup is "4:memory:/path" for version 1 and "0::/path" for version 2. In a container the path may be
+    one of the host, and the limits are at the top of the mount, so the top is included.
     """
     for line in _read(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")

@@ -1,4 +1,4 @@
-"""Reads texts from files, pipes and standard input as clean UTF-8, and says what is odd about them."""
+"""Reads texts from files, pipes and standard input as clean UTF-8, and notes what is odd about them."""
 
 import codecs
 import os
@@ -17,58 +17,53 @@ from tqdm import tqdm
 from gpt.errors import DataError
 from gpt.tokenizer import CODE_POINTS, code_points
 
-PIECE = 2**20  # bytes that are read or decoded at a time
+PIECE = 2**20  # bytes per read or decoding step
 STDIN = "standard input"
-MARKS = {  # byte-order marks; that of UTF-32 begins with that of UTF-16
+UNKNOWN = "ENCODING"  # what a command to paste names, if the encoding cannot be guessed
+MARKS = {  # byte-order marks; UTF-32 comes first because its mark begins with that of UTF-16
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-RARELY_MEANT = (
-    *range(9),
-    *range(11, 32),
-    *range(127, 160),
-    0xFEFF,
-    0xFFFD,
-    0xFFFE,
-    0xFFFF,
-)  # control characters but tab and line feed
+RARELY_MEANT = (*range(9), *range(11, 32), *range(127, 160), 0xFEFF, 0xFFFD, 0xFFFE, 0xFFFF)  # no tab, no line feed
 
 
 @dataclass(frozen=True)
 class Text:
-    """One text, whole and valid. It is kept as bytes: Python's own strings take four per character for a single emoji."""
+    """One text, complete and valid, as bytes: a Python string takes four bytes per character as soon as it has one emoji."""
 
     name: str
     utf8: bytes | bytearray
-    alphabet: np.ndarray  # the code points that occur, uint32, in order
+    alphabet: np.ndarray  # the code points that occur, sorted, uint32
     characters: int
-    notes: tuple[str, ...] = ()  # what was changed, or looks wrong; each a sentence for the user
+    notes: tuple[str, ...] = ()  # what was changed or looks wrong: sentences for the user
 
     def codes(self) -> Iterator[np.ndarray]:
-        """The code points, uint32, piece by piece."""
+        """Yield the code points in pieces of uint32."""
         return map(code_points, decoded(self.name, self.utf8))
 
 
 def read(path: Path, keep: str = "") -> Text:
-    """Read a text, `-` from standard input. See `clean` for `keep`. Every way this can fail is a DataError that names the file."""
+    """Read and clean a text; `-` is standard input. See `clean` for `keep`. Raises DataError, which names the file."""
     return clean(name_of(path), read_bytes(path), keep)
 
 
 def name_of(path: Path) -> str:
-    """What messages call it."""
+    """Return the name of a text in messages."""
     return STDIN if str(path) == "-" else str(path)
 
 
 def is_stream(path: Path) -> bool:
-    """Whether it can be read only once: standard input, a pipe, a device."""
-    return str(path) == "-" or (os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path))
+    """Return whether a path can be read only once: standard input, a pipe or a device."""
+    is_special = os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+    return is_special or str(path) == "-"
 
 
 def read_bytes(path: Path) -> bytearray:
-    """Read a file or a stream once, from its beginning to its end."""
-    name, raw = name_of(path), bytearray()
+    """Read a file or a stream once, from beginning to end. Raises DataError, which names the file."""
+    name = name_of(path)
+    raw = bytearray()
     try:
         with _opened(path) as file:
             before = os.fstat(file.fileno())
@@ -78,15 +73,16 @@ def read_bytes(path: Path) -> bytearray:
                     bar.update(len(piece))
             after = os.fstat(file.fileno())
     except FileNotFoundError as error:
-        raise DataError(f"{name}: no such file") from error
+        raise DataError(f"{name}: no such file; check the path") from error
     except OSError as error:
         if path.is_dir():
             raise DataError(f"{name} is a directory; name a text file") from error
         raise DataError(f"{name} cannot be read: {error.strerror}") from error
     if piece is None:
-        raise DataError(f"{name} cannot be read: it gives up waiting for more (it is non-blocking); save it to a file first")
-    if stat.S_ISREG(before.st_mode) and (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise DataError(f"{name} changed while it was read; try again when it is finished, or train on a copy")
+        raise DataError(f"{name} cannot be read: it is non-blocking and does not wait for more text; save it to a file first")
+    changed = (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns)
+    if changed and stat.S_ISREG(before.st_mode):
+        raise DataError(f"{name} changed while it was read; try again when it no longer changes, or use a copy")
     return raw
 
 
@@ -99,19 +95,19 @@ def _opened(path: Path) -> FileIO:
 
 
 def _progress(what: str, total: int | None) -> AbstractContextManager:
-    """A bar on a terminal, for what takes longer than a moment."""
+    """Return a progress bar, which appears on a terminal after 0.2 s."""
     return tqdm(total=total, desc=what, unit="B", unit_scale=True, dynamic_ncols=True, leave=False, delay=0.2, disable=None)
 
 
 def decoded(name: str, raw: bytes | bytearray, encoding: str = "UTF-8") -> Iterator[str]:
-    """Decode piece by piece; a character that a cut goes through comes with the later piece. Raises DataError with the offset."""
+    """Yield the decoded text in pieces; a character across a cut belongs to the later piece. Raises DataError with the offset."""
     decoder = codecs.getincrementaldecoder(encoding)()
     with _progress(f"decoding {name}", len(raw)) as bar:
         for begin in range(0, len(raw), PIECE):
             end = min(begin + PIECE, len(raw))
             try:
                 text = decoder.decode(raw[begin:end], final=end == len(raw))
-            except UnicodeDecodeError as error:  # its object begins with what the piece before left over
+            except UnicodeDecodeError as error:  # error.object begins with the bytes that the previous piece left over
                 at = end - len(error.object) + error.start
                 guess = _guess(name, raw) if encoding == "UTF-8" else "it is damaged, or its byte-order mark is wrong"
                 cut = "its end is cut off, or " if error.reason.startswith("unexpected end") else ""
@@ -121,11 +117,11 @@ def decoded(name: str, raw: bytes | bytearray, encoding: str = "UTF-8") -> Itera
 
 
 def clean(name: str, raw: bytes | bytearray, keep: str = "", as_it_is: bool = False) -> Text:
-    """Make a text of bytes: UTF-8 without a byte-order mark, every line ending in a line feed.
+    """Return the bytes as a text: UTF-8 without a byte-order mark, every line ending in a line feed.
 
-    keep: a checkpoint's vocabulary; if it has NUL or the carriage return, those stay.
-    as_it_is: change nothing of a UTF-8 text.
-    Raises DataError for what is no text.
+    keep: the vocabulary of a checkpoint. If it has NUL or the carriage return, those stay.
+    as_it_is: change nothing in a UTF-8 text.
+    Raises DataError if the bytes are not a text.
     """
     notes = []
     encoding = next((encoding for mark, encoding in MARKS.items() if raw.startswith(mark)), None)
@@ -135,22 +131,20 @@ def clean(name: str, raw: bytes | bytearray, keep: str = "", as_it_is: bool = Fa
         name = f"{name}, as UTF-8,"
     if b"\0" in raw and not (as_it_is or "\0" in keep):
         raise DataError(f"{name} has {raw.count(0):,} NUL characters, the first at byte {raw.find(0)}; {_guess(name, raw)}")
-    occurs, characters = np.zeros(CODE_POINTS, bool), 0
-    for piece in decoded(name, raw):
-        codes = code_points(piece)
-        occurs[codes] = True
-        characters += len(codes)
+    occurs, characters = _count(name, raw)
     if raw.startswith(codecs.BOM_UTF8) and not as_it_is:
         raw = raw[len(codecs.BOM_UTF8) :]
         characters -= 1
         occurs[0xFEFF] = "\ufeff".encode() in raw
         notes.append(f"{name} begins with a byte-order mark, which was skipped")
     if occurs[ord("\r")] and not (as_it_is or "\r" in keep):
-        pairs, all_ = raw.count(b"\r\n"), raw.count(b"\r")
+        pairs = raw.count(b"\r\n")
+        lone = raw.count(b"\r") - pairs
         raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         characters -= pairs
-        occurs[[ord("\r"), ord("\n")]] = False, True
-        notes.append(f"{name} ends lines with {pairs:,} CR LF and {all_ - pairs:,} lone CR, which became line feeds")
+        occurs[ord("\r")] = False
+        occurs[ord("\n")] = True
+        notes.append(f"{name} ends lines with {pairs:,} CR LF and {lone:,} lone CR, which became line feeds")
     odd = [chr(code) for code in RARELY_MEANT if occurs[code] and not (as_it_is or chr(code) in keep)]
     if odd:
         listed = ", ".join(f"{c!a} x{raw.count(c.encode())}" for c in odd)
@@ -158,22 +152,45 @@ def clean(name: str, raw: bytes | bytearray, keep: str = "", as_it_is: bool = Fa
     return Text(name, raw, np.flatnonzero(occurs).astype(np.uint32), characters, tuple(notes))
 
 
+def _count(name: str, raw: bytes | bytearray) -> tuple[np.ndarray, int]:
+    """Return which code points occur in a UTF-8 text, as a table of bool, and its number of characters."""
+    occurs = np.zeros(CODE_POINTS, bool)
+    characters = 0
+    for piece in decoded(name, raw):
+        codes = code_points(piece)
+        occurs[codes] = True
+        characters += len(codes)
+    return occurs, characters
+
+
 def _guess(name: str, raw: bytes | bytearray) -> str:
-    """What bytes that are no UTF-8 text may be, and the command that converts them."""
+    """Return what bytes that are not UTF-8 may be, and the command that converts them."""
+    encoding = _guess_encoding(raw)
+    if encoding is None:
+        return "it is not a text, or a damaged one: tr -d '\\000' would remove them"
+    likely = "it is in another encoding" if encoding == UNKNOWN else f"it is probably {encoding}"
+    target = "" if name == STDIN else f" {shlex.quote(name)} > new.txt"
+    return f"{likely}; convert it: iconv -f {encoding} -t UTF-8{target}"
+
+
+def _guess_encoding(raw: bytes | bytearray) -> str | None:
+    """Return the likely encoding of bytes that are not UTF-8, UNKNOWN, or None for bytes that are not a text.
+
+    The high bytes of UTF-16 and UTF-32 are often 0, and always at the same place within a character.
+    """
     view = np.frombuffer(raw, np.uint8)
     zeros = [int(np.count_nonzero(view[i::4] == 0)) for i in range(4)]  # by place within four bytes
-    quarter, even, odd = len(raw) // 4, zeros[0] + zeros[2], zeros[1] + zeros[3]
-    encoding = "ENCODING"
+    quarter = len(raw) // 4
     if zeros[3] == quarter and zeros[2] > quarter / 2 > 0:
-        encoding = "UTF-32LE"
-    elif zeros[0] == quarter and zeros[1] > quarter / 2 > 0:
-        encoding = "UTF-32BE"
-    elif len(raw) % 2 == 0 and max(even, odd) > len(raw) / 100 and even != odd and min(even, odd) < max(even, odd) / 100:
-        encoding = "UTF-16LE" if odd > even else "UTF-16BE"
-    elif any(zeros):
-        return "it is no text, or a damaged one: tr -d '\\000' would remove them"
-    elif np.count_nonzero(view >= 0x80) < len(raw) / 3:
-        encoding = "WINDOWS-1252"
-    likely = "it is in another encoding" if encoding == "ENCODING" else f"it is probably {encoding}"
-    convert = f"iconv -f {encoding} -t UTF-8" + ("" if name == STDIN else f" {shlex.quote(name)} > new.txt")
-    return f"{likely}; convert it: {convert}"
+        return "UTF-32LE"
+    if zeros[0] == quarter and zeros[1] > quarter / 2 > 0:
+        return "UTF-32BE"
+    even = zeros[0] + zeros[2]
+    odd = zeros[1] + zeros[3]
+    fewer, more = sorted((even, odd))
+    if len(raw) % 2 == 0 and more > len(raw) / 100 and even != odd and fewer < more / 100:
+        return "UTF-16LE" if odd > even else "UTF-16BE"
+    if any(zeros):
+        return None
+    mostly_ascii = np.count_nonzero(view >= 0x80) < len(raw) / 3
+    return "WINDOWS-1252" if mostly_ascii else UNKNOWN

@@ -1,4 +1,4 @@
-"""The character tokenizer: a token is a character's place in the sorted alphabet of the training text."""
+"""The character tokenizer: a token is the index of a character in the sorted alphabet of the text."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -7,69 +7,74 @@ import numpy as np
 
 from gpt.errors import DataError, UnknownCharactersError
 
-CODE_POINTS = 0x110000  # of Unicode: a table of them is small
+CODE_POINTS = 0x110000  # in Unicode: few enough for a table
 
 
 def code_points(text: str) -> np.ndarray:
-    """The characters' numbers: (len(text),) uint32."""
+    """Return the code points of a text: (len(text),) uint32."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.dtype("<u4"))
 
 
 class CharTokenizer:
-    """`encode` turns text into token numbers, `decode` turns them back. The vocabulary is one string, in order."""
+    """`encode` turns text into tokens and `decode` turns tokens into text. The vocabulary is one string, in token order."""
 
     def __init__(self, vocabulary: str) -> None:
-        self._places = np.full(CODE_POINTS, -1, np.int32)  # of each code point; -1: it has no token
-        self._places[code_points(vocabulary)] = np.arange(len(vocabulary), dtype=np.int32)
-        if not vocabulary or np.count_nonzero(self._places >= 0) != len(vocabulary):
-            raise DataError("vocabulary must be a string of distinct characters")
+        self._tokens = np.full(CODE_POINTS, -1, np.int32)  # the token of each code point; -1: it has none
+        self._tokens[code_points(vocabulary)] = np.arange(len(vocabulary), dtype=np.int32)
+        if not vocabulary or np.count_nonzero(self._tokens >= 0) != len(vocabulary):
+            raise DataError("vocabulary must be a non-empty string of distinct characters")
         self.vocabulary = vocabulary
-        self.dtype = np.dtype(np.uint16 if len(vocabulary) <= 65536 else np.uint32)  # of tokens
+        self.dtype = np.dtype(np.uint16 if len(vocabulary) <= 65536 else np.uint32)  # of the tokens
 
     @classmethod
     def of(cls, text: str) -> "CharTokenizer":
-        """The tokenizer of a text's own characters."""
+        """Return the tokenizer of the characters in a text."""
         return cls.of_codes(np.unique(code_points(text)))
 
     @classmethod
     def of_codes(cls, codes: np.ndarray) -> "CharTokenizer":
-        """The tokenizer of the characters with these numbers, which are in order."""
+        """Return the tokenizer of these code points, which must be sorted."""
         return cls(codes.astype("<u4", copy=False).tobytes().decode("utf-32-le", "surrogatepass"))
 
     @property
     def start(self) -> str:
-        """What an empty prompt stands for: a line break, where the vocabulary has one."""
+        """The text that replaces an empty prompt: a line break, if the vocabulary has one."""
         return "\n" if "\n" in self.vocabulary else self.vocabulary[0]
 
     def __len__(self) -> int:
         return len(self.vocabulary)
 
     def encode_codes(self, codes: np.ndarray) -> tuple[np.ndarray, Counter[str]]:
-        """Token numbers of code points, and the characters without a token, with their counts; they are left out."""
-        places = self._places[codes]
-        known = places >= 0
+        """Return the tokens of code points, and the counts of the characters that have no token and are left out."""
+        tokens = self._tokens[codes]
+        known = tokens >= 0
         if known.all():
-            return places.astype(self.dtype), Counter()
+            return tokens.astype(self.dtype), Counter()
         unknown, counts = np.unique(codes[~known], return_counts=True)
-        return places[known].astype(self.dtype), Counter(dict(zip(map(chr, unknown), counts.tolist(), strict=True)))
+        counted = Counter(dict(zip(map(chr, unknown), counts.tolist(), strict=True)))
+        return tokens[known].astype(self.dtype), counted
 
     def unknown(self, text: str) -> Counter[str]:
-        """The characters of a text that have no token, with their counts."""
+        """Return the characters of a text that have no token, with their counts."""
         return self.encode_codes(code_points(text))[1]
 
     def encode(self, text: str, what: str = "the text") -> np.ndarray:
-        """Token numbers of a text: (n,) uint16 or uint32. Raises UnknownCharactersError listing the characters without a token."""
+        """Return the tokens of a text: (len(text),) uint16 or uint32.
+
+        what: the name of the text in the error message.
+        Raises UnknownCharactersError, which lists the characters that have no token.
+        """
         tokens, unknown = self.encode_codes(code_points(text))
         if unknown:
             raise unknown_characters(unknown, what)
         return tokens
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of some token numbers."""
+        """Return the text of some tokens."""
         return "".join(self.vocabulary[int(t)] for t in tokens)
 
 
 def unknown_characters(unknown: Counter[str], what: str) -> UnknownCharactersError:
-    """The error that lists them."""
+    """Return the error that lists these characters."""
     listed = ", ".join(f"{c!r} x{n}" for c, n in unknown.most_common(20))
     return UnknownCharactersError(f"{what} has {len(unknown)} characters that the vocabulary lacks: {listed}")

@@ -25,117 +25,132 @@ Files = Annotated[  # each use of the flag appends what follows it
 ]
 
 
+# --help breaks its lines where the texts below do, so each line is a sentence of its own.
 @dataclass
 class Args:
-    """Train a character-level GPT, from the lecture's bigram to its full Shakespeare model, with hand-derived gradients.
+    """Train a character-level GPT with hand-derived gradients, from the lecture's bigram to its full Shakespeare model.
 
-    The presets bigram, head, multihead, feedforward, residual and layernorm are the lecture's small stages (about a minute
-    each); laptop is a small GPT for a CPU (minutes); shakespeare is the full model (10.8 million parameters; for a GPU). Any
-    field left out has the preset's value. Ctrl-C finishes the step, saves, and ends; --resume goes on from there.
+    The presets bigram, head, multihead, feedforward, residual and layernorm are the lecture's small stages and take about a
+    minute each. The preset laptop is a small GPT that a CPU trains in minutes. The preset shakespeare is the full model with 10.8
+    million parameters and is meant for a GPU. A field that you leave out has the preset's value. Ctrl-C finishes the current
+    step, saves and exits. You can continue such a run with --resume.
     """
 
     preset: Annotated[PresetName | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
-    """bigram, head, multihead, feedforward, residual, layernorm, laptop or shakespeare. Default: shakespeare where CUDA works,
-    else laptop."""
+    """The preset to train: bigram, head, multihead, feedforward, residual, layernorm, laptop or shakespeare.
+    Default: shakespeare if CUDA works, otherwise laptop."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute. auto: CUDA where it works, else the CPU."""
+    """Where to compute. auto uses CUDA if it works, otherwise the CPU."""
     backend: Literal["auto", "reference", "fast"] = "auto"
-    """Which implementation of the layers: the reference, the one that reads like the lecture, or a faster equal. auto: fast
-    where it works."""
+    """Which implementation of the ops to use.
+    reference is written to be read; fast computes the same in less time; auto uses fast if it works here."""
     precision: PrecisionName = "auto"
-    """Of the fast backend on a GPU: float32; tf32, float32 with rounded matmuls; or bf16. auto: bf16."""
+    """Precision of the fast backend on a GPU: float32, tf32 (float32 with TF32 matmuls) or bf16. auto uses bf16."""
     out: File = None
-    """Folder for metrics.jsonl, loss.png, best.safetensors and last.safetensors; an earlier run in it is moved aside.
+    """Folder for metrics.jsonl, loss.png, best.safetensors and last.safetensors.
+    An earlier run in that folder is moved to a subfolder.
     Default: runs/PRESET."""
     data: Files = ()
-    """A UTF-8 text to learn, or several, joined in their order as they are; - is standard input. The last tenth validates.
-    Default: the lecture's Shakespeare corpus, fetched once."""
+    """UTF-8 text files to train on, joined in this order; - reads standard input.
+    The last tenth of the text is used for validation.
+    Default: the lecture's Shakespeare corpus, which is downloaded once."""
     val_data: Files = ()
-    """A validation text of its own: all of --data is then trained on. A new vocabulary has the characters of both."""
+    """Text files to validate on; the run then trains on all of --data.
+    A new vocabulary contains the characters of both texts."""
     seed: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 1337)")] = None
-    """Seed of the parameters, the batches and the dropout masks."""
+    """Seed of the initial parameters, the batches and the dropout masks."""
     resume: bool = False
-    """Go on from last.safetensors in the folder, bit for bit as if never stopped. Model fields cannot change. Without --out and
-    --preset: the newest run below runs/."""
+    """Continue from last.safetensors in the folder --out. The result is bitwise identical to that of a run that never stopped.
+    You may change the training fields, but not the model fields.
+    Without --out and --preset it continues the newest run under runs/."""
     init_from: File = None
-    """Fine-tune: start from this checkpoint's weights, model fields and vocabulary (a file, or a folder: its best)."""
+    """Fine-tune: start from the weights, model fields and vocabulary of this checkpoint.
+    PATH is a checkpoint file, or the folder of a run, which means its best.safetensors."""
     drop_unknown: bool = False
-    """With --init-from: leave out characters of the text that the vocabulary lacks, instead of refusing them."""
+    """With --init-from: leave out the characters that the checkpoint's vocabulary lacks, instead of refusing the text."""
     dry_run: bool = False
-    """Instead of training, print what a step on a GPU is made of: each op's kernels, their FLOPs and bytes, and their roofline.
-    It needs no GPU."""
+    """Instead of training, print the kernels of one step on a GPU, with their FLOPs, bytes and roofline times.
+    This needs no GPU."""
     gpu: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
-    """With --dry-run: which GPU, H200 or "RTX 4090" for example. Default: the one here, else H200."""
+    """With --dry-run: the GPU to show, for example H200 or "RTX 4090".
+    Default: the GPU of this machine, or an H200 if it has none."""
     profile: bool = False
-    """Instead of training, print where the time of a step goes: each op's time, bytes and FLOP/s against this machine's limits."""
+    """Instead of training, print the time of each op in a step, with its bytes, its FLOP/s and the limits of this machine."""
     threads: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
-    """Threads on the CPU, one for each shard or, with one shard, for matmuls. Default: all cores (of each rank its
-    share), but one for the small stages, whose matrices are small."""
+    """Number of threads on the CPU. Each computes shards, or with a single shard all of them compute its matmuls.
+    Default: all cores, divided among the ranks. The small stages use one thread because their matrices are small."""
 
     n_layer: Int = None
-    """Number of blocks."""
+    """Number of transformer blocks."""
     n_head: Int = None
-    """Attention heads; must divide n-embd."""
+    """Number of attention heads. It must divide n-embd."""
     n_embd: Int = None
-    """Channels."""
+    """Number of channels: the width of the residual stream."""
     block_size: Int = None
-    """Context: how many characters the model sees."""
+    """Context length: the number of characters that the model sees."""
     dropout: Float = None
-    """Probability of dropping a value in training, in [0, 1)."""
+    """Probability of dropping an element during training, in [0, 1)."""
     activation: Annotated[Literal["gelu", "relu"] | None, _preset, tyro.conf.arg(metavar="{gelu,relu}")] = None
-    """gelu, or the lecture's relu."""
+    """Activation function of the MLP. The lecture uses relu."""
     bias: Bool = None
-    """Biases on linear layers and layernorms (q, k and v never have one)."""
+    """Whether linear layers and layernorms have biases. q, k and v never have one."""
     tied: Bool = None
-    """Use the token embedding, transposed, as the head."""
+    """Whether the output head is the transposed token embedding."""
     init_std: Float = None
-    """Matrices start as N(0, init-std)."""
+    """Standard deviation of the initial matrices and embeddings."""
     batch_size: Int = None
-    """Windows of text in one forward pass."""
+    """Number of text windows in one forward pass."""
     max_iters: Int = None
     """Number of updates."""
     learning_rate: Float = None
     """Peak learning rate."""
     min_lr: Float = None
-    """Learning rate at the end of the cosine; equal to learning-rate: constant."""
+    """Learning rate at the end of the cosine decay. If it equals learning-rate, the rate is constant."""
     warmup_iters: Int = None
-    """Updates over which the learning rate rises from 0."""
+    """Number of updates over which the learning rate rises from 0 to its peak."""
     weight_decay: Float = None
-    """AdamW's decay of matrices and embeddings."""
+    """Weight decay of AdamW. It applies to matrices and embeddings only."""
     beta1: Float = None
-    """AdamW's decay of the gradient mean."""
+    """Decay rate of AdamW's average of the gradient."""
     beta2: Float = None
-    """AdamW's decay of the squared-gradient mean."""
+    """Decay rate of AdamW's average of the squared gradient."""
     grad_clip: Float = None
-    """Largest norm of the gradient; 0: no clipping."""
+    """Largest norm of the gradient. Longer gradients are scaled down to it; 0 turns this off."""
     gradient_accumulation_steps: Int = None
-    """Forward passes summed into one update: the effect of a larger batch in the memory of a small one."""
+    """Number of forward passes that are summed into one update.
+    It has the effect of a larger batch and takes the memory of a small one."""
     shards: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
-    """Parts of each batch that threads and ranks compute side by side. The same shards give the same bits on any number of
-    threads, others the same to rounding. Default: a shard a thread with the fast backend; with --resume the run's own."""
+    """Number of shards per batch. Threads and ranks compute them in parallel.
+    For a fixed number of shards, results are bitwise identical for any number of threads.
+    Different numbers of shards agree up to rounding.
+    Default: one per thread with the fast CPU backend, otherwise one per rank; with --resume, the number of the run."""
     eval_interval: Int = None
-    """Updates between evaluations."""
+    """Number of updates between evaluations."""
     eval_batches: Int = None
-    """Random batches in the train loss."""
+    """Number of random batches in the training loss."""
     val_chars: Int = None
-    """At most so many characters of the validation split in the validation loss, in windows spread evenly over it; 0: all."""
+    """Largest number of validation characters per evaluation, in evenly spread windows. 0 evaluates all of them."""
 
     def given(self, kind: type) -> dict[str, Any]:
-        """The fields of a configuration that were set on the command line."""
-        names = [f.name for f in dataclasses.fields(kind) if hasattr(self, f.name)]
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        """Return the fields of a configuration class that were set on the command line."""
+        values = {field.name: getattr(self, field.name, None) for field in dataclasses.fields(kind)}
+        return {name: value for name, value in values.items() if value is not None}
 
     def resume_command(self, out: Path, ranks: SingleProcess) -> str:
-        """The command that goes on with this run: its checkpoint holds all but where to compute, and where the text is."""
+        """Return the command that continues this run.
+
+        The checkpoint holds everything but where to compute and where the text is, so these become flags.
+        """
         flags: list[str] = []
         for flag, uses in (("--data", self.data), ("--val-data", self.val_data)):
-            flags += [flag, *map(str, itertools.chain(*uses))] if uses else []
+            if uses:
+                flags += [flag, *map(str, itertools.chain(*uses))]
         for name in ("device", "backend", "precision", "threads"):
             if getattr(self, name) not in ("auto", None):
                 flags += [f"--{name}", str(getattr(self, name))]
-        again = "(piping in the same text again) " if any(map(is_stream, self.texts())) else ""
-        return again + resume_command(out, flags, ranks.size)
+        hint = "(piping in the same text again) " if any(map(is_stream, self.texts())) else ""
+        return hint + resume_command(out, flags, ranks.size)
 
     def texts(self) -> list[Path]:
-        """The files of the text and of the validation text."""
+        """Return the files of the training text and of the validation text."""
         return list(itertools.chain(*self.data, *self.val_data))

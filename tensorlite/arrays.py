@@ -1,7 +1,7 @@
 """Which array library the arguments belong to, and which device a run uses.
 
-Every op is written once. `array_namespace` looks at the arrays it was given and returns `numpy` or `cupy`, whose functions have the
-same names. CuPy is imported only when somebody asks for a CUDA device; `import tensorlite` needs NumPy alone.
+Every op is written once. `array_namespace` looks at its arguments and returns `numpy` or `cupy`, whose functions have the same
+names. CuPy is imported only when a CUDA device is requested; `import tensorlite` needs NumPy alone.
 """
 
 import sys
@@ -17,20 +17,20 @@ INSTALL_CUDA = 'install CuPy for your CUDA version: pip install -e ".[cuda13x]" 
 
 
 class DeviceError(RuntimeError):
-    """The device that was asked for cannot be used; the message says why and what to install."""
+    """The requested device cannot be used; the message says why and what to install."""
 
 
 def array_namespace(*arrays: Array) -> Any:
-    """Return the module, `numpy` or `cupy`, that all of `arrays` belong to (None is skipped).
+    """Return the module, `numpy` or `cupy`, that all of `arrays` belong to. Every op asks; None is skipped.
 
-    Raises TypeError when the two libraries are mixed or when an argument is no array at all.
+    Raises TypeError if the two libraries are mixed or an argument is no array.
     """
     for a in arrays:
         if a is not None and type(a) is not np.ndarray:
             break
     else:
         if arrays and arrays[0] is not None:
-            return np  # the usual case, answered at once: every op asks
+            return np  # the usual case, kept fast
     libraries = {_library(a) for a in arrays if a is not None}
     if len(libraries) != 1:
         raise TypeError(f"arrays of one library are needed, got {sorted(libraries) or 'none'}; move them to one device first")
@@ -47,7 +47,7 @@ def _library(a: Array) -> str:
 
 
 def to_numpy(a: Array) -> np.ndarray:
-    """Return `a` as a NumPy array, copying it off the GPU where it is a CuPy one."""
+    """Return `a` as a NumPy array; a CuPy array is copied off the GPU."""
     return np.asarray(a) if array_namespace(a) is np else a.get()
 
 
@@ -58,15 +58,16 @@ class Device:
     name: str  # "cpu" or "cuda"
     xp: Any  # the module numpy or cupy
     description: str
-    reason: str = ""  # for "auto" that fell back to the CPU: what CUDA said
+    reason: str = ""  # why "auto" fell back to the CPU, in the words of CUDA
 
 
 def pick_device(want: str = "auto", ordinal: int | None = None) -> Device:
-    """Choose the device: "cpu", "cuda", or "auto" (CUDA where it works, else the CPU with the reason kept).
+    """Choose the device of a run.
 
-    ordinal: which of CUDA's devices to make the current one, counted round; None leaves the current one. No other is touched, since
-    a first touch takes hundreds of MiB of a GPU's memory.
-    Raises DeviceError when "cuda" was asked for and cannot be used.
+    want: "cpu", "cuda" or "auto": CUDA if it works, otherwise the CPU, with the reason in `Device.reason`.
+    ordinal: index of the CUDA device to make current, modulo their number; None leaves the current one. No other device is
+      touched, because the first touch takes hundreds of MiB of its memory.
+    Raises DeviceError if "cuda" was requested and cannot be used.
     """
     if want not in ("auto", "cpu", "cuda"):
         raise DeviceError(f"device must be auto, cpu or cuda, not {want!r}")
@@ -83,14 +84,14 @@ def pick_device(want: str = "auto", ordinal: int | None = None) -> Device:
 
 
 def _import_cupy(ordinal: int | None) -> ModuleType:
-    """Import CuPy and make sure that the device answers: `import cupy` alone succeeds on a machine without any GPU."""
+    """Import CuPy and make sure that the device computes; `import cupy` alone succeeds on a machine without a GPU."""
     try:
         import cupy
     except ImportError as error:
         what = "is not installed" if error.name == "cupy" else f"cannot be imported ({error})"
         raise DeviceError(f"no CUDA: CuPy {what}; {INSTALL_CUDA}") from error
     try:
-        count = cupy.cuda.runtime.getDeviceCount()  # raises with CUDA's own words, where is_available() would hide them
+        count = cupy.cuda.runtime.getDeviceCount()  # raises with the message of CUDA, which is_available() would hide
     except Exception as error:
         raise DeviceError(f"no CUDA: {error}; check the driver with nvidia-smi, then {INSTALL_CUDA}") from error
     if count == 0:
@@ -100,25 +101,25 @@ def _import_cupy(ordinal: int | None) -> ModuleType:
         if ordinal is not None:
             cupy.cuda.Device(ordinal % count).use()
         a = cupy.ones((2, 2), np.float32)
-        float((a @ a).sum())  # a matmul and a kernel: cuBLAS and the run-time compiler are libraries of their own
+        float((a @ a).sum())  # needs cuBLAS and the run-time compiler, which are separate libraries
     except DeviceError:
         raise
     except Exception as error:
-        raise DeviceError(f"no CUDA: a device is here but cannot compute ({error}); {INSTALL_CUDA}") from error
+        raise DeviceError(f"no CUDA: there is a device, but it cannot compute ({error}); {INSTALL_CUDA}") from error
     return cupy
 
 
 def _check_compiler(compiler: int, driver: int) -> None:
-    """Raise DeviceError where the run-time compiler's CUDA is newer than the driver's: its code would not load."""
+    """Raise DeviceError if the run-time compiler is from a newer CUDA than the driver, which could not load its code."""
     if compiler > driver:
         raise DeviceError(
-            f"no CUDA: the run-time compiler is of CUDA {compiler}, and the driver, of CUDA {driver}, cannot load its code; "
+            f"no CUDA: the run-time compiler is from CUDA {compiler}, and the driver, from CUDA {driver}, cannot load its code; "
             f'pip uninstall nvidia-cuda-nvrtc, then pip install -e ".[cuda{driver}x]", or update the driver'
         )
 
 
 def device_failure(error: Exception) -> Exception | None:
-    """What an error of CuPy's or CUDA's own, met in the middle of a run, means to a user: MemoryError or DeviceError. Else None."""
+    """Translate an error of CuPy or CUDA itself, in the middle of a run, into MemoryError or DeviceError; None for any other."""
     if not type(error).__module__.startswith("cupy"):
         return None
     if isinstance(error, MemoryError) or "MemoryAllocation" in str(error):

@@ -1,4 +1,4 @@
-"""Files worth keeping from run to run: the corpus, compiled kernels, timed choices. To lose one costs time alone."""
+"""The cache folder for downloads, compiled kernels and timings. Losing a file in it only costs time."""
 
 import contextlib
 import os
@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """$TENSORLITE_CACHE, or tensorlite/ where caches are: $XDG_CACHE_HOME or ~/.cache.
+    """Return $TENSORLITE_CACHE, or the folder tensorlite/ in $XDG_CACHE_HOME or ~/.cache.
 
-    A user without a home gets a folder among the temporary ones, which nobody else can write into.
+    A user without a home folder gets a temporary folder into which no other user can write.
     """
     if own := os.environ.get("TENSORLITE_CACHE"):
         return Path(own)
@@ -28,15 +28,17 @@ def _private_temporary_folder() -> Path:
     try:
         folder = Path(tempfile.gettempdir()) / f"tensorlite-{user}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix="tensorlite-")) if user and folder.stat().st_uid != user else folder
+        if user and folder.stat().st_uid != user:  # another user was faster
+            return Path(tempfile.mkdtemp(prefix="tensorlite-"))
+        return folder
     except OSError:
-        return Path(os.devnull) / "tensorlite"  # nothing can be kept there: all that it would cost is time
+        return Path(os.devnull) / "tensorlite"  # every write there fails, which only costs time
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, whatever other processes do. Raises OSError."""
+    """Write a file as a whole or not at all, even if other processes write it too. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".tmp-{secrets.token_hex(8)}")  # another process's number may be the same on another host
+    partial = path.with_suffix(f".tmp-{secrets.token_hex(8)}")  # not the process id, which may be the same on another host
     try:
         partial.write_bytes(data)
         partial.replace(path)
@@ -46,7 +48,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep out other processes that ask for the same path, where the file system has locks. A lock ends with its process."""
+    """Keep out other processes that lock the same path, if the file system has locks. A lock ends with its process."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError, OSError):  # Windows has no fcntl, and some file systems have no locks
             import fcntl

@@ -1,19 +1,22 @@
-"""class KVCache: the keys and values of earlier positions, which generation keeps."""
+"""class KVCache: keys and values of earlier positions, saved for generation."""
 
 from tensorlite.arrays import Array, array_namespace
 
 
 class LayerCache:
-    """Keys and values of the positions one attention layer has seen, up to `capacity` of them (generation only)."""
+    """Keys and values of the positions that one attention layer has seen, at most `capacity` (generation only)."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.length = 0
-        self._k: Array = None  # (B, H, capacity, D), allocated when the first keys arrive and tell the rest
+        self._k: Array = None  # (B, H, capacity, D), allocated by the first extend, which knows B, H, D and the dtype
         self._v: Array = None
 
     def extend(self, k: Array, v: Array) -> tuple[Array, Array]:
-        """Append k, v: (B, H, T, D); return all of them: (B, H, length, D). Raises ValueError when the context is full."""
+        """Append k and v: (B, H, T, D); return all keys and all values: (B, H, length, D).
+
+        Raises ValueError if the context is full.
+        """
         B, H, T, D = k.shape
         if self.length + T > self.capacity:
             raise ValueError(f"attention: {self.length + T} positions do not fit a context of {self.capacity}")
@@ -27,12 +30,12 @@ class LayerCache:
 
 
 class KVCache:
-    """One LayerCache a layer: what a model must remember of a text to continue it one token at a time."""
+    """One LayerCache per layer: what a model must remember of a text to continue it token by token."""
 
     def __init__(self, n_layer: int, capacity: int) -> None:
         self.layers = [LayerCache(capacity) for _ in range(n_layer)]
 
     @property
     def length(self) -> int:
-        """How many positions are held, before a forward pass adds its own."""
+        """Number of positions seen, before a forward pass adds its own."""
         return self.layers[0].length

@@ -1,7 +1,7 @@
 """A backend whose arrays are only shapes: it runs a model without computing anything.
 
-It proves that a model is built from op calls alone (its arrays refuse arithmetic), and it counts what a step costs before the
-step is tried: the bytes that the caches hold, and the operations of forward and backward.
+It proves that a model is built from op calls alone, because its arrays refuse arithmetic. It also counts what a step costs before
+the first one runs: the bytes of the caches, and the FLOPs of forward and backward.
 """
 
 import inspect
@@ -15,7 +15,7 @@ from tensorlite.reference.ops import ReferenceOps
 
 
 class MetaArray:
-    """An array with a shape and an item size and nothing in it. Views share the `base` that owns the bytes."""
+    """An array with a shape and an item size but no data. Views share the `base` that owns the bytes."""
 
     def __init__(self, shape: tuple[int, ...], itemsize: int = 4, base: "MetaArray | None" = None) -> None:
         self.shape = tuple(shape)
@@ -39,10 +39,11 @@ class MetaArray:
 
 
 class MetaOps(ReferenceOps):
-    """ReferenceOps with every primitive replaced by its row in the op table. `flops` adds up as ops are called.
+    """ReferenceOps with every primitive replaced by its row in the op table.
 
-    op_table: the table of the backend whose caches are to be counted; tensorlite/cpu/op_info.py has another than the reference's.
-    largest: elements of the largest array that an op has returned or saved for backward.
+    op_table: the table of the backend whose caches are counted. That of the CPU backend is tensorlite/cpu/op_info.py.
+    flops: FLOPs so far, by name of the op ("linear_forward", ...).
+    largest: number of elements of the largest array that an op has returned or saved for backward.
     """
 
     name = "meta"
@@ -79,22 +80,25 @@ def _forward(name: str) -> Any:
         self.largest = max(self.largest, y.size, *(array.size for array in saved))
         if name == "attention" and a.kv_cache is not None:
             a.kv_cache.length += a.qkv.shape[1]
-        return y, (SimpleNamespace(a=a, y=y), refs, saved)
+        return y, (SimpleNamespace(arguments=a, y=y), refs, saved)
 
     forward.__signature__ = signature  # type: ignore[attr-defined]
     return forward
 
 
 def _as_method(signature: inspect.Signature) -> inspect.Signature:
-    """The signature with a first parameter `self`, which a static method of ReferenceOps has not."""
-    names = [p for p in signature.parameters.values() if p.name != "self"]
-    return signature.replace(parameters=[inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD), *names])
+    """Return the signature with a first parameter `self`, which static methods of ReferenceOps lack."""
+    self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    others = [p for p in signature.parameters.values() if p.name != "self"]
+    return signature.replace(parameters=[self_parameter, *others])
 
 
 def _backward(name: str) -> Any:
     def backward(self: MetaOps, dy: Any, cache: Any) -> Any:
         op = self.op_table[name]
-        a, y = cache[0].a, cache[0].y
+        call, *_ = cache
+        a = call.arguments
+        y = call.y
         if y.shape and dy.shape != y.shape:
             raise ValueError(f"{name}_backward: dy {dy.shape} does not fit y {y.shape}")
         self.add_flops(f"{name}_backward", op.backward_flops(a))
@@ -112,14 +116,14 @@ for _name in op_info.OP_INFO:
 
 
 def cache_bytes(cache: Any, params: Any = ()) -> int:
-    """Bytes of the distinct arrays that a cache refers to, those in `params` left out. Works for real arrays too."""
+    """Return the bytes of the distinct arrays that a cache refers to, except those in `params`. Works for real arrays too."""
     owned = {id(_owner(a)) for a in _arrays(params)}
     found = {id(_owner(a)): _owner(a).nbytes for a in _arrays(cache)}
     return sum(n for key, n in found.items() if key not in owned)
 
 
 def _owner(a: Any) -> Any:
-    """The array that `a` is a view of. A base may also be what lends an array its memory, and no array itself."""
+    """Return the array that owns the memory of `a`. Its own base may be a pooled block, which is no array."""
     while hasattr(getattr(a, "base", None), "nbytes") and a.base is not a:
         a = a.base
     return a
@@ -128,8 +132,8 @@ def _owner(a: Any) -> Any:
 def _arrays(tree: Any) -> list[Any]:
     if hasattr(tree, "nbytes"):
         return [tree] if tree.shape else []
-    if isinstance(tree, SimpleNamespace):  # what MetaOps notes to know its gradients' shapes
-        return []
     if isinstance(tree, dict):
-        tree = list(tree.values())
-    return [a for item in tree for a in _arrays(item)] if isinstance(tree, list | tuple) else []
+        return _arrays(list(tree.values()))
+    if isinstance(tree, list | tuple):
+        return [a for item in tree for a in _arrays(item)]
+    return []  # an option, or the SimpleNamespace from which MetaOps knows the shapes of its gradients

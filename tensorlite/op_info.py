@@ -1,7 +1,7 @@
 """One table of the primitive ops: their inputs, output, saved arrays and cost.
 
-The shape-only backend (`meta.py`), the memory and time estimates, and the contract tests are all read off this table; a test
-fails when an op of `ReferenceOps` has no row, or when a row's claims differ from what the op does.
+The shape-only backend (`meta.py`), the memory and time estimates and the contract tests are all derived from this table. A test
+fails if an op of `ReferenceOps` has no row, or if the claims of a row differ from what the op does.
 """
 
 from collections.abc import Callable
@@ -17,13 +17,13 @@ Arguments = SimpleNamespace  # the forward's arguments by name; arrays have .sha
 
 @dataclass(frozen=True)
 class OpInfo:
-    """What is known of one op. The callables take the forward's arguments as a namespace."""
+    """The facts about one op. The callables take the forward's arguments as a namespace."""
 
     name: str
     inputs: tuple[str, ...]  # the differentiable arguments, in the order backward returns their gradients
     output: Callable[[Arguments], Shape]  # shape of y; its dtype is that of the first differentiable argument
-    saved_refs: tuple[str, ...]  # arguments, or "y", that the cache refers to: no bytes of their own
-    saved_new: Callable[[Arguments], list[tuple[Shape, str]]]  # arrays made for the cache: shape, and dtype ("float", "bool")
+    saved_refs: tuple[str, ...]  # arguments, or "y", that the cache refers to; they take no bytes of their own
+    saved_new: Callable[[Arguments], list[tuple[Shape, str]]]  # arrays allocated for the cache: shape, and dtype ("float", "bool")
     flops: Callable[[Arguments], float]  # of forward: a multiply-add is 2, any elementwise function is 1
     backward_flops: Callable[[Arguments], float]
 
@@ -37,7 +37,7 @@ def _nothing(_: Arguments) -> list[tuple[Shape, str]]:
 
 
 def _each(name: str, n: float) -> Callable[[Arguments], float]:
-    """n operations for each element of the argument."""
+    """Return a function that counts n operations per element of the argument."""
     return lambda a: n * getattr(a, name).size
 
 

@@ -19,8 +19,11 @@ def show_sdpa(found: dict) -> str:
     lines = []
     for dropout, row in found["rows"].items():
         for kind, times in row.items():
-            both = times if isinstance(times, str) else f"forward{us(times['forward'])} us, backward{us(times['backward'])} us"
-            lines.append(f"  {dropout}, {kind.lower().removesuffix('_attention'):10} {both}")
+            if isinstance(times, str):  # why it cannot be used
+                result = times
+            else:
+                result = f"forward {us(times['forward']):7.1f} us, backward {us(times['backward']):7.1f} us"
+            lines.append(f"  {dropout}, {kind.lower().removesuffix('_attention'):10} {result}")
     return "\n".join(["PyTorch's attention kernels, one layer:", *lines])
 
 

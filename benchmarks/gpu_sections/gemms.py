@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from gpt.analysis.format import Cell, table
 from gpu_sections.report import Section
 from gpu_sections.timing import Timer, us
 from gpu_sections.workload import CONFIG, TRAIN, fast, numbers
@@ -101,19 +102,23 @@ def chosen(runtime: Any, arrays: Mapping[str, Any], epilogue: str) -> str:
     return "unfused" if known.get("algo") == UNFUSED else "fused" if known else "not remembered"
 
 
+COLUMNS = (
+    *(":18", "N x in x out:>20", "plain:>8.1f", "TFLOP/s:>9.0f", "ceiling:>9", "epilogue:>13"),
+    *("fused:>9.1f", "unfused:>9.1f", "backend:>9.1f", "chosen:>16", "of:>4"),
+)
+
+
 def show_gemms(found: dict) -> str:
-    lines = [
-        "GEMMs of a block in bf16, microseconds: plain; with their epilogues, fused and unfused; and as the backend makes them",
-        f"{'':18}{'N x in x out':>20}{'plain':>8}{'TFLOP/s':>9}{'ceiling':>9}  {'epilogue':11}{'fused':>8}{'unfused':>8}"
-        f"{'backend':>9}  {'chosen':7}{'of':>4}",
-    ]
+    rows: list[list[Cell]] = []
     for name, row in found["rows"].items():
-        share = f"{100 * row['of_ceiling']:7.0f} %" if row["of_ceiling"] else ""
-        plain = f"{us(row['plain'])}{row['flops'] / row['plain'] / 1e12:9.0f}{share:>9}"
-        both = f"{row['epilogue']:11}{us(row.get('fused'))}{us(row.get('unfused'))}"
-        chosen = f"{us(row['backend'])}  {row.get('chosen', ''):7}{row['candidates']:4}"
-        lines.append(f"{name:18}{row['shape']:>20}{plain}  {both} {chosen}")
-    return "\n".join(lines)
+        tflops = row["flops"] / row["plain"] / 1e12
+        of_ceiling = f"{100 * row['of_ceiling']:.0f} %" if row["of_ceiling"] else None
+        fused, unfused = us(row.get("fused")), us(row.get("unfused"))
+        chosen_of = row.get("chosen"), row["candidates"]
+        plain = [us(row["plain"]), tflops, of_ceiling]
+        rows.append([name, row["shape"], *plain, row["epilogue"], fused, unfused, us(row["backend"]), *chosen_of])
+    title = "GEMMs of a block in bf16, microseconds: plain, with their epilogues fused and unfused, and as the backend runs them"
+    return f"{title}\n{table(rows, COLUMNS)}"
 
 
 def short_gemms(found: dict) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpt.models import MODELS
 from gpt.params import ParamTable
-from gpt.training.step import TrainState, loss_and_gradients
+from gpt.training.step import Task, TrainState, loss_and_gradients
 from gpu_sections.report import Section
 from gpu_sections.workload import CONFIG, SEED, TRAIN, fast, text
 from tensorlite import ReferenceOps, to_numpy
@@ -27,11 +27,11 @@ def gradients(section: Section) -> None:
     train = dataclasses.replace(TRAIN, batch_size=rows)
     table = ParamTable(MODELS["gpt"].init(CONFIG))
     start = rounded(table.init_params(SEED) + 0.02 * np.random.default_rng(0).standard_normal(table.size, np.float32))
-    data = text(xp)
+    task = Task(MODELS["gpt"], CONFIG, train, data=text(xp), seed=0)
 
     def found(ops: Any, dtype: type) -> tuple[float, np.ndarray]:
         state = TrainState.start(table, start.astype(dtype), xp)
-        loss = loss_and_gradients(ops, MODELS["gpt"], state, data, CONFIG, train, 0)
+        loss = loss_and_gradients(ops, task, state)
         return float(loss), to_numpy(state.grads)
 
     expected_loss, expected = found(ReferenceOps(check=False), np.float64)

@@ -17,7 +17,7 @@ import numpy as np
 from gpt.generate import generate
 from gpt.models import MODELS
 from gpt.params import ParamTable
-from gpt.training.step import TrainState, train_step
+from gpt.training.step import Task, TrainState, train_step
 from gpu_sections.report import said
 from gpu_sections.workload import CONFIG, SEED, TRAIN, fast, text
 from tensorlite import ReferenceOps
@@ -70,19 +70,20 @@ def ours(name: str) -> tuple[Work, Callable[[], dict[str, int]]]:
     precision, model = precision_of(name), MODELS["gpt"]
     ops: Any = fast(precision) if precision else ReferenceOps(check=False)
     table = ParamTable(model.init(CONFIG))
-    state, data = TrainState.start(table, table.init_params(SEED), cupy), text(cupy)
+    state = TrainState.start(table, table.init_params(SEED), cupy)
+    task = Task(model, CONFIG, TRAIN, data=text(cupy), seed=0)
     step = train_step if name.endswith("op by op") or not precision else ops.compile(train_step)
 
     def steps(n: int) -> float:
         for _ in range(n):
-            loss, _norm = step(ops, model, state, data, CONFIG, TRAIN, 0)
+            loss, _norm = step(ops, task, state)
         last = float(loss)
         cupy.cuda.Device().synchronize()
         return last
 
     def write(n: int) -> float:
         params = table.tree(ops.compute_params(state.params))
-        return [*generate(ops, model, params, data[:1], n, CONFIG)][-1]
+        return [*generate(ops, model, params, task.data[:1], n, CONFIG)][-1]
 
     def memory() -> dict[str, int]:
         return {"reserved": cupy.get_default_memory_pool().total_bytes()}

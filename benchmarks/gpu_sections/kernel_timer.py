@@ -11,7 +11,7 @@ from gpt.analysis.instrument import instrument
 from gpt.config import ModelConfig, TrainConfig
 from gpt.models import MODELS
 from gpt.params import ParamTable
-from gpt.training.step import TrainState, train_step
+from gpt.training.step import Task, TrainState, train_step
 from gpu_sections.workload import SEED, fast
 from tensorlite.cuda.runtime.dry_run import gemm_label
 
@@ -30,8 +30,8 @@ class KernelTimer:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.runtime, name)
 
-    def launch(self, file: str, name: str, *args: Any, **kwargs: Any) -> None:
-        self._marked(name, lambda: self.runtime.launch(file, name, *args, **kwargs))
+    def launch(self, file: str, kernel: str, /, *size: Any, **kwargs: Any) -> None:
+        self._marked(kernel, lambda: self.runtime.launch(file, kernel, *size, **kwargs))
 
     def gemm(self, a: Any, b: Any, out: Any, **kwargs: Any) -> None:
         self._marked(gemm_label(a, b, kwargs), lambda: self.runtime.gemm(a, b, out, **kwargs))
@@ -72,12 +72,13 @@ def timed_steps(
     ops, model = instrument(fast(precision, kernel_timer), op_observer(kernel_timer)), MODELS[config.model]
     table = ParamTable(model.init(config))
     state = TrainState.start(table, table.init_params(SEED), kernel_timer.xp)
+    task = Task(model, config, train, data, seed=0)
     taken: list[dict[tuple[str, str], float]] = []
     host: list[float] = []
     for _ in range(steps + 2):  # the first two warm up
         cover(3 * host[-1] if len(host) > 1 else 0.0)
         start = time.perf_counter()
-        train_step(ops, model, state, data, config, train, 0)
+        train_step(ops, task, state)
         host.append(time.perf_counter() - start)
         kernel_timer.synchronize()
         taken.append(kernel_timer.take())

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpt.analysis import dry_run
+from gpt.analysis.format import Cell, table
 from gpt.config import ModelConfig, TrainConfig
 from gpu_sections.kernel_timer import KernelTimer, timed_steps
 from gpu_sections.report import Section
@@ -21,7 +22,7 @@ def kernels(section: Section) -> None:
         ceilings = {name: getattr(peaks, name) * 1e12 for name in PRECISIONS} | {"copy": peaks.bandwidth * 1e9} | ceilings
 
     def cover(seconds: float) -> None:
-        runtime.launch("spin.cu", "spin", 1, 1, int(seconds * 2e9))  # clocks of a GPU of 2 GHz
+        runtime.launch("spin.cu", "spin", 1, 1, clocks=int(seconds * 2e9))  # clocks of a GPU of 2 GHz
 
     def mark() -> Any:
         event = xp.cuda.Event()
@@ -68,23 +69,27 @@ def entry(key: tuple[str, str], seconds: float, cost: Any, ceilings: Mapping[str
     return found | {"calls": cost.calls, "flops": cost.flops, "bytes": cost.bytes, "roofline": least}
 
 
+COLUMNS = ("op:32", "kernel:44", "calls:>6", "us:>9.1f", "% of time:>11.1f", "MiB:>8.0f", "GFLOP:>8.1f", "% of roofline:>15.0f")
+
+
 def show_kernels(found: dict) -> str:
     lines = []
     for precision, row in found["rows"].items():
         total = sum(k["seconds"] for k in row["kernels"])
         least = sum(k.get("roofline", 0.0) for k in row["kernels"])
+        listed = [k for k in row["kernels"] if k["seconds"] >= total / 200 and "calls" in k]
         lines += [
-            f"kernels of a step in {precision}: {total * 1e3:.2f} ms in all, {least * 1e3:.2f} ms at the ceilings; the host takes "
-            f"{row['host'] * 1e3:.1f} ms to launch them; each call has {found['event'] * 1e6:.1f} us of an event in it",
-            f"{'op':32}{'kernel':44}{'calls':>6}{'us':>9}{'share':>8}{'MiB':>8}{'GFLOP':>8}{'of roofline':>13}",
+            f"kernels of a step in {precision}: {total * 1e3:.2f} ms in total, {least * 1e3:.2f} ms at the ceilings; the host "
+            f"launches them in {row['host'] * 1e3:.1f} ms; each call includes {found['event'] * 1e6:.1f} us of an event",
+            table([kernel_row(k, total) for k in listed], COLUMNS),
         ]
-        for k in row["kernels"]:
-            if k["seconds"] < total / 200 or "calls" not in k:
-                continue
-            numbers = f"{k['bytes'] / 2**20:8.0f}{k['flops'] / 1e9:8.1f}{100 * k['roofline'] / k['seconds']:11.0f} %"
-            share = f"{100 * k['seconds'] / total:6.1f} %"
-            lines.append(f"{k['op']:32}{k['kernel']:44}{k['calls']:6}{k['seconds'] * 1e6:9.1f}{share}{numbers}")
     return "\n".join(lines)
+
+
+def kernel_row(k: dict[str, Any], total: float) -> list[Cell]:
+    """Return the cells of a kernel. total: seconds of all kernels."""
+    times = [k["seconds"] * 1e6, 100 * k["seconds"] / total]
+    return [k["op"], k["kernel"], k["calls"], *times, k["bytes"] / 2**20, k["flops"] / 1e9, 100 * k["roofline"] / k["seconds"]]
 
 
 def short_kernels(found: dict) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from gpt.analysis.format import Cell, table
 from gpu_sections.implementations import FAIR, GRAPH, OURS, PLAIN, TORCH, of_pytorch
 from gpu_sections.interleaved_timing import time_interleaved
 from gpu_sections.machine import version
@@ -35,19 +36,18 @@ def fair(rows: Mapping[str, dict]) -> tuple[str, float]:
     return name, best.get(name, math.nan)
 
 
+COLUMNS = (":34", "ms:>9.2f", "10 to 90 %:>18", "tokens/s:>12,.0f", "MiB:>8,.0f", "x fair:>9.2f")
+
+
 def show_steps(found: dict) -> str:
-    rows = found["rows"]
-    baseline, least = fair(rows)
+    baseline, least = fair(found["rows"])
     tokens = TRAIN.batch_size * CONFIG.block_size
-    lines = [
-        f"a training step of {tokens} tokens; x fair: how many times as fast as {baseline or 'PyTorch, which is not here'}",
-        f"{'':34}{'ms':>9}{'10 to 90 %':>18}{'tokens/s':>12}{'MiB':>8}{'x fair':>9}",
-    ]
-    for name, row in rows.items():
-        if not row.get("seconds"):
-            continue
-        median, (low, high) = statistics.median(row["seconds"]), np.quantile(row["seconds"], [0.1, 0.9])
-        spread = f"{low * 1e3:.2f} to {high * 1e3:.2f}"
-        mib = row["memory"]["reserved"] / 2**20
-        lines.append(f"{name:34}{median * 1e3:9.2f}{spread:>18}{tokens / median:12,.0f}{mib:8,.0f}{least / median:9.2f}")
-    return "\n".join(lines)
+    rows: list[list[Cell]] = []
+    for name, row in found["rows"].items():
+        if row.get("seconds"):
+            median = statistics.median(row["seconds"])
+            low, high = np.quantile(row["seconds"], [0.1, 0.9])
+            spread = f"{low * 1e3:.2f} to {high * 1e3:.2f}"
+            rows.append([name, median * 1e3, spread, tokens / median, row["memory"]["reserved"] / 2**20, least / median])
+    title = f"a training step of {tokens} tokens; x fair: how many times as fast as {baseline or 'PyTorch, which is not here'}"
+    return f"{title}\n{table(rows, COLUMNS)}"

@@ -55,6 +55,6 @@ class Timer:
         return max(1, min(8, math.ceil(3 * cache / nbytes)))
 
 
-def us(seconds: float | None) -> str:
-    """Microseconds in eight columns."""
-    return f"{'':8}" if seconds is None else f"{seconds * 1e6:8.1f}"
+def us(seconds: float | None) -> float | None:
+    """Return microseconds, or None if the time is missing."""
+    return None if seconds is None else seconds * 1e6

@@ -1,1 +1,1 @@
-"""What a run will cost and where its time goes, and a gradient check of whole models."""
+"""Cost, time and memory of a run, and the gradient check of whole models."""

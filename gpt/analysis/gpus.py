@@ -1,8 +1,8 @@
 """Datasheet figures of GPUs, for the table that --dry-run prints.
 
-They are NVIDIA's: of data-centre cards from their datasheets, of GeForce and RTX cards from the appendices of the architecture
-whitepapers (GA102, Ada, RTX Blackwell) and the product pages. The figures of the H20 and B300 are from providers' tables; of the
-A10G the tables disagree, so it is not here.
+The figures of data-centre cards are from NVIDIA's datasheets. Those of GeForce and RTX cards are from the appendices of NVIDIA's
+architecture whitepapers (GA102, Ada, RTX Blackwell) and from the product pages. Those of the H20 and B300 are from cloud providers'
+tables. The A10G is left out because such tables disagree about it.
 """
 
 import re
@@ -11,25 +11,26 @@ from dataclasses import dataclass
 from gpt.errors import ConfigError
 from tensorlite import Device
 
-DEFAULT_GPU = "H200"  # where none is named and none is in this machine
+DEFAULT_GPU = "H200"  # the GPU to show if the user names none and this machine has none
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """Dense TFLOP/s with float32 accumulation, and GB/s; of the SXM card, and the larger memory, where there are several.
+    """Peak rates of one card: of the SXM variant with the larger memory, if there are several.
 
-    None: its tensor cores do not know the format. Such cards are of compute capability below 8.0, where the kernels do not run.
+    None: the tensor cores do not support the format. Such a card has a compute capability below 8.0, and the kernels do not run
+    on it.
     """
 
-    bf16: float | None
+    bf16: float | None  # dense TFLOP/s with float32 accumulation, as are the next two
     tf32: float | None
     float32: float
-    bandwidth: float
+    bandwidth: float  # GB/s
 
 
 def geforce(float32: float, bandwidth: float) -> Gpu:
-    """A card whose whitepaper lists, with float32 accumulation, twice its float32 rate for bf16 and its float32 rate for tf32."""
-    return Gpu(2 * float32, float32, float32, bandwidth)
+    """Return a GeForce card: with float32 accumulation its bf16 rate is twice its float32 rate, and its tf32 rate equals it."""
+    return Gpu(bf16=2 * float32, tf32=float32, float32=float32, bandwidth=bandwidth)
 
 
 GPUS = {
@@ -67,19 +68,28 @@ GPUS = {
     "RTX 5080": geforce(56.3, 960),
     "RTX 5090": geforce(104.8, 1792),
 }
-VARIANT = r"(?![a-z0-9]| *(ti|super|laptop|mobile|max-q|d)\b)"  # a suffix that makes it another card than the name before it
+NO_VARIANT = r"(?![a-z0-9]| *(ti|super|laptop|mobile|max-q|d)\b)"  # no suffix that names another card follows
 
 
 def lookup_gpu(gpu: str) -> str:
-    """The entry of GPUS that a name means, "NVIDIA H200" too. Raises ConfigError for one that is not known."""
-    found = [known for known in GPUS if re.search(rf"(?<![a-z0-9]){known.lower().replace(' ', ' *')}{VARIANT}", gpu.lower())]
+    """Return the key of GPUS that a name means, for example "H200" for "NVIDIA H200". Raises ConfigError for an unknown GPU."""
+    found = [known for known in GPUS if _names(gpu, known)]
     if not found:
-        raise ConfigError(f"gpu {gpu!r} is not known; one of {', '.join(GPUS)}")
+        raise ConfigError(f"gpu {gpu!r} is not known; --gpu takes one of {', '.join(GPUS)}")
     return max(found, key=len)
 
 
+def _names(text: str, card: str) -> bool:
+    """Whether a text names this card, and not a variant of it."""
+    spaces_optional = card.lower().replace(" ", " *")
+    return re.search(rf"(?<![a-z0-9]){spaces_optional}{NO_VARIANT}", text.lower()) is not None
+
+
 def figures_for(asked: str | None, device: Device) -> str:
-    """The entry of GPUS to use: as asked, else that of this machine's GPU, else DEFAULT_GPU. Notes a GPU here that has no entry."""
+    """Return the key of GPUS to use: the one asked for, else this machine's GPU, else DEFAULT_GPU.
+
+    It prints a note if this machine's GPU has no entry.
+    """
     if asked is not None:
         return lookup_gpu(asked)
     if device.name != "cuda":
@@ -87,6 +97,7 @@ def figures_for(asked: str | None, device: Device) -> str:
     try:
         return lookup_gpu(device.description)
     except ConfigError:
-        unknown = f"no datasheet figures are known here of {device.description}"
-        print(f"note     {unknown}: these are an {DEFAULT_GPU}'s; --gpu names another")
+        print(
+            f"note     there are no datasheet figures for {device.description}: these are an {DEFAULT_GPU}'s; --gpu selects another"
+        )
         return DEFAULT_GPU

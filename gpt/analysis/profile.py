@@ -1,8 +1,8 @@
 """train.py --profile: the time of each op beside its FLOPs, its bytes and this machine's peaks.
 
-Time is measured. FLOPs and bytes are counted, on shapes, from the op table; bytes are the arguments and results of an op,
-each array once. An op cannot be faster than its FLOPs at the speed of a bare matmul or its bytes at the speed of a copy: the
-larger of the two is its roofline (Williams, Waterman, Patterson 2009, "Roofline", CACM 52(4)).
+Times are measured. FLOPs and bytes are counted on shapes, from the op table. The bytes of an op are those of its arguments and
+results, each array once. An op takes at least its FLOPs at the rate of a bare matmul, and at least its bytes at the rate of a copy.
+The larger of the two times is its roofline (Williams, Waterman, Patterson 2009, "Roofline", CACM 52(4)).
 """
 
 import statistics
@@ -10,24 +10,26 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpt.analysis.cost import FLOAT_BYTES, run_on_meta
-from gpt.analysis.format import human_bytes
+from gpt.analysis.format import Cell, human_bytes, table
 from gpt.analysis.instrument import Observer, instrument
 from gpt.training.step import loss_and_gradients, update
 from gpt.training.trainer import Trainer
+from tensorlite import Array
 from tensorlite.integers import ceil_div
 from tensorlite.meta import MetaOps, cache_bytes
 from tensorlite.reference.ops import ReferenceOps
 
 TIMED_STEPS = 10
 WARM_UP_STEPS = 2
+COLUMNS = ("op:32", "calls:>6", "ms:>9.2f", "%:>7.1f", "bytes:>11", "GB/s:>8.1f", "GFLOP/s:>9.1f", "% of roofline:>15.0f")
 
 
 @dataclass
 class OpCost:
-    """One op in one step."""
+    """The cost of all calls of one op in one step."""
 
     calls: int = 0
     seconds: float = 0.0
@@ -38,30 +40,46 @@ class OpCost:
 OpCosts = dict[str, OpCost]
 
 
+class StepCosts(NamedTuple):
+    """The costs of one shard's step on one thread."""
+
+    ops: OpCosts
+    seconds: float  # of the whole step
+    batch_rows: int
+
+
+class Peaks(NamedTuple):
+    """What this machine reaches at most."""
+
+    flops: float  # FLOP/s of a bare matmul
+    bandwidth: float  # bytes/s of a copy, read and written
+
+
 def timing_observer(costs: OpCosts, now: Callable[[], float]) -> Observer:
     """Return an observer that adds to each op its own time, without the time of the ops it calls."""
-    inner = [0.0]
+    inner_seconds = [0.0]  # a stack: the time spent in the ops that each running op has called
 
     def observe(name: str, _: tuple, call: Callable[[], Any]) -> Any:
-        inner.append(0.0)
+        inner_seconds.append(0.0)
         start = now()
         result = call()
         spent = now() - start
         costs[name].calls += 1
-        costs[name].seconds += spent - inner.pop()
-        inner[-1] += spent
+        costs[name].seconds += spent - inner_seconds.pop()
+        inner_seconds[-1] += spent
         return result
 
     return observe
 
 
 def cost_observer(costs: OpCosts, ops: MetaOps, backend: type) -> Observer:
-    """Return an observer of a MetaOps that adds the FLOPs and bytes of each op. What the backend fuses is counted as one op."""
+    """Return an observer of a MetaOps that adds the FLOPs and bytes of each op. A composite that `backend` fuses is one op."""
     running: list[str] = []
 
     def observe(name: str, args: tuple, call: Callable[[], Any]) -> Any:
-        composite = getattr(MetaOps, name) is getattr(ReferenceOps, name)
-        one_op = not composite or getattr(backend, name) is not getattr(ReferenceOps, name)
+        is_composite = getattr(MetaOps, name) is getattr(ReferenceOps, name)
+        is_fused = getattr(backend, name) is not getattr(ReferenceOps, name)
+        one_op = is_fused or not is_composite
         if running or not one_op:
             return call()
         running.append(name)
@@ -75,54 +93,71 @@ def cost_observer(costs: OpCosts, ops: MetaOps, backend: type) -> Observer:
     return observe
 
 
-def measure(trainer: Trainer) -> tuple[OpCosts, int]:
-    """Return the costs of the median step of one shard on this thread, and the batch rows of that shard."""
-    workers, config, train = trainer.workers, trainer.model_config, trainer.train_config
-    batch_rows = range(ceil_div(train.batch_size, train.shards))
-    synchronize = trainer.xp.cuda.Device().synchronize if trainer.xp.__name__ == "cupy" else lambda: None
+def measure(trainer: Trainer) -> StepCosts:
+    """Time one shard's step on this thread, and return the median of each op's times with its FLOPs and bytes."""
+    task = trainer.task
+    batch_rows = range(ceil_div(task.train.batch_size, task.train.shards))
 
     def now() -> float:
-        synchronize()
+        if trainer.xp.__name__ == "cupy":
+            trainer.xp.cuda.Device().synchronize()
         return time.perf_counter()
 
-    steps = []
+    steps: list[OpCosts] = []
+    seconds: list[float] = []
     for _ in range(WARM_UP_STEPS + TIMED_STEPS):
         timed: OpCosts = defaultdict(OpCost)
-        ops, state = instrument(workers.ops, timing_observer(timed, now)), trainer.state.copy()
+        ops = instrument(trainer.workers.ops, timing_observer(timed, now))
+        state = trainer.state.copy()
         start = now()
-        loss_and_gradients(ops, trainer.model, state, trainer.train_data, config, train, trainer.seed, batch_rows)
-        ops.clip_grad_norm_(state.grads, train.grad_clip)
-        update(ops, state, train)
-        timed["in all"].seconds = now() - start
+        loss_and_gradients(ops, task, state, batch_rows)
+        ops.clip_grad_norm_(state.grads, task.train.grad_clip)
+        update(ops, task, state)
+        seconds.append(now() - start)
         steps.append(timed)
-    steps = steps[WARM_UP_STEPS:]
-    costs = {name: OpCost(cost.calls, statistics.median(step[name].seconds for step in steps)) for name, cost in steps[0].items()}
+
+    costs: OpCosts = {}
+    for name, cost in steps[0].items():
+        median = statistics.median(step[name].seconds for step in steps[WARM_UP_STEPS:])
+        costs[name] = OpCost(calls=cost.calls, seconds=median)
     add_costs(trainer, len(batch_rows), costs)
-    return costs, len(batch_rows)
+    return StepCosts(costs, statistics.median(seconds[WARM_UP_STEPS:]), len(batch_rows))
 
 
-def add_costs(trainer: Trainer, n: int, costs: OpCosts) -> None:
-    """Add FLOPs and bytes of a step of n batch rows: the model's counted on shapes, the optimizer's by hand."""
+def add_costs(trainer: Trainer, batch_rows: int, costs: OpCosts) -> None:
+    """Add the FLOPs and bytes of a step: the model's are counted on shapes, the optimizer's are written down here."""
     counted: OpCosts = defaultdict(OpCost)
     meta = MetaOps(trainer.workers.ops.op_table)
-    ops = instrument(meta, cost_observer(counted, meta, type(trainer.workers.ops)))
-    run_on_meta(ops, trainer.model_config, n)
-    accum_steps, size = trainer.train_config.gradient_accumulation_steps, trainer.state.table.size
+    run_on_meta(instrument(meta, cost_observer(counted, meta, type(trainer.workers.ops))), trainer.task.config, batch_rows)
+    accum_steps = trainer.task.train.gradient_accumulation_steps
     for name, cost in counted.items():
-        costs[name].flops, costs[name].bytes = cost.flops * accum_steps, cost.bytes * accum_steps
+        costs[name].flops = cost.flops * accum_steps
+        costs[name].bytes = cost.bytes * accum_steps
+
+    size = trainer.state.table.size
     costs["pack_grads"].bytes = 2 * FLOAT_BYTES * size * accum_steps
-    costs["clip_grad_norm_"].flops, costs["clip_grad_norm_"].bytes = 2 * size, FLOAT_BYTES * size
-    costs["adamw_"].flops, costs["adamw_"].bytes = 14 * size, 7 * FLOAT_BYTES * size
+    costs["clip_grad_norm_"].bytes = FLOAT_BYTES * size
+    costs["clip_grad_norm_"].flops = 2 * size
+    costs["adamw_"].bytes = 7 * FLOAT_BYTES * size
+    costs["adamw_"].flops = 14 * size
 
 
-def measure_peaks(trainer: Trainer, n: int) -> tuple[float, float]:
-    """Return the FLOP/s of the model's widest matmul, and the bytes/s (read and written) of copying an array beyond any cache."""
-    xp, C = trainer.xp, trainer.model_config.n_embd
-    x, w = xp.ones((n * trainer.model_config.block_size, C), "float32"), xp.ones((C, 4 * C), "float32")
-    big = xp.ones(1 << 26, "float32")
-    target = xp.empty_like(big)
+def measure_peaks(trainer: Trainer, batch_rows: int) -> Peaks:
+    """Time the model's widest matmul, and a copy of an array that no cache holds."""
+    xp, C = trainer.xp, trainer.task.config.n_embd
+    x = xp.ones((batch_rows * trainer.task.config.block_size, C), "float32")
+    w = xp.ones((C, 4 * C), "float32")
+    source = xp.ones(1 << 26, "float32")
+    target = xp.empty_like(source)
 
-    def best(work: Callable[[], Any]) -> float:
+    def ten_matmuls() -> Array:
+        return sum((x @ w)[0, 0] for _ in range(10))
+
+    def copy() -> Array:
+        target[...] = source
+        return target[0]
+
+    def fastest(work: Callable[[], Array]) -> float:
         times = []
         for _ in range(5):
             start = time.perf_counter()
@@ -130,33 +165,33 @@ def measure_peaks(trainer: Trainer, n: int) -> tuple[float, float]:
             times.append(time.perf_counter() - start)
         return min(times)
 
-    def copy_big() -> Any:
-        target[...] = big
-        return target[0]
-
-    matmul_s, copy_s = best(lambda: sum((x @ w)[0, 0] for _ in range(10))) / 10, best(copy_big)
-    return 2 * x.size * 4 * C / matmul_s, 2 * big.nbytes / copy_s
+    matmul_flops = 2 * x.size * 4 * C
+    return Peaks(flops=10 * matmul_flops / fastest(ten_matmuls), bandwidth=2 * source.nbytes / fastest(copy))
 
 
 def profile(trainer: Trainer) -> str:
-    """The table that `train.py --profile` prints."""
-    costs, n = measure(trainer)
-    peak, bandwidth = measure_peaks(trainer, n)
-    whole = costs.pop("in all").seconds
-    in_ops = sum(cost.seconds for cost in costs.values())
-    lines = [
-        f"a step of {n} rows on one thread: {whole * 1e3:.1f} ms, median of {TIMED_STEPS}; peaks measured here: matmuls "
-        f"{peak / 1e9:.0f} GFLOP/s, copies {bandwidth / 1e9:.1f} GB/s",
-        "% of roofline: the least time that these FLOPs or bytes can take at the peaks, over the time taken; above 100 % the",
-        "arrays were still in a cache, which is faster than the memory that the peak is of",
-        f"{'op':32}{'calls':>6}{'ms':>9}{'%':>7}{'bytes':>11}{'GB/s':>8}{'GFLOP/s':>9}{'% of roofline':>15}",
-    ]
-    for name, cost in sorted(costs.items(), key=lambda item: -item[1].seconds):
-        if cost.seconds < whole / 1000:
-            continue
-        roofline = max(cost.flops / peak, cost.bytes / bandwidth)
-        rates = f"{cost.bytes / cost.seconds / 1e9:8.1f}{cost.flops / cost.seconds / 1e9:9.1f}{100 * roofline / cost.seconds:15.0f}"
-        counted = f"{human_bytes(cost.bytes):>11}{rates}" if cost.bytes else ""
-        lines.append(f"{name:32}{cost.calls:6}{cost.seconds * 1e3:9.2f}{100 * cost.seconds / whole:7.1f}{counted}")
-    lines.append(f"{'between the ops':32}{'':6}{(whole - in_ops) * 1e3:9.2f}{100 * (whole - in_ops) / whole:7.1f}")
-    return "\n".join(lines)
+    """Return the table that `train.py --profile` prints."""
+    step = measure(trainer)
+    peaks = measure_peaks(trainer, step.batch_rows)
+    slowest_first = sorted(step.ops.items(), key=lambda item: -item[1].seconds)
+    rows = [_row(name, cost, step, peaks) for name, cost in slowest_first if cost.seconds >= step.seconds / 1000]
+    between_ops = OpCost(seconds=step.seconds - sum(cost.seconds for cost in step.ops.values()))
+    return "\n".join(
+        [
+            f"a step of {step.batch_rows} rows on one thread: {step.seconds * 1e3:.1f} ms, median of {TIMED_STEPS}; peaks measured "
+            f"here: matmuls {peaks.flops / 1e9:.0f} GFLOP/s, copies {peaks.bandwidth / 1e9:.1f} GB/s",
+            "% of roofline = ideal time / measured time. The ideal time is that of the FLOPs or bytes at the peaks.",
+            "Values above 100 % mean that the data was still in a cache.",
+            table([*rows, _row("between the ops", between_ops, step, peaks)], COLUMNS),
+        ]
+    )
+
+
+def _row(name: str, cost: OpCost, step: StepCosts, peaks: Peaks) -> list[Cell]:
+    row: list[Cell] = [name, cost.calls or None, cost.seconds * 1e3, 100 * cost.seconds / step.seconds]
+    if cost.bytes:
+        roofline = max(cost.flops / peaks.flops, cost.bytes / peaks.bandwidth)
+        gigabytes_per_s = cost.bytes / cost.seconds / 1e9
+        gigaflops_per_s = cost.flops / cost.seconds / 1e9
+        row += [human_bytes(cost.bytes), gigabytes_per_s, gigaflops_per_s, 100 * roofline / cost.seconds]
+    return row

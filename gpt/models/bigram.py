@@ -1,12 +1,11 @@
-"""Stage 1, bigram: a table of V x V logits; the next character depends on this one alone.
+"""Stage 1, bigram: a V x V table of logits. The next character depends on this one alone.
 
 Shapes: idx, targets (B, T); logits (B, T, V).
 """
 
-from typing import Any
-
 from gpt.config import ModelConfig
-from gpt.params import Param
+from gpt.params import Param, Params
+from tensorlite import Array, Key, KVCache, Ops
 
 
 def init(config: ModelConfig) -> list[Param]:
@@ -16,22 +15,24 @@ def init(config: ModelConfig) -> list[Param]:
 
 
 def forward(
-    ops: Any, params: dict, idx: Any, targets: Any, config: ModelConfig, key: Any = None, with_cache: bool = True
-) -> tuple[Any, tuple]:
-    """The loss of predicting targets from idx, in nats a token."""
+    ops: Ops, params: Params, idx: Array, targets: Array, config: ModelConfig, key: Key | None = None, with_cache: bool = True
+) -> tuple[Array, tuple]:
+    """The loss of predicting targets from idx, in nats per token."""
     scores, emb_cache = ops.embedding_forward(idx, params["wte"])
     loss, xent_cache = ops.cross_entropy_forward(scores, targets)
-    return loss, (emb_cache, xent_cache) if with_cache else ()
+    cache = (emb_cache, xent_cache)
+    return loss, cache if with_cache else ()
 
 
-def backward(ops: Any, dloss: Any, cache: tuple) -> dict:
+def backward(ops: Ops, dloss: Array | float, cache: tuple) -> Params:
     """The gradient of every parameter."""
     emb_cache, xent_cache = cache
     dscores = ops.cross_entropy_backward(dloss, xent_cache)
-    return {"wte": ops.embedding_backward(dscores, emb_cache)}
+    dwte = ops.embedding_backward(dscores, emb_cache)
+    return {"wte": dwte}
 
 
-def logits(ops: Any, params: dict, idx: Any, config: ModelConfig, kv_cache: Any = None) -> Any:
-    """(B, T, V): scores of the next token. kv_cache is not needed: the last character is all there is to know."""
+def logits(ops: Ops, params: Params, idx: Array, config: ModelConfig, kv_cache: KVCache | None = None) -> Array:
+    """(B, T, V): scores of the next token. kv_cache is not used: the model sees the last character alone."""
     scores, _ = ops.embedding_forward(idx, params["wte"])
     return scores

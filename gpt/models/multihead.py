@@ -3,10 +3,9 @@
 Shapes: idx, targets (B, T); x, a (B, T, C); logits (B, T, V).
 """
 
-from typing import Any
-
 from gpt.config import ModelConfig
-from gpt.params import Param
+from gpt.params import Param, Params
+from tensorlite import Array, Key, KVCache, Ops
 
 
 def init(config: ModelConfig) -> list[Param]:
@@ -21,40 +20,50 @@ def init(config: ModelConfig) -> list[Param]:
     ]
 
 
-def trunk_forward(ops: Any, params: dict, idx: Any, config: ModelConfig, key: Any, kv_cache: Any) -> tuple[Any, tuple]:
+def trunk_forward(
+    ops: Ops, params: Params, idx: Array, config: ModelConfig, key: Key | None, kv_cache: KVCache | None
+) -> tuple[Array, tuple]:
     """Everything below the head."""
+    start = kv_cache.length if kv_cache else 0
+    layer_cache = kv_cache.layers[0] if kv_cache else None
+    attn_key = ops.fold_in(key, 0, "attention")
     tok, emb_cache = ops.embedding_forward(idx, params["wte"])
-    x, pos_cache = ops.position_embedding_forward(tok, params["wpe"], kv_cache.length if kv_cache else 0)
+    x, pos_cache = ops.position_embedding_forward(tok, params["wpe"], start)
     qkv, qkv_cache = ops.linear_forward(x, params["qkv_w"])
-    a, attn_cache = ops.attention_forward(
-        qkv, config.n_head, config.dropout, ops.fold_in(key, 0, "attention"), kv_cache.layers[0] if kv_cache else None
-    )
+    a, attn_cache = ops.attention_forward(qkv, n_head=config.n_head, p=config.dropout, key=attn_key, kv_cache=layer_cache)
     return a, (emb_cache, pos_cache, qkv_cache, attn_cache)
 
 
 def forward(
-    ops: Any, params: dict, idx: Any, targets: Any, config: ModelConfig, key: Any = None, with_cache: bool = True
-) -> tuple[Any, tuple]:
-    """The loss of predicting targets from idx, in nats a token."""
+    ops: Ops, params: Params, idx: Array, targets: Array, config: ModelConfig, key: Key | None = None, with_cache: bool = True
+) -> tuple[Array, tuple]:
+    """The loss of predicting targets from idx, in nats per token."""
     a, trunk_cache = trunk_forward(ops, params, idx, config, key, kv_cache=None)
     loss, head_cache = ops.linear_cross_entropy_forward(a, params["head_w"], params["head_b"], targets)
-    return loss, (trunk_cache, head_cache) if with_cache else ()
+    cache = (trunk_cache, head_cache)
+    return loss, cache if with_cache else ()
 
 
-def backward(ops: Any, dloss: Any, cache: tuple) -> dict:
+def backward(ops: Ops, dloss: Array | float, cache: tuple) -> Params:
     """The gradient of every parameter."""
-    (emb_cache, pos_cache, qkv_cache, attn_cache), head_cache = cache
-    grads: dict = {}
-    da, grads["head_w"], grads["head_b"] = ops.linear_cross_entropy_backward(dloss, head_cache)
+    trunk_cache, head_cache = cache
+    emb_cache, pos_cache, qkv_cache, attn_cache = trunk_cache
+    da, dhead_w, dhead_b = ops.linear_cross_entropy_backward(dloss, head_cache)
     dqkv = ops.attention_backward(da, attn_cache)
-    dx, grads["qkv_w"], _ = ops.linear_backward(dqkv, qkv_cache)
-    dx, grads["wpe"] = ops.position_embedding_backward(dx, pos_cache)
-    grads["wte"] = ops.embedding_backward(dx, emb_cache)
-    return grads
+    dx, dqkv_w, _ = ops.linear_backward(dqkv, qkv_cache)
+    dx, dwpe = ops.position_embedding_backward(dx, pos_cache)
+    dwte = ops.embedding_backward(dx, emb_cache)
+    return {
+        "wte": dwte,
+        "wpe": dwpe,
+        "qkv_w": dqkv_w,
+        "head_w": dhead_w,
+        "head_b": dhead_b,
+    }
 
 
-def logits(ops: Any, params: dict, idx: Any, config: ModelConfig, kv_cache: Any = None) -> Any:
+def logits(ops: Ops, params: Params, idx: Array, config: ModelConfig, kv_cache: KVCache | None = None) -> Array:
     """(B, T, V): scores of the next token."""
-    a, _ = trunk_forward(ops, params, idx, config, None, kv_cache)
+    a, _ = trunk_forward(ops, params, idx, config, key=None, kv_cache=kv_cache)
     y, _ = ops.linear_forward(a, params["head_w"], params["head_b"])
     return y

@@ -1,13 +1,13 @@
-"""Stage 5, residual: blocks of attention and MLP around a residual stream; no layernorm yet.
+"""Stage 5, residual: blocks of attention and MLP around a residual stream, without layernorm.
 
 `diff gpt/models/residual.py gpt/models/gpt.py` is what layernorm adds.
 Shapes: idx, targets (B, T); x, a, m (B, T, C); logits (B, T, V).
 """
 
-from typing import Any
-
 from gpt.config import ModelConfig
-from gpt.params import Param
+from gpt.params import Param, Params
+from tensorlite import Array, Key, KVCache, Ops
+from tensorlite.kv_cache import LayerCache
 
 
 def init(config: ModelConfig) -> list[Param]:
@@ -32,77 +32,110 @@ def init(config: ModelConfig) -> list[Param]:
     return params
 
 
-def block_forward(ops: Any, x: Any, p: dict, config: ModelConfig, layer: int, key: Any, kv_cache: Any) -> tuple[Any, tuple]:
+def block_forward(
+    ops: Ops, x: Array, p: Params, config: ModelConfig, layer: int, key: Key | None, kv_cache: LayerCache | None
+) -> tuple[Array, tuple]:
     """x = x + attention(x);  x = x + mlp(x)"""
-    H, dropout = config.n_head, config.dropout
     a, attn_cache = ops.self_attention_forward(
-        x, p["qkv_w"], None, p["attn_proj_w"], p["attn_proj_b"], H, dropout, ops.fold_in(key, layer, "attention"), kv_cache
+        x,
+        qkv_w=p["qkv_w"],
+        qkv_b=None,
+        proj_w=p["attn_proj_w"],
+        proj_b=p["attn_proj_b"],
+        n_head=config.n_head,
+        p=config.dropout,
+        key=ops.fold_in(key, layer, "attention"),
+        kv_cache=kv_cache,
     )
-    x, attn_residual_cache = ops.residual_forward(x, a, dropout, ops.fold_in(key, layer, "attention_residual"))
-    m, mlp_cache = ops.mlp_forward(x, p["fc_w"], p["fc_b"], p["mlp_proj_w"], p["mlp_proj_b"], config.activation)
-    x, mlp_residual_cache = ops.residual_forward(x, m, dropout, ops.fold_in(key, layer, "mlp_residual"))
+    x, attn_residual_cache = ops.residual_forward(x, a, p=config.dropout, key=ops.fold_in(key, layer, "attention_residual"))
+    m, mlp_cache = ops.mlp_forward(x, p["fc_w"], p["fc_b"], p["mlp_proj_w"], p["mlp_proj_b"], activation=config.activation)
+    x, mlp_residual_cache = ops.residual_forward(x, m, p=config.dropout, key=ops.fold_in(key, layer, "mlp_residual"))
     return x, (attn_cache, attn_residual_cache, mlp_cache, mlp_residual_cache)
 
 
-def block_backward(ops: Any, dx: Any, cache: tuple) -> tuple[Any, dict]:
+def block_backward(ops: Ops, dx: Array, cache: tuple) -> tuple[Array, Params]:
     """The same lines upwards. x was used twice by each half, so its gradients add."""
     attn_cache, attn_residual_cache, mlp_cache, mlp_residual_cache = cache
-    grads: dict = {}
     dx, dm = ops.residual_backward(dx, mlp_residual_cache)
-    dx_mlp, grads["fc_w"], grads["fc_b"], grads["mlp_proj_w"], grads["mlp_proj_b"] = ops.mlp_backward(dm, mlp_cache)
-    dx, da = ops.residual_backward(ops.add(dx, dx_mlp), attn_residual_cache)
-    dx_attn, grads["qkv_w"], _, grads["attn_proj_w"], grads["attn_proj_b"] = ops.self_attention_backward(da, attn_cache)
-    return ops.add(dx, dx_attn), grads
+    dx_mlp, dfc_w, dfc_b, dmlp_proj_w, dmlp_proj_b = ops.mlp_backward(dm, mlp_cache)
+    dx = ops.add(dx, dx_mlp)
+    dx, da = ops.residual_backward(dx, attn_residual_cache)
+    dx_attn, dqkv_w, _, dattn_proj_w, dattn_proj_b = ops.self_attention_backward(da, attn_cache)
+    dx = ops.add(dx, dx_attn)
+    return dx, {
+        "qkv_w": dqkv_w,
+        "attn_proj_w": dattn_proj_w,
+        "attn_proj_b": dattn_proj_b,
+        "fc_w": dfc_w,
+        "fc_b": dfc_b,
+        "mlp_proj_w": dmlp_proj_w,
+        "mlp_proj_b": dmlp_proj_b,
+    }
 
 
 def trunk_forward(
-    ops: Any, params: dict, idx: Any, config: ModelConfig, key: Any, with_cache: bool, kv_cache: Any
-) -> tuple[Any, tuple]:
+    ops: Ops, params: Params, idx: Array, config: ModelConfig, key: Key | None, with_cache: bool, kv_cache: KVCache | None
+) -> tuple[Array, tuple]:
     """Everything below the head: embeddings and blocks. with_cache=False drops each block's cache at once."""
+    start = kv_cache.length if kv_cache else 0
     tok, emb_cache = ops.embedding_forward(idx, params["wte"])
-    x, pos_cache = ops.position_embedding_forward(tok, params["wpe"], kv_cache.length if kv_cache else 0)
+    x, pos_cache = ops.position_embedding_forward(tok, params["wpe"], start)
     block_caches = []
     for i, p in enumerate(params["blocks"]):
-        x, block_cache = block_forward(ops, x, p, config, i, key, kv_cache.layers[i] if kv_cache else None)
-        block_caches.append(block_cache if with_cache else None)
+        layer_cache = kv_cache.layers[i] if kv_cache else None
+        x, block_cache = block_forward(ops, x, p, config, i, key, layer_cache)
+        if with_cache:
+            block_caches.append(block_cache)
         del block_cache
     return x, (emb_cache, pos_cache, block_caches)
 
 
-def head_weight(params: dict) -> Any:
+def head_weight(params: Params) -> Array:
     """(C, V): a matrix of its own, or the token embedding transposed."""
-    return params["wte"].T if params["head_w"] is None else params["head_w"]
+    if params["head_w"] is None:
+        return params["wte"].T
+    return params["head_w"]
 
 
 def forward(
-    ops: Any, params: dict, idx: Any, targets: Any, config: ModelConfig, key: Any = None, with_cache: bool = True
-) -> tuple[Any, tuple]:
+    ops: Ops, params: Params, idx: Array, targets: Array, config: ModelConfig, key: Key | None = None, with_cache: bool = True
+) -> tuple[Array, tuple]:
     """The loss of predicting targets: (B, T) from idx: (B, T), in nats per token.
 
-    key: None for no dropout. with_cache: False where no backward follows.
+    key: None for no dropout.
+    with_cache: False where no backward follows.
     """
     x, trunk_cache = trunk_forward(ops, params, idx, config, key, with_cache, kv_cache=None)
     loss, head_cache = ops.linear_cross_entropy_forward(x, head_weight(params), params["head_b"], targets)
-    return loss, (trunk_cache, head_cache, params["head_w"] is None) if with_cache else ()
+    cache = (trunk_cache, head_cache, params["head_w"] is None)
+    return loss, cache if with_cache else ()
 
 
-def backward(ops: Any, dloss: Any, cache: tuple) -> dict:
-    """The gradient of every parameter, as a tree of the same names; dloss scales all of them."""
-    (emb_cache, pos_cache, block_caches), head_cache, tied = cache
-    grads: dict = {"blocks": [None] * len(block_caches)}
-    dx, grads["head_w"], grads["head_b"] = ops.linear_cross_entropy_backward(dloss, head_cache)
-    for i in reversed(range(len(block_caches))):
-        dx, grads["blocks"][i] = block_backward(ops, dx, block_caches[i])
-    dx, grads["wpe"] = ops.position_embedding_backward(dx, pos_cache)
-    grads["wte"] = ops.embedding_backward(dx, emb_cache)
+def backward(ops: Ops, dloss: Array | float, cache: tuple) -> Params:
+    """The gradient of every parameter, as a tree of the same names. dloss scales all of them."""
+    trunk_cache, head_cache, tied = cache
+    emb_cache, pos_cache, block_caches = trunk_cache
+    dx, dhead_w, dhead_b = ops.linear_cross_entropy_backward(dloss, head_cache)
+    dblocks: list[Params] = []
+    for block_cache in reversed(block_caches):
+        dx, dblock = block_backward(ops, dx, block_cache)
+        dblocks.insert(0, dblock)
+    dx, dwpe = ops.position_embedding_backward(dx, pos_cache)
+    dwte = ops.embedding_backward(dx, emb_cache)
     if tied:  # the table was used twice: to look tokens up, and transposed to score them
-        grads["wte"] = ops.add(grads["wte"], grads["head_w"].T)
-        grads["head_w"] = None
-    return grads
+        dwte = ops.add(dwte, dhead_w.T)
+        dhead_w = None
+    return {
+        "wte": dwte,
+        "wpe": dwpe,
+        "blocks": dblocks,
+        "head_w": dhead_w,
+        "head_b": dhead_b,
+    }
 
 
-def logits(ops: Any, params: dict, idx: Any, config: ModelConfig, kv_cache: Any = None) -> Any:
+def logits(ops: Ops, params: Params, idx: Array, config: ModelConfig, kv_cache: KVCache | None = None) -> Array:
     """(B, T, V): scores of the next token after each position. kv_cache: a KVCache of the text before idx, extended by it."""
-    x, _ = trunk_forward(ops, params, idx, config, None, False, kv_cache)
+    x, _ = trunk_forward(ops, params, idx, config, key=None, with_cache=False, kv_cache=kv_cache)
     y, _ = ops.linear_forward(x, head_weight(params), params["head_b"])
     return y

@@ -1,1 +1,1 @@
-"""One training step, the loop around it, and what the loop needs: workers, checkpoints, a run's folder."""
+"""One training step, the loop around it, and its parts: workers, checkpoints, a run's folder."""

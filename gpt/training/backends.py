@@ -5,28 +5,29 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gpt.errors import ConfigError
-from tensorlite import Device, DeviceError, ReferenceOps, cpu
+from tensorlite import Device, DeviceError, Ops, ReferenceOps, cpu
 
 PrecisionName = Literal["auto", "float32", "tf32", "bf16"]
 
 
 @dataclass(frozen=True)
 class Backend:
-    """An implementation: its name, how it is made, and its description for the user."""
+    """A backend that a run may get: its name, its description for the user, and how it is created."""
 
     name: str
     description: str
-    make: Callable[[], Any]  # called once per shard
+    make: Callable[[], Ops]  # is called once per shard
     sharded: bool = False  # whether it is fastest with one shard of the batch per thread
     itemsize: int = 4  # bytes per activation
 
 
 def select_backend(want: str, device: Device, precision: PrecisionName = "auto") -> Backend:
-    """Choose by name: reference, fast, or auto, which is fast where it works.
+    """Return the backend of that name for a device.
 
-    precision: of the fast backend on a GPU; auto is bf16.
+    want: reference, fast or auto. auto is fast where that works, else reference.
+    precision: what the fast backend computes in on a GPU; auto is bf16.
 
-    Raises ConfigError for a precision that the backend has not, DeviceError for a fast backend that this GPU cannot run.
+    Raises ConfigError for a precision that the backend does not have, and DeviceError for a fast backend that this GPU cannot run.
     """
     if device.name == "cuda" and want != "reference":
         try:
@@ -36,12 +37,12 @@ def select_backend(want: str, device: Device, precision: PrecisionName = "auto")
                 raise
             return _reference(f" ({error})")
     if precision not in ("auto", "float32"):
-        raise ConfigError(f"precision {precision} is of the fast backend on a CUDA device; here it is float32")
+        raise ConfigError(f"precision {precision} needs the fast backend on a CUDA device; here it is float32")
     return _reference() if want == "reference" else _cpu()
 
 
 def _reference(why: str = "") -> Backend:
-    return Backend("reference", f"plain array code, one function an op{why}", lambda: ReferenceOps(check=False))
+    return Backend("reference", f"plain array code, one function per op{why}", lambda: ReferenceOps(check=False))
 
 
 def _cpu() -> Backend:
@@ -54,7 +55,7 @@ def _cpu() -> Backend:
 
 
 def _cuda(precision: Any) -> Backend:
-    """Load its libraries here, so that a missing one is reported before any work."""
+    """The CUDA backend. Its libraries are loaded here, so that a missing one is reported before any work."""
     from tensorlite.cuda import CUDAOps
     from tensorlite.cuda.runtime.device import CudaRuntime
 
@@ -68,5 +69,5 @@ def _cuda(precision: Any) -> Backend:
 
 
 def _overridden(ops: type) -> str:
-    """The ops that a backend implements itself. All others are those of the reference."""
+    """The names of the ops that a backend implements itself. It inherits all others from the reference."""
     return ", ".join(sorted(name.removesuffix("_forward") for name in vars(ops) if name.endswith("_forward")))

@@ -1,6 +1,7 @@
-"""A checkpoint: the whole run in one file, written whole or not at all, and checked when read. No pickle.
+"""A checkpoint: the whole run in one file, written whole or not at all, and checked when it is read.
 
-The file is in the safetensors format. Its metadata carries a hash over every tensor, because the format itself has no checksum.
+The file is in the safetensors format, so nothing is unpickled. Its metadata has a hash over every tensor, because the format itself
+has no checksum.
 """
 
 import contextlib
@@ -23,37 +24,37 @@ from gpt.config import ModelConfig, TrainConfig
 from gpt.errors import CheckpointError, UserError
 from gpt.limits import available_memory
 from gpt.models import MODELS
-from gpt.params import ParamTable
+from gpt.params import Param, ParamTable
 from gpt.training.step import TrainState
 from tensorlite.arrays import to_numpy
 
 FORMAT = "tensorlite-checkpoint-1"
 BUFFERS = ("params", "m", "v")
 SMALL_HEADER = 2**20  # bytes: up to here a header may be larger than the tensors it describes
-LARGE_FILE = 2**26  # bytes: above it the machine is asked for its memory
-ADDED_FIELDS = {"val_chars": 0}  # fields that are newer than the first files of this format: their values in such a file
+LARGE_FILE = 2**26  # bytes: a larger file is compared with the memory of the machine
+ADDED_FIELDS = {"val_chars": 0}  # fields that are newer than the first files of this format, and what their absence means
 MAX_FIELDS = 200  # a description has about forty
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds. The buffers are flat, in the layout of `table`, on the host."""
+    """The content of a file. The buffers are flat, in the layout of `table`, on the host."""
 
     model: ModelConfig
     train: TrainConfig
     vocabulary: str
     seed: int
     step: int
-    val_loss: float
-    best_val: float
+    val_loss: float  # at this step; NaN: the run was interrupted before its evaluation
+    best_val: float  # the lowest of the run so far
     data_sha256: str
     drop_unknown: bool  # whether characters outside the vocabulary were left out of the text
-    params: np.ndarray
+    params: np.ndarray  # (size,), like m and v
     m: np.ndarray
     v: np.ndarray
 
     def __post_init__(self) -> None:
-        """What `load` refuses is never saved."""
+        """Check the fields: what `load` would refuse is never saved. Raises ValueError."""
         text = self.vocabulary
         _require(isinstance(text, str) and len(set(text)) == len(text), "vocabulary", "must be distinct characters")
         _require(len(text) == self.model.vocab_size, "vocabulary", f"must have {self.model.vocab_size} characters, not {len(text)}")
@@ -72,9 +73,9 @@ class Checkpoint:
         return ParamTable(MODELS[self.model.model].init(self.model))
 
     def state(self, xp: Any) -> TrainState:
-        """The training state that the file froze, on a device."""
-        params, m, v = (xp.array(buffer) for buffer in (self.params, self.m, self.v))  # copies: training writes
-        return TrainState(self.table, params, xp.zeros_like(params), m, v, self.step)
+        """Return the training state that was saved, on a device. Its buffers are copies, because training writes into them."""
+        params = xp.array(self.params)
+        return TrainState(self.table, params, xp.zeros_like(params), xp.array(self.m), xp.array(self.v), self.step)
 
 
 def _require(condition: bool, field: str, rule: str) -> None:
@@ -82,14 +83,18 @@ def _require(condition: bool, field: str, rule: str) -> None:
         raise ValueError(f"{field} {rule}")
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write atomically: a temporary file beside the target, flushed to the disk, then renamed over it.
+def _named_tensors(table: ParamTable, buffers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The parameters' views of each buffer, by their names in the file."""
+    return {f"{name}/{param.name}": table.view(flat, param) for name, flat in buffers.items() for param in table}
 
-    Raises CheckpointError when the file cannot be written or a value is not finite; an earlier file is then still whole.
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write atomically: a temporary file beside the target is flushed to the disk and then renamed over the target.
+
+    Raises CheckpointError if the file cannot be written or a value is not finite. An earlier file is then still whole.
     """
-    table = checkpoint.table
     buffers = {name: to_numpy(getattr(checkpoint, name)) for name in BUFFERS}  # off the device, once
-    tensors = {f"{name}/{param.name}": table.view(buffers[name], param) for name in BUFFERS for param in table}
+    tensors = _named_tensors(checkpoint.table, buffers)
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise CheckpointError(
@@ -116,14 +121,14 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def link_or_copy(path: Path, other: Path) -> None:
-    """Let `other` be the same file, at once: a second name where the system has those, else a copy.
+    """Make `other` a second name of the file, atomically, or a copy of it where the file system has no second names.
 
-    Files are replaced and never written into, so neither can change under the other's name.
+    A file is replaced and never written into, so a later save under one name leaves the other name's content alone.
     """
     partial = other.with_name(f"{other.name}.tmp-{os.getpid()}")
     try:
         if other.exists() and other.samefile(path):
-            return  # to rename one name of a file to another does nothing, and leaves both
+            return  # a rename of one name of a file to another of its names does nothing, and leaves both
         try:
             os.link(path, partial)
         except OSError:
@@ -141,7 +146,7 @@ def _cannot_write(path: Path, error: OSError) -> CheckpointError:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename durable. Not every system lets a folder be opened; then the rename itself is all there is."""
+    """Make a rename durable. Where the system does not let a folder be opened, there is no more to do than the rename."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -151,10 +156,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read and check a file. Raises CheckpointError, with the reason, unless every part of it is as it was written.
+    """Read and check a file, or best.safetensors of a folder.
 
-    Nothing in the file is trusted. Its hash finds damage, but anyone can compute one, so whatever the file claims is compared with
-    its size and its configuration before memory is taken for it.
+    Nothing in the file is trusted. Its hash finds damage, but anyone can compute a hash, so the sizes that the file claims are
+    compared with its length and its configuration before memory is taken for them.
+
+    Raises CheckpointError, with the reason, unless every part of the file is as it was written.
     """
     try:
         if path.is_dir():
@@ -169,14 +176,15 @@ def load(path: Path) -> Checkpoint:
     except MemoryError as error:
         raise CheckpointError(f"{path} cannot be read: it does not fit this machine's memory") from error
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, ArithmeticError, RecursionError, UserError) as error:
-        reason = repr(str(error)[:300])[1:-1]  # one line, whatever a stranger's file put into it
+        reason = repr(str(error)[:300])[1:-1]  # escaped and cut to one line, because it may quote a stranger's file
         raise CheckpointError(f"{path} cannot be read: {reason}") from error
 
 
 def _check_sizes(path: Path) -> None:
     """Refuse a header much larger than the tensors it describes, and a file larger than the memory."""
     with open(path, "rb") as file:
-        size, header = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
+        size = os.fstat(file.fileno()).st_size
+        header = int.from_bytes(file.read(8), "little")
     if header > SMALL_HEADER + 2 * (size - header):
         raise ValueError(f"its header claims {header} bytes, too many for a file of {size}")
     if size > LARGE_FILE and size > (available_memory() or size):
@@ -184,30 +192,19 @@ def _check_sizes(path: Path) -> None:
 
 
 def _read(file: Any) -> Checkpoint:
-    """An open safetensors file's checkpoint. Raises ValueError or UserError where it is not what `save` writes."""
+    """Return the checkpoint in an open safetensors file. Raises ValueError or UserError if `save` does not write such a file."""
     metadata = file.metadata() or {}
     _check_format(metadata)
     about = _parse_about(metadata["about"])
     model = about["model"]
-    names = file.keys()
-    if model.n_layer > len(names):  # first: the loops below are as long as the configuration says
-        raise ValueError(f"n_layer is {model.n_layer}, but there are {len(names)} tensors")
+    if model.n_layer > len(file.keys()):  # first: the loops below are as long as the configuration says
+        raise ValueError(f"n_layer is {model.n_layer}, but there are {len(file.keys())} tensors")
     params = [param for param in MODELS[model.model].init(model) if param.shape is not None]
-    shapes = {f"{buffer}/{param.name}": list(param.shape or ()) for buffer in BUFFERS for param in params}
-    unexpected = sorted(shapes.keys() ^ set(names))
-    if unexpected:
-        raise ValueError(f"tensor {unexpected[0]} is {'missing' if unexpected[0] in shapes else 'none of this model'}")
-    headers = {name: file.get_slice(name) for name in names}
-    for name, header in headers.items():
-        if header.get_shape() != shapes[name]:
-            raise ValueError(f"{name} has shape {header.get_shape()}, the configuration says {shapes[name]}")
-    dtypes = {header.get_dtype() for header in headers.values()}
-    if dtypes not in ({"F32"}, {"F64"}):
-        raise ValueError(f"its numbers are {', '.join(sorted(dtypes))}, not all F32 or all F64")
+    dtype = _check_tensors(file, params)
 
     table = ParamTable(params)
-    buffers: dict[str, Any] = {buffer: np.zeros(table.size, np.float32 if dtypes == {"F32"} else np.float64) for buffer in BUFFERS}
-    tensors = {f"{buffer}/{p.name}": table.view(buffers[buffer], p) for buffer in BUFFERS for p in params}
+    buffers: dict[str, Any] = {name: np.zeros(table.size, dtype) for name in BUFFERS}
+    tensors = _named_tensors(table, buffers)
     for name, tensor in tensors.items():
         tensor[...] = file.get_tensor(name)
     if _hash(tensors, metadata["about"]) != metadata["sha256"]:
@@ -215,8 +212,25 @@ def _read(file: Any) -> Checkpoint:
     return Checkpoint(**about, **buffers)
 
 
+def _check_tensors(file: Any, params: list[Param]) -> type:
+    """Compare the tensors' names and shapes with those of the model, and return their dtype. Reads no tensor."""
+    shapes = {f"{buffer}/{param.name}": list(param.shape or ()) for buffer in BUFFERS for param in params}
+    unexpected = sorted(shapes.keys() ^ set(file.keys()))
+    if unexpected:
+        raise ValueError(f"tensor {unexpected[0]} is {'missing' if unexpected[0] in shapes else 'none of this model'}")
+    dtypes = set()
+    for name, shape in shapes.items():
+        header = file.get_slice(name)
+        if header.get_shape() != shape:
+            raise ValueError(f"{name} has shape {header.get_shape()}, the configuration says {shape}")
+        dtypes.add(header.get_dtype())
+    if dtypes not in ({"F32"}, {"F64"}):
+        raise ValueError(f"its tensors are {', '.join(sorted(dtypes))}, not all F32 or all F64")
+    return np.float32 if dtypes == {"F32"} else np.float64
+
+
 def _check_format(metadata: dict[str, str]) -> None:
-    """Refuse other programs' files and later formats. What the rule for later formats is: docs/reliability.md."""
+    """Refuse other programs' files and later formats. docs/reliability.md has the rule for later formats."""
     name = metadata.get("format", "")
     if name != FORMAT:
         if name.startswith(FORMAT[:-1]):
@@ -228,7 +242,7 @@ def _check_format(metadata: dict[str, str]) -> None:
 
 
 def _parse_about(text: str) -> dict[str, Any]:
-    """All fields of a checkpoint but its tensors, from JSON. The configurations are checked."""
+    """Return all fields of a checkpoint but its tensors, from JSON. The configurations check themselves."""
     if sum(text.count(mark) for mark in "[{,") > MAX_FIELDS:  # this bounds the memory and the depth of the parsed JSON
         raise ValueError("its description has too many fields")
     about = _fields_of(Checkpoint, json.loads(text))
@@ -238,12 +252,13 @@ def _parse_about(text: str) -> dict[str, Any]:
 
 
 def _fields_of(kind: type, given: Any) -> dict[str, Any]:
-    """The fields of a dataclass as a file gives them: one that was added later may be missing, none is unknown."""
+    """Return the fields of a dataclass as a file gives them. A field that was added later may be missing, and none is unknown."""
     if not isinstance(given, dict):
         raise ValueError(f"the fields of its {kind.__name__} are no JSON object")
     names = {field.name for field in dataclasses.fields(kind)} - set(BUFFERS)
     given = {name: value for name, value in ADDED_FIELDS.items() if name in names} | given
-    unknown, missing = sorted(given.keys() - names), sorted(names - given.keys())
+    unknown = sorted(given.keys() - names)
+    missing = sorted(names - given.keys())
     if unknown:
         raise ValueError(f"it has the field {unknown[0]!r}, which this version does not know; install a newer tensorlite")
     if missing:

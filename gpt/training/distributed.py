@@ -1,6 +1,6 @@
 """The all-reduce between processes (ranks), over MPI or NCCL, and which rank this process is.
 
-Training needs three things of them: this process's rank, the number of ranks, and the sum of an array over all ranks.
+Training needs three things: this process's rank, the number of ranks, and the sum of an array over all ranks.
 """
 
 import json
@@ -15,14 +15,14 @@ import numpy as np
 from gpt.errors import ConfigError, TrainingError
 
 INSTALL = 'pip install -e ".[mpi]"'
-WORLD_SIZE_VARIABLES = {  # where a launcher says how many processes it started
+WORLD_SIZE_VARIABLES = {  # in which a launcher says how many processes it started
     "OMPI_COMM_WORLD_SIZE": "mpiexec",
     "PMI_SIZE": "mpiexec",
     "MV2_COMM_WORLD_SIZE": "mpiexec",
     "SLURM_STEP_NUM_TASKS": "srun",
 }
 PMIX = "PMIx"
-STOP_TIMEOUT_S = 30.0  # a rank that was asked to stop waits this long for the others, which may be writing a checkpoint
+STOP_TIMEOUT_S = 30.0  # a rank that was asked to stop waits this long for the others, since rank 0 may be writing a checkpoint
 BUSY_WAIT_S = 0.1  # poll without a pause for this long: ranks are hardly ever further apart
 FACTS_BYTES = 8192  # for the facts of one rank, as JSON
 
@@ -37,7 +37,10 @@ class SingleProcess:
     asked_to_stop: whether a signal has asked this process to end the run.
     """
 
-    rank, size, local_size, local_rank = 0, 1, 1, 0
+    rank = 0
+    size = 1
+    local_rank = 0
+    local_size = 1
     asked_to_stop: Callable[[], bool] = staticmethod(lambda: False)
 
     def all_reduce_(self, flat: Any) -> None:
@@ -51,17 +54,21 @@ class MPIGroup(SingleProcess):
     """The processes that mpiexec started. MPI sums NumPy arrays."""
 
     def __init__(self, mpi: Any) -> None:
-        self.mpi, self.comm = mpi, mpi.COMM_WORLD
-        self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
+        self.mpi = mpi
+        self.comm = mpi.COMM_WORLD
+        self.rank = self.comm.Get_rank()
+        self.size = self.comm.Get_size()
         self.local_comm = self.comm.Split_type(mpi.COMM_TYPE_SHARED)  # the ranks of this machine
-        self.local_size, self.local_rank = self.local_comm.Get_size(), self.local_comm.Get_rank()
+        self.local_rank = self.local_comm.Get_rank()
+        self.local_size = self.local_comm.Get_size()
 
     def all_reduce_(self, flat: Any) -> None:
-        """Raises TrainingError when this rank was asked to stop and the others have not joined the sum for STOP_TIMEOUT_S seconds.
+        """As SingleProcess.all_reduce_. The sum is asynchronous and polled, because Python handles no signal within a call of MPI.
 
-        The sum is asynchronous and polled from Python, because no signal is handled within one long call of MPI.
+        Raises TrainingError if this rank was asked to stop and the others have not joined the sum for STOP_TIMEOUT_S seconds.
         """
-        request, start = self.comm.Iallreduce(self.mpi.IN_PLACE, flat), time.monotonic()
+        request = self.comm.Iallreduce(self.mpi.IN_PLACE, flat)
+        start = time.monotonic()
         while not request.Test():
             waited = time.monotonic() - start
             if waited > STOP_TIMEOUT_S and self.asked_to_stop():
@@ -80,13 +87,14 @@ class NCCLGroup(MPIGroup):
 
     def __init__(self, mpi: Any, cupy: Any) -> None:
         super().__init__(mpi)
-        with warnings.catch_warnings(action="ignore"):  # CuPy warns of what the next lines report
+        with warnings.catch_warnings(action="ignore"):  # CuPy warns about what the next lines report
             from cupy.cuda import nccl  # an attribute of cupy.cuda only once it is imported
         if not nccl.available:
             major = cupy.cuda.runtime.runtimeGetVersion() // 1000
             raise ConfigError(f'ranks: several GPUs need NCCL, and CuPy finds none; on Linux: pip install "nvidia-nccl-cu{major}"')
         self.stream = cupy.cuda.get_current_stream
-        self.sum_op, self.dtypes = nccl.NCCL_SUM, {"float32": nccl.NCCL_FLOAT32, "float64": nccl.NCCL_FLOAT64}
+        self.sum_op = nccl.NCCL_SUM
+        self.dtypes = {"float32": nccl.NCCL_FLOAT32, "float64": nccl.NCCL_FLOAT64}
         unique_id = self.comm.bcast(nccl.get_unique_id() if self.rank == 0 else None)
         self.nccl = nccl.NcclCommunicator(self.size, unique_id, self.rank)
 
@@ -99,7 +107,7 @@ class NCCLGroup(MPIGroup):
 
 
 def init_distributed() -> SingleProcess:
-    """Return the ranks this process was started with. Raises ConfigError when there are several and mpi4py cannot reach them."""
+    """Return the ranks that this process was started with. Raises ConfigError if there are several and mpi4py cannot reach them."""
     launcher, size = _launcher()
     if size == 1 and launcher != PMIX:
         return SingleProcess()
@@ -120,21 +128,25 @@ def init_distributed() -> SingleProcess:
 
 
 def _launcher() -> tuple[str, int]:
-    """The program that started this process, and how many processes it started: 1 where nothing says so.
+    """Return the program that started this process, and how many processes it started. Without a launcher this is ("", 1).
 
-    PMIx tells a process its rank and not the number of processes, which is then at least rank + 1.
+    PMIx tells a process its rank but not the number of processes, which is then at least rank + 1.
     """
     for name, launcher in WORLD_SIZE_VARIABLES.items():
         if os.environ.get(name, "").isdigit():
             return launcher, int(os.environ[name])
     rank = os.environ.get("PMIX_RANK", "")
-    return (PMIX, int(rank) + 1) if rank.isdigit() else ("", 1)
+    if rank.isdigit():
+        return PMIX, int(rank) + 1
+    return "", 1
 
 
 def agree(ranks: SingleProcess, facts: Mapping[str, object]) -> None:
-    """Compare what fixes a run on all ranks. Raises ConfigError on all of them, naming the ranks and facts that differ.
+    """Compare on all ranks what fixes a run.
 
-    Each rank writes its facts into its own row of an array of zeros. The sum of these arrays holds all rows.
+    Each rank writes its facts into its own row of an array of zeros. The sum of these arrays has all rows.
+
+    Raises ConfigError, on all ranks, with the ranks and facts that differ.
     """
     if ranks.size == 1:
         return
@@ -142,20 +154,19 @@ def agree(ranks: SingleProcess, facts: Mapping[str, object]) -> None:
     encoded = json.dumps({name: str(value) for name, value in facts.items()}).encode()
     table[ranks.rank, : len(encoded)] = np.frombuffer(encoded, np.uint8)
     ranks.all_reduce_(table)
-    expected, *others = (json.loads(line.tobytes().rstrip(b"\0")) for line in table)
-    differences = [
-        f"rank {rank} has {name} {other.get(name)}, rank 0 {expected.get(name)}"
-        for rank, other in enumerate(others, 1)
-        for name in dict.fromkeys([*expected, *other])
-        if other.get(name) != expected.get(name)
-    ]
+    expected, *others = (json.loads(row.tobytes().rstrip(b"\0")) for row in table)
+    differences = []
+    for rank, other in enumerate(others, 1):
+        for name in dict.fromkeys([*expected, *other]):
+            if other.get(name) != expected.get(name):
+                differences.append(f"rank {rank} has {name} {other.get(name)}, rank 0 {expected.get(name)}")
     if differences:
         raise ConfigError(f"ranks: {'; '.join(differences)}; start all of them alike")
 
 
 def main_process_first(ranks: SingleProcess, work: Callable[[], Result]) -> Result:
-    """Do the work on rank 0, then on the other ranks, which find what it has fetched. All ranks continue together."""
-    barrier = np.zeros(1)  # to sum it is to wait for all ranks
+    """Do the work on rank 0, then on the other ranks, which find the files that rank 0 has fetched. All ranks continue together."""
+    barrier = np.zeros(1)  # a sum over the ranks waits for all of them
     if ranks.rank == 0:
         result = work()
     ranks.all_reduce_(barrier)
@@ -166,9 +177,11 @@ def main_process_first(ranks: SingleProcess, work: Callable[[], Result]) -> Resu
 
 
 def on_device(ranks: SingleProcess, xp: Any) -> SingleProcess:
-    """Return the same ranks, able to sum arrays of this library: on GPUs with NCCL.
+    """Return the same ranks, able to sum arrays of this library. On GPUs they do it with NCCL.
 
-    Raises ConfigError on all ranks unless each has a GPU of its own, which is its current device, or none has any.
+    xp: numpy or cupy.
+
+    Raises ConfigError, on all ranks, unless each rank has a GPU of its own as its current device, or none has a GPU.
     """
     if not isinstance(ranks, MPIGroup):
         return ranks

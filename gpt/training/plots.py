@@ -9,8 +9,11 @@ from gpt import files
 def loss_curve(path: Path, history: list[dict], title: str) -> None:
     """Draw the train and validation loss over the steps into a PNG file.
 
-    The figure is drawn without pyplot, so that no other program's backend or settings change. Whatever matplotlib or the file
-    system raises is passed on: the caller decides whether a missing plot matters.
+    The figure is drawn without pyplot, so that no other program's backend or settings change. Errors of matplotlib and of the file
+    system are passed on, because the caller decides whether a missing plot matters.
+
+    history: the records of the evaluations, at least one.
+    title: may have any characters; none of them is read as mathematics.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""A run's folder: locked while a run writes in it; an earlier run is moved aside, never overwritten."""
+"""A run's folder: its files, its lock, and how an earlier run is moved aside."""
 
 import contextlib
 import errno
@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from gpt import files
 from gpt.console import note
@@ -15,7 +15,7 @@ from gpt.errors import CheckpointError, TrainingError
 
 METRICS, PLOT = "metrics.jsonl", "loss.png"
 BEST, LAST = "best.safetensors", "last.safetensors"
-MAX_VALUE = 1e300  # of a value in a record: neither infinite nor NaN
+MAX_VALUE = 1e300  # values in a record are below it, so neither infinite nor NaN
 LOCK_TAKEN = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}  # what flock reports when another process has the lock
 
 
@@ -31,9 +31,11 @@ def last_checkpoint(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process. Where the file system has no locks, a note says so.
+    """Lock a folder for this process, and remove the temporary files that a killed process has left in it.
 
-    Raises TrainingError when another process that is alive holds it, CheckpointError when it cannot be written.
+    If the file system has no locks, a note says so.
+
+    Raises TrainingError if another live process has locked the folder, and CheckpointError if it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,33 +43,50 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error.strerror}; choose another --out") from error
     with lock:
-        try:
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # this platform has no flock, so runs are not protected against each other
-            pass
-        except OSError as error:
-            if error.errno in LOCK_TAKEN:
-                lock.seek(0)
-                raise TrainingError(f"{folder} is in use by process {lock.read().strip() or '?'}; choose another --out") from error
-            note(f"{folder} cannot be locked ({error.strerror}): see that no other run writes into it")
-        try:
-            lock.seek(0)
-            lock.truncate()
-            lock.write(str(os.getpid()))
-            lock.flush()
-        except OSError as error:
-            raise CheckpointError(f"{folder} cannot be written: {error.strerror}; free space or choose another --out") from error
-        for name in (BEST, LAST, METRICS, PLOT):
-            for orphan in folder.glob(f"{name}.tmp-*"):  # left by a process that was killed while it wrote
-                with contextlib.suppress(OSError):
-                    orphan.unlink()
+        _take(lock, folder)
+        _write_pid(lock, folder)
+        _remove_orphans(folder)
         yield
 
 
+def _take(lock: TextIO, folder: Path) -> None:
+    """Lock the lock file, or raise TrainingError with the process that has locked it."""
+    try:
+        import fcntl
+
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # this platform has no flock, so runs are not protected against each other
+        pass
+    except OSError as error:
+        if error.errno in LOCK_TAKEN:
+            lock.seek(0)
+            raise TrainingError(f"{folder} is in use by process {lock.read().strip() or '?'}; choose another --out") from error
+        note(f"{folder} cannot be locked ({error.strerror}): see that no other run writes into it")
+
+
+def _write_pid(lock: TextIO, folder: Path) -> None:
+    try:
+        lock.seek(0)
+        lock.truncate()
+        lock.write(str(os.getpid()))
+        lock.flush()
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written: {error.strerror}; free space or choose another --out") from error
+
+
+def _remove_orphans(folder: Path) -> None:
+    """Remove the temporary files of processes that were killed while they wrote."""
+    for name in (BEST, LAST, METRICS, PLOT):
+        for orphan in folder.glob(f"{name}.tmp-*"):
+            with contextlib.suppress(OSError):
+                orphan.unlink()
+
+
 def archive_previous(folder: Path) -> Path | None:
-    """Move an earlier run's files into `folder/earlier-N`; return that folder, or None when there was no run."""
+    """Move an earlier run's files into `folder/earlier-N`. Return that folder, or None if there was no run.
+
+    Raises CheckpointError if they cannot be moved.
+    """
     found = [folder / name for name in (BEST, LAST, METRICS, PLOT) if (folder / name).exists()]
     if not found:
         return None
@@ -85,15 +104,15 @@ def archive_previous(folder: Path) -> Path | None:
 
 
 def newest(runs: Path, name: str) -> Path | None:
-    """Return the newest file of this name, BEST or LAST, in the folders below `runs`; None where there is none."""
+    """Return the newest file of this name, BEST or LAST, in the folders below `runs`, or None if there is none."""
     return max(runs.glob(f"*/{name}"), key=lambda path: path.stat().st_mtime, default=None)
 
 
 def read_metrics(folder: Path, up_to: int) -> list[dict[str, Any]]:
-    """Return the records of an earlier stretch of a run, up to a step.
+    """Return the records that a resumed run has left, up to and including a step.
 
-    A line that is no record is left out, as is one whose step is not above the step before it. A note counts them, and the file as
-    it was is kept under another name.
+    A line that is no record is left out, as is a record whose step is not above the one before it. A note counts these lines, and
+    a copy of the file stays under another name. A file that cannot be read costs a note, and there are no records then.
     """
     path = folder / METRICS
     if path.exists() and not path.is_file():
@@ -123,22 +142,28 @@ def read_metrics(folder: Path, up_to: int) -> list[dict[str, Any]]:
 
 
 def _parse_record(line: str) -> dict[str, Any] | None:
-    """The record on one line, or None where there is none: an object with a step, two losses and a time."""
+    """Return the record on a line, or None if it is none. A record is an object with a step, two losses and a time."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
     if not isinstance(record, dict) or type(record.get("step")) is not int:
         return None
-    values: list[Any] = [record.get(name) for name in ("step", "train_loss", "val_loss", "elapsed_s")]
-    return record if all(type(n) in (int, float) and abs(n) < MAX_VALUE for n in values) else None
+    for name in ("step", "train_loss", "val_loss", "elapsed_s"):
+        value: Any = record.get(name)
+        if type(value) not in (int, float) or not abs(value) < MAX_VALUE:
+            return None
+    return record
 
 
 def write_metrics(folder: Path, records: list[dict[str, Any]]) -> None:
-    """Write all records, one JSON object per line; a crash leaves the earlier file whole. Raises CheckpointError."""
+    """Write all records, one JSON object per line. A crash leaves the earlier file whole.
+
+    Raises CheckpointError if the file cannot be written.
+    """
     partial = folder / f"{METRICS}.tmp-{os.getpid()}"
     try:
-        partial.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
         files.replace(partial, folder / METRICS)
     except OSError as error:
         raise CheckpointError(f"{folder / METRICS} cannot be written: {error.strerror}") from error

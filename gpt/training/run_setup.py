@@ -1,4 +1,4 @@
-"""What fixes a new, resumed or fine-tuning run, and which fields may change when it resumes."""
+"""The setup of a new, resumed or fine-tuning run, and which fields may change when it resumes."""
 
 import dataclasses
 import hashlib
@@ -17,33 +17,51 @@ from gpt.params import ParamTable
 from gpt.tokenizer import CharTokenizer
 from gpt.training import checkpoint, run_dir
 from gpt.training.checkpoint import Checkpoint
+from gpt.training.step import Task, TrainState
 from tensorlite.version import __version__
 
 
 @dataclass(frozen=True)
 class RunSetup:
-    """Everything a run needs but a device."""
+    """Everything that a run needs but a device."""
 
     out: Path
     model: ModelConfig
     train: TrainConfig
     corpus: Corpus
     seed: int
-    weights: Checkpoint | None = None  # to start from; None: drawn from the seed
-    resumed: bool = False  # whether to take up the checkpoint's step, moments and best loss as well
+    weights: Checkpoint | None = None  # to start from; None: the weights are drawn from the seed
+    resumed: bool = False  # whether the run continues the checkpoint's step, moments and best loss too
     drop_unknown: bool = False  # whether characters outside the vocabulary are left out of the text
 
     def params(self) -> np.ndarray:
-        """The parameters to start from: (size,), on the host."""
+        """Return the parameters to start from: (size,), on the host."""
         if self.weights is not None:
             return self.weights.params
         return ParamTable(MODELS[self.model.model].init(self.model)).init_params(self.seed)
 
+    def task(self, xp: Any) -> Task:
+        """Return what every step of the run depends on, with the text on a device. xp: the array library of that device."""
+        return Task(MODELS[self.model.model], self.model, self.train, data=xp.asarray(self.corpus.train), seed=self.seed)
+
+    def state(self, xp: Any) -> TrainState:
+        """Return the state to start from, on a device: the checkpoint's state if the run is resumed, else that of step 0."""
+        if self.resumed and self.weights is not None:
+            return self.weights.state(xp)
+        table = ParamTable(MODELS[self.model.model].init(self.model))
+        return TrainState.start(table, self.params(), xp)
+
     def facts(self) -> dict[str, object]:
-        """Everything that fixes what the run computes, by name, in a few words each: for ranks to compare."""
-        facts: dict[str, object] = {"the version": __version__, "the text": _digest(self.corpus.sha256.encode())}
-        facts["the vocabulary"] = _digest(self.corpus.tokenizer.vocabulary.encode("utf-8", "surrogatepass"))
-        facts |= {"seed": self.seed, "resume": self.resumed, "drop_unknown": self.drop_unknown}
+        """Return everything that fixes what the run computes, by name and each in a few words, for the ranks to compare."""
+        vocabulary = self.corpus.tokenizer.vocabulary
+        facts: dict[str, object] = {
+            "the version": __version__,
+            "the text": _digest(self.corpus.sha256.encode()),
+            "the vocabulary": _digest(vocabulary.encode("utf-8", "surrogatepass")),
+            "seed": self.seed,
+            "resume": self.resumed,
+            "drop_unknown": self.drop_unknown,
+        }
         if self.weights is not None:
             buffers = (getattr(self.weights, name) for name in checkpoint.BUFFERS)
             facts["the checkpoint"] = f"{_digest(*buffers)} at step {self.weights.step}"
@@ -51,7 +69,7 @@ class RunSetup:
 
 
 def _digest(*parts: Any) -> str:
-    """Twelve hexadecimal digits that tell some bytes from others."""
+    """Return twelve hexadecimal digits of a hash over some bytes."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -67,7 +85,7 @@ def new_run(
     seed: int,
     val_data: Source = None,
 ) -> RunSetup:
-    """A preset with some fields changed, on a text whose characters make the vocabulary."""
+    """Set up a preset, with some of its fields changed, on a text whose characters are the vocabulary."""
     model = override(preset.model, model_fields)
     train = _override_train(preset.train, train_fields)
     corpus = load_corpus(data, model.block_size, val_data=val_data)
@@ -86,15 +104,22 @@ def fine_tune(
     seed: int,
     val_data: Source = None,
 ) -> RunSetup:
-    """A checkpoint's weights, model and vocabulary on another text. base: the training fields; the checkpoint's if None."""
+    """Set up a run on another text with the weights, model and vocabulary of a checkpoint.
+
+    path: of the checkpoint.
+    base: the training configuration before train_fields change it; None: the checkpoint's.
+    drop_unknown: whether to leave characters out of the text that the vocabulary lacks. Otherwise they are a DataError.
+    """
     start = checkpoint.load(path)
     model = _check_unchanged(start.model, model_fields, may_change=("dropout",))
     train = _override_train(base or start.train, train_fields)
     try:
-        corpus = load_corpus(data, model.block_size, CharTokenizer(start.vocabulary), drop_unknown, val_data=val_data)
+        corpus = load_corpus(
+            data, model.block_size, tokenizer=CharTokenizer(start.vocabulary), drop_unknown=drop_unknown, val_data=val_data
+        )
     except UnknownCharactersError as error:
         raise DataError(f"{error}; --drop-unknown leaves them out") from error
-    return RunSetup(out, model, train, corpus, seed, start, drop_unknown=drop_unknown)
+    return RunSetup(out, model, train, corpus, seed, weights=start, drop_unknown=drop_unknown)
 
 
 def resume(
@@ -105,11 +130,11 @@ def resume(
     seed: int | None = None,
     val_data: Source = None,
 ) -> RunSetup:
-    """The run that `last.safetensors` in a folder froze, training fields possibly changed (a longer max_iters, say).
+    """Set up the run that `last.safetensors` in a folder has saved, with some training fields changed (a longer max_iters, say).
 
-    Where that file is gone, the run goes on from its best checkpoint, with a note.
+    If that file is missing, the run goes on from its best checkpoint, and a note says so.
 
-    Model fields, and the seed where it is given, must be those of the run: they fix what is computed.
+    Raises ConfigError for a model field or a seed that is not the run's, because they fix what is computed.
     """
     path = run_dir.last_checkpoint(out)
     if not path.exists() and run_dir.best_checkpoint(out).exists():
@@ -122,12 +147,19 @@ def resume(
     train = _override_train(start.train, train_fields)
     if train.max_iters < start.step:
         raise ConfigError(f"max_iters {train.max_iters} is behind the checkpoint, which is at step {start.step}")
-    tokenizer = CharTokenizer(start.vocabulary)
-    corpus = load_corpus(data, model.block_size, tokenizer, start.drop_unknown, start.data_sha256, val_data)
-    return RunSetup(out, model, train, corpus, start.seed, start, resumed=True, drop_unknown=start.drop_unknown)
+    corpus = load_corpus(
+        data,
+        model.block_size,
+        tokenizer=CharTokenizer(start.vocabulary),
+        drop_unknown=start.drop_unknown,
+        sha256=start.data_sha256,
+        val_data=val_data,
+    )
+    return RunSetup(out, model, train, corpus, start.seed, weights=start, resumed=True, drop_unknown=start.drop_unknown)
 
 
 def _check_unchanged(model: ModelConfig, fields: dict[str, Any], may_change: tuple[str, ...] = ()) -> ModelConfig:
+    """Return the model with these fields. Raises ConfigError if one that may not change would change."""
     for field, value in fields.items():
         if field not in may_change and value != getattr(model, field):
             raise ConfigError(
@@ -137,7 +169,7 @@ def _check_unchanged(model: ModelConfig, fields: dict[str, Any], may_change: tup
 
 
 def _override_train(base: TrainConfig, fields: dict[str, Any]) -> TrainConfig:
-    """A new learning rate takes min_lr along, in the same proportion, unless that is given too."""
+    """Return the configuration with these fields. A new learning rate scales min_lr with it, unless min_lr is given too."""
     if "learning_rate" in fields and "min_lr" not in fields:
         fields = fields | {"min_lr": fields["learning_rate"] * (base.min_lr / base.learning_rate)}
     return override(base, fields)

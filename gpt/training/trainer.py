@@ -1,298 +1,216 @@
-"""The training loop: steps, evaluation, metrics, plots, checkpoints."""
+"""class Trainer: the training loop, with its evaluations and checkpoints."""
 
 import contextlib
 import math
-import signal
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from gpt import console
-from gpt.config import ModelConfig, TrainConfig
-from gpt.data import Corpus
-from gpt.errors import CheckpointError, TrainingError
-from gpt.models import MODELS
-from gpt.params import ParamTable
-from gpt.training import checkpoint, interrupts, run_dir
+from gpt.errors import TrainingError
+from gpt.training import interrupts, run_dir
 from gpt.training.checkpoint import Checkpoint
+from gpt.training.checkpoint_writer import CheckpointWriter, Record
+from gpt.training.clock import RunClock
 from gpt.training.data_parallel import Stopped, Workers
 from gpt.training.evaluate import split_loss, train_loss
-from gpt.training.plots import loss_curve
 from gpt.training.run_setup import RunSetup
-from gpt.training.step import TrainState
-from tensorlite import to_numpy
-
-SIGPIPE = 13  # Windows has no name for it
+from gpt.training.step import learning_rate
+from tensorlite import Array
 
 
-@dataclass
+class PendingStep(NamedTuple):
+    """An update that the device may still be computing."""
+
+    step: int  # the number of updates, this one included
+    loss: Array  # ()
+    norm: Array  # (), of the gradient before clipping
+
+
 class Trainer:
-    """One run. Its state and history change; everything else is fixed at the start. All ranks compute, and rank 0 writes."""
+    """One run. All ranks compute, and rank 0 writes files and logs.
 
-    workers: Workers
-    xp: Any
-    model_config: ModelConfig
-    train_config: TrainConfig
-    corpus: Corpus
-    state: TrainState
-    seed: int
-    out: Path
-    drop_unknown: bool = False
-    log: Callable[[str], None] = tqdm.write
-    history: list[dict[str, Any]] = field(default_factory=list)  # one record per evaluation, as in metrics.jsonl
-    best_val: float = math.inf
-    last_eval_step: int = -1  # the step of the last record; -1: none
-    trained_seconds: float = 0.0  # in training steps alone, of this process
-    trained_steps: int = 0
-    elapsed_before: float = 0.0  # seconds of the run before it was resumed
-    writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "writer"))
-    pending_write: Future | None = None
-    metrics_error: CheckpointError | None = None  # why metrics.jsonl is not up to date
-    pending: list[tuple[int, Any, Any]] = field(default_factory=list)  # step, loss, norm of steps that may still be computing
+    setup: what fixes the run. A resumed run continues its history and its best loss.
+    workers: the backends that compute it.
+    xp: the array library of its device, numpy or cupy.
+    """
 
-    def __post_init__(self) -> None:
-        self.model = MODELS[self.model_config.model]
-        self.train_data, self.val_data = self.xp.asarray(self.corpus.train), self.xp.asarray(self.corpus.val)
-        self.step_fn = self.workers.train_step
-        self.is_writer = self.workers.ranks.rank == 0
-        self.started = time.perf_counter()
+    def __init__(self, setup: RunSetup, workers: Workers, xp: Any) -> None:
+        self.setup = setup
+        self.workers = workers
+        self.xp = xp
+        self.is_writer = workers.ranks.rank == 0
+        self.task = setup.task(xp)
+        self.val_data = xp.asarray(setup.corpus.val)
+        self.state = setup.state(xp)
+        self.pending: list[PendingStep] = []
+        self.history: list[Record] = []  # one record per evaluation, on rank 0 those before a resume too
+        self.last_eval_step = -1  # the step of the last record; -1: none
+        self.best_val = math.inf
+        self.clock = RunClock(self.tokens_per_step)
+        self.writer = CheckpointWriter(setup)
+        self.log: Callable[[str], None] = tqdm.write
+        if setup.resumed and setup.weights is not None:
+            self._restore_history(setup.weights)
 
-    @classmethod
-    def of(cls, setup: RunSetup, workers: Workers, xp: Any) -> "Trainer":
-        """Put a run on a device. A resumed run continues its history and its best loss."""
-        table = ParamTable(MODELS[setup.model.model].init(setup.model))
-        start = setup.weights if setup.resumed else None
-        state = start.state(xp) if start else TrainState.start(table, setup.params(), xp)
-        trainer = cls(workers, xp, setup.model, setup.train, setup.corpus, state, setup.seed, setup.out, setup.drop_unknown)
-        if start:
-            trainer.best_val = start.best_val
-            if trainer.is_writer:
-                trainer._restore_history(start.step - math.isnan(start.val_loss))  # the last step may not be evaluated yet
-            step = trainer.history[-1]["step"] if trainer.history else -1
-            local = step if trainer.is_writer else 0  # only rank 0 has the history: the sum is its value
-            trainer.last_eval_step = int(workers.sum([local])[0])
-        return trainer
+    def _restore_history(self, start: Checkpoint) -> None:
+        """Continue the records, the clock and the best loss of a resumed run."""
+        self.best_val = start.best_val
+        if self.is_writer:
+            # A run that was interrupted before the evaluation of its last step has yet to make it, whatever the log says.
+            evaluated = start.step - 1 if math.isnan(start.val_loss) else start.step
+            self.history = run_dir.read_metrics(self.setup.out, up_to=evaluated)
+            if self.history:
+                self.clock.elapsed_before = self.history[-1]["elapsed_s"]
+            best = run_dir.best_checkpoint(self.setup.out)
+            if not best.exists():
+                console.note(f"{best} is missing: the best of the evaluations from here on takes its place")
+                self.best_val = math.inf
+        step = self.history[-1]["step"] if self.history else -1
+        self.last_eval_step = int(self.workers.sum([step if self.is_writer else 0])[0])  # rank 0 alone has read the history
 
-    def _restore_history(self, up_to: int) -> None:
-        """Read the records of a resumed run up to a step, and check that it has a best checkpoint."""
-        self.history = run_dir.read_metrics(self.out, up_to)
-        self.elapsed_before = self.history[-1]["elapsed_s"] if self.history else 0.0
-        if not run_dir.best_checkpoint(self.out).exists():
-            console.note(
-                f"{run_dir.best_checkpoint(self.out)} is missing: the best of the evaluations from here on takes its place"
-            )
-            self.best_val = math.inf
+    def run(self) -> int | None:
+        """Train to max_iters. Return None, or the signal that ended the run early (its work is saved)."""
+        max_iters = self.task.train.max_iters
+        with interrupts.catch_signals() as stop, self.writer.finished(), self._progress_bar() as bar:
+            self.workers.ranks.asked_to_stop = stop.is_set
+            while self.state.step < max_iters or not self.is_evaluated:
+                # A request to one rank stops all ranks at the same step.
+                if self.workers.any(stop.is_set()):
+                    self.sync()
+                    if not self.is_evaluated:
+                        self.save(val_loss=math.nan)
+                    return stop.signal()
+
+                # Measure the losses and save. A request in the middle discards the evaluation: a resumed run begins with it.
+                if self.is_eval_step and not self.is_evaluated:
+                    with contextlib.suppress(Stopped):
+                        self.evaluate()
+                    continue
+
+                # Make one update. Its loss is read before an evaluation, or when the device is max_in_flight steps behind.
+                with self.clock.training_step():
+                    self.train_step()
+                    if self.is_eval_step or len(self.pending) == self.workers.ops.max_in_flight:
+                        bar.set_postfix_str(f"loss {self.sync():.4f}", refresh=False)
+                bar.update()
+        return None
+
+    def _progress_bar(self) -> tqdm:
+        return tqdm(
+            total=self.task.train.max_iters,
+            initial=self.state.step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=None if self.is_writer else True,  # None: it is shown on a terminal alone
+        )
+
+    @property
+    def is_eval_step(self) -> bool:
+        """Whether this step is evaluated: the first of the run, every eval_interval-th, and the last."""
+        train = self.task.train
+        step = self.state.step
+        return self.last_eval_step < 0 or step % train.eval_interval == 0 or step >= train.max_iters
+
+    @property
+    def is_evaluated(self) -> bool:
+        return self.last_eval_step == self.state.step
+
+    @property
+    def tokens_per_step(self) -> int:
+        train = self.task.train
+        return train.batch_size * train.gradient_accumulation_steps * self.task.config.block_size
 
     def train_step(self) -> None:
         """Start one update, and leave its loss and norm pending: a GPU may be some steps behind."""
-        loss, norm = self.step_fn(self.model, self.state, self.train_data, self.model_config, self.train_config, self.seed)
-        self.pending.append((self.state.step, loss, norm))
+        loss, norm = self.workers.train_step(self.task, self.state)
+        self.pending.append(PendingStep(self.state.step, loss, norm))
 
     def sync(self) -> float:
-        """Wait for the pending steps. Returns the last loss. Raises TrainingError where a loss or norm is not finite."""
-        done, self.pending = self.pending, []
-        values = self.workers.ops.to_floats([value for _, loss, norm in done for value in (loss, norm)])
-        for (step, _, _), loss, norm in zip(done, values[::2], values[1::2], strict=True):
-            self._raise_if_not_finite(step, loss, norm)
-        return values[-2] if values else math.nan
+        """Wait for the pending steps. Return the last loss, or NaN if none was pending.
 
-    @contextmanager
+        Raises TrainingError if a loss or a gradient norm is not finite. Earlier checkpoints are left untouched.
+        """
+        done, self.pending = self.pending, []
+        values = self.workers.ops.to_floats([update.loss for update in done] + [update.norm for update in done])  # one wait
+        losses, norms = values[: len(done)], values[len(done) :]
+        for update, loss, norm in zip(done, losses, norms, strict=True):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise self._not_finite_error(update.step, f"the loss is {loss}, the gradient's norm {norm}")
+        return losses[-1] if losses else math.nan
+
+    def _not_finite_error(self, step: int, what: str) -> TrainingError:
+        """The error to raise. It names the first bad tensor as of now, on a GPU up to max_in_flight - 1 updates later."""
+        return TrainingError(f"step {step}: {what}{self._first_bad_tensor()}; lower --learning-rate or set --grad-clip 1")
+
+    def _first_bad_tensor(self) -> str:
+        for kind, flat in (("gradient", self.state.grads), ("parameter", self.state.params)):
+            for param in self.state.table:
+                if not self.xp.isfinite(self.state.table.view(flat, param)).all():
+                    return f", first bad {kind} {param.name}"
+        return ""
+
+    @contextlib.contextmanager
     def rolled_back(self) -> Iterator[None]:
-        """Undo at the end the steps that are made within: they are made to be timed."""
+        """Undo at the end of the block the steps that are made in it, which are made to be timed."""
         before = self.state.copy()
         try:
             yield
         finally:
             self.pending.clear()
-            self.state.restore(before)
-
-    def run(self) -> int | None:
-        """Train to max_iters. Returns None, or the signal that ended the run early (its work is saved)."""
-        cfg, state = self.train_config, self.state
-        with (
-            interrupts.catch_signals() as caught,
-            self._writer_finished(),
-            tqdm(
-                total=cfg.max_iters, initial=state.step, unit="step", dynamic_ncols=True, disable=None if self.is_writer else True
-            ) as bar,
-        ):
-            should_stop = self.workers.ranks.asked_to_stop = lambda: bool(caught) or console.reader_gone()
-            while state.step < cfg.max_iters or not self._evaluated:
-                if self.workers.sum([should_stop()])[0]:  # a signal to one rank ends all of them at the same step
-                    self.sync()
-                    if not self._evaluated:
-                        self.save_async(val_loss=math.nan)
-                    return caught[0] if caught else SIGPIPE if console.reader_gone() else signal.SIGTERM
-                if self._eval_due and not self._evaluated:
-                    with contextlib.suppress(Stopped):  # half an evaluation is discarded: a resumed run begins with it
-                        self.evaluate()
-                    continue
-                start = time.perf_counter()
-                self.train_step()
-                if self._eval_due or len(self.pending) == self.workers.ops.max_in_flight:
-                    bar.set_postfix_str(f"loss {self.sync():.4f}", refresh=False)
-                self.trained_seconds += time.perf_counter() - start
-                self.trained_steps += 1
-                bar.update()
-        return None
-
-    @property
-    def _eval_due(self) -> bool:
-        """Whether this step is evaluated: the first, every eval_interval-th, and the last."""
-        step, cfg = self.state.step, self.train_config
-        return self.last_eval_step < 0 or step % cfg.eval_interval == 0 or step >= cfg.max_iters
-
-    @property
-    def _evaluated(self) -> bool:
-        return self.last_eval_step == self.state.step
-
-    def _raise_if_not_finite(self, step: int, loss: float, norm: float) -> None:
-        """Raise TrainingError if the loss or gradient norm is not finite. Earlier checkpoints are left untouched."""
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise self._not_finite_error(step, f"the loss is {loss}, the gradient's norm {norm}")
-
-    def _not_finite_error(self, step: int, what: str) -> TrainingError:
-        """The error to raise. It names the first bad tensor as of now, on a GPU up to max_in_flight - 1 updates later."""
-        tensors = (("gradient", self.state.grads), ("parameter", self.state.params))
-        bad = [f"{kind} {p.name}" for kind, flat in tensors for p in self.state.table if not self._is_finite(flat, p)]
-        first = f", first bad {bad[0]}" if bad else ""
-        return TrainingError(f"step {step}: {what}{first}; lower --learning-rate or set --grad-clip 1")
-
-    def _is_finite(self, flat: Any, param: Any) -> bool:
-        return bool(self.xp.isfinite(self.state.table.view(flat, param)).all())
-
-    @property
-    def tokens_per_step(self) -> int:
-        return self.train_config.batch_size * self.train_config.gradient_accumulation_steps * self.model_config.block_size
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.trained_steps * self.tokens_per_step / self.trained_seconds if self.trained_seconds else 0.0
-
-    @property
-    def elapsed(self) -> float:
-        return self.elapsed_before + time.perf_counter() - self.started
+            for buffer, values in zip(self.state.buffers(), before.buffers(), strict=True):
+                buffer[...] = values
+            self.state.step = before.step
 
     def params(self) -> dict[str, Any]:
         """The parameters as the model reads them."""
         return self.state.table.tree(self.workers.ops.compute_params(self.state.params))
 
     def train_loss(self) -> float:
-        """Mean over eval_batches random batches of the training text."""
-        cfg = self.train_config
-        return train_loss(
-            self.workers, self.model, self.params(), self.train_data, self.model_config, cfg.eval_batches, cfg.batch_size, self.seed
-        )
+        """The mean over eval_batches random batches of the training text."""
+        return train_loss(self.workers, self.task, self.params())
 
     def val_loss(self) -> float:
-        """Over the validation split, or val_chars of its characters."""
-        cfg = self.train_config
-        return split_loss(self.workers, self.model, self.params(), self.val_data, self.model_config, cfg.batch_size, cfg.val_chars)
+        """The mean over the validation split, or over val_chars of its characters."""
+        return split_loss(self.workers, self.task, self.params(), self.val_data)
 
     def evaluate(self) -> None:
-        """Measure both losses, log them, and write the checkpoints and the picture."""
-        cfg, state = self.train_config, self.state
-        train, val = self.train_loss(), self.val_loss()
-        if not math.isfinite(val):
-            raise self._not_finite_error(state.step, f"the validation loss is {val}")
-        lr = self.workers.ops.cosine_lr(max(0, state.step - 1), cfg.learning_rate, cfg.min_lr, cfg.warmup_iters, cfg.max_iters)
+        """Measure both losses, log them, and write the metrics, the checkpoints and the loss curve.
+
+        Raises TrainingError if the validation loss is not finite.
+        """
+        step = self.state.step
+        train_loss, val_loss = self.train_loss(), self.val_loss()
+        if not math.isfinite(val_loss):
+            raise self._not_finite_error(step, f"the validation loss is {val_loss}")
         self.history.append(
             {
-                "step": state.step,
-                "train_loss": train,
-                "val_loss": val,
-                "lr": lr,
-                "tokens_per_s": round(self.tokens_per_second, 1),
-                "elapsed_s": round(self.elapsed, 3),
+                "step": step,
+                "train_loss": train_loss,
+                "val_loss": val_loss,
+                "lr": learning_rate(self.workers.ops, self.task.train, max(0, step - 1)),  # of the update that led here
+                "tokens_per_s": round(self.clock.tokens_per_second, 1),
+                "elapsed_s": round(self.clock.elapsed, 3),
             }
         )
-        self.last_eval_step = state.step
-        better = val < self.best_val
-        self.best_val = min(val, self.best_val)
-        if not self.is_writer:
-            return
-        self._write_metrics()  # first: a resumed run drops the records that are ahead of its checkpoint
-        self.save_async(val, better)
-        self.log(f"step {state.step}: train loss {train:.4f}, val loss {val:.4f}")
+        self.last_eval_step = step
+        is_best = val_loss < self.best_val
+        self.best_val = min(val_loss, self.best_val)
+        if self.is_writer:
+            self.writer.write_metrics(self.history)  # first: a resumed run drops the records that are ahead of its checkpoint
+            self.save(val_loss, is_best)
+            self.log(f"step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")
 
-    def save_async(self, val_loss: float, better: bool = False) -> None:
-        """Copy the run's state, and let another thread write it: a checkpoint (two names if it is the best) and the loss curve.
-
-        Only rank 0 writes. Training goes on meanwhile. An error is raised by the next call, or by `wait_for_writer`.
-        """
-        if not self.is_writer:
-            return
-        self.wait_for_writer()
-        buffers: dict[str, Any] = {name: to_numpy(getattr(self.state, name).copy()) for name in checkpoint.BUFFERS}
-        saved = Checkpoint(
-            model=self.model_config,
-            train=self.train_config,
-            vocabulary=self.corpus.tokenizer.vocabulary,
-            seed=self.seed,
-            step=self.state.step,
-            val_loss=val_loss,
-            best_val=self.best_val,
-            data_sha256=self.corpus.sha256,
-            drop_unknown=self.drop_unknown,
-            **buffers,
-        )
-        self.pending_write = self.writer.submit(self._save, saved, better, list(self.history))
-
-    def _save(self, saved: Checkpoint, better: bool, history: list[dict[str, Any]]) -> None:
-        best, last = run_dir.best_checkpoint(self.out), run_dir.last_checkpoint(self.out)
-        checkpoint.save(best if better else last, saved)
-        if better:
-            checkpoint.link_or_copy(best, last)
-        if history:
-            self._plot(history)
-
-    def _plot(self, history: list[dict[str, Any]]) -> None:
-        try:
-            loss_curve(self.out / run_dir.PLOT, history, self.out.absolute().name)
-        except Exception as error:  # matplotlib raises many kinds, and none is worth ending a run
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            console.note(
-                f"the loss curve cannot be drawn ({type(error).__name__}: {reason}); all it would show is in {run_dir.METRICS}"
-            )
-
-    def _write_metrics(self) -> None:
-        """Write all records each time, so that a failed write costs nothing unless it is the last."""
-        self.metrics_error = None
-        try:
-            run_dir.write_metrics(self.out, self.history)
-        except CheckpointError as error:
-            self.metrics_error = error
-            console.note(f"{error}; the next evaluation tries again")
-
-    def wait_for_writer(self) -> None:
-        """Wait until all files are on the disk. Raises the error of a write that failed."""
-        pending_write, self.pending_write = self.pending_write, None
-        if pending_write is not None:
-            pending_write.result()
-
-    @contextmanager
-    def _writer_finished(self) -> Iterator[None]:
-        """However the run ends, finish the write that is under way."""
-        try:
-            yield
-        except BaseException:
-            with contextlib.suppress(CheckpointError):  # the error that ended the run is the one to report
-                self.wait_for_writer()
-            raise
-        self.wait_for_writer()
-        if self.metrics_error is not None:
-            raise self.metrics_error
+    def save(self, val_loss: float, is_best: bool = False) -> None:
+        """Let rank 0 write the state to a checkpoint, on a thread. val_loss: NaN if this step is not evaluated."""
+        if self.is_writer:
+            self.writer.save_async(self.state, self.history, val_loss=val_loss, best_val=self.best_val, is_best=is_best)
 
     def summary(self) -> str:
         """The last line of a run."""
         last = self.history[-1]
         return (
             f"done: step {self.state.step} | train {last['train_loss']:.4f} | val {last['val_loss']:.4f} | "
-            f"best val {self.best_val:.4f} | {self.tokens_per_second:.0f} tok/s | {self.elapsed:.1f} s"
+            f"best val {self.best_val:.4f} | {self.clock.tokens_per_second:.0f} tok/s | {self.clock.elapsed:.1f} s"
         )

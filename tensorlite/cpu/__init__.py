@@ -1,4 +1,4 @@
-"""The CPU backend: the reference's mathematics in fewer passes over memory. `cpu.CPUOps()` goes where `ReferenceOps()` goes."""
+"""The CPU backend: the same ops in fewer passes over memory. Use `cpu.CPUOps()` in the place of `ReferenceOps()`."""
 
 from tensorlite.cpu.ops import CPUOps
 

@@ -1,24 +1,28 @@
-"""GELU in place and in tiles: all passes over one tile are made while it is in the cache.
+"""GELU in place and in tiles: all passes over one tile run while it is in the cache.
 
-It replaces gelu_forward and gelu_backward of tensorlite/reference/activations.py. Written as y = x s with the gate
-s = (1 + tanh u) / 2, a logistic function of 2u, the derivative needs no tanh: s' = 2 s (1 - s) u'. The gate is saved for
-backward, where the reference recomputes it: as many bytes as x.
+It replaces gelu_forward and gelu_backward of tensorlite/reference/activations.py. GELU is written as y = x s with the gate
+s = (1 + tanh u) / 2, a logistic function of 2u. Then the derivative needs no tanh: s' = 2 s (1 - s) u'. The gate is saved for
+backward, where the reference recomputes it; this costs as many bytes as x.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tensorlite.arrays import Array, array_namespace
 from tensorlite.reference.activations import CUBIC, SQRT_2_OVER_PI
 
-TILE = 1 << 18  # elements: from 2^15 to here the time is the same [benchmarks/RESULTS.md], and the calls are fewer
+if TYPE_CHECKING:
+    from tensorlite.cpu.ops import CPUOps
+
+TILE = 1 << 18  # elements: the time is the same from 2^15 to 2^18 [benchmarks/RESULTS.md], and large tiles need fewer calls
 
 
-def gelu_forward(ops: Any, x: Array) -> tuple[Array, tuple]:
+def gelu_forward(ops: "CPUOps", x: Array) -> tuple[Array, tuple]:
     """y = x s,  s = (1 + tanh u) / 2,  u = x (a + a c x^2) with a = sqrt(2/pi), c = 0.044715. The cache holds x and s."""
     array_namespace(x)
-    gate, y = ops.memory.empty(x.shape, x), ops.memory.empty(x.shape, x)
+    gate = ops.memory.empty(x.shape, x)
+    y = ops.memory.empty(x.shape, x)
     flat_x, flat_gate, flat_y = x.reshape(-1), gate.reshape(-1), y.reshape(-1)
     for i in range(0, x.size, TILE):
         tile = slice(i, i + TILE)
@@ -34,7 +38,7 @@ def gelu_forward(ops: Any, x: Array) -> tuple[Array, tuple]:
     return y, (x, gate)
 
 
-def gelu_backward(ops: Any, dy: Array, cache: tuple) -> Array:
+def gelu_backward(ops: "CPUOps", dy: Array, cache: tuple) -> Array:
     """dx = dy (s + x s') = dy s (1 + 2 (1 - s) x u'),  x u' = x (a + 3 a c x^2)."""
     x, gate = cache
     array_namespace(dy, x)

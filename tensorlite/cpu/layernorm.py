@@ -1,19 +1,22 @@
 """Layer normalisation in fewer passes over memory. It replaces tensorlite/reference/layernorm.py; the derivation is there.
 
-Two things are different. xhat is saved instead of x: the two are of one size, and backward needs only xhat. And every mean over
-the channels is a matmul with a vector, which the BLAS does in one read.
+Two things differ. xhat is saved instead of x; both have one size, and backward needs only xhat. And every mean over the channels is
+a matmul with a vector, for which the BLAS reads memory once.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tensorlite.arrays import Array, array_namespace
 from tensorlite.reference.layernorm import check_layernorm
 
+if TYPE_CHECKING:
+    from tensorlite.cpu.ops import CPUOps
 
-def layernorm_forward(ops: Any, x: Array, w: Array, b: Array | None = None, eps: float = 1e-5) -> tuple[Array, tuple]:
-    """y = xhat w + b,  xhat = (x - mean) rstd. The cache holds xhat: (N, C), of its own, and rstd: (N, 1)."""
+
+def layernorm_forward(ops: "CPUOps", x: Array, w: Array, b: Array | None = None, eps: float = 1e-5) -> tuple[Array, tuple]:
+    """y = xhat w + b,  xhat = (x - mean) rstd. The cache refers to w, and holds two new arrays, xhat: (N, C) and rstd: (N, 1)."""
     array_namespace(x, w, b)
     check_layernorm(x, w, b)
     C = x.shape[-1]
@@ -29,15 +32,16 @@ def layernorm_forward(ops: Any, x: Array, w: Array, b: Array | None = None, eps:
     return y.reshape(x.shape), (xhat, w, b is not None, rstd)
 
 
-def layernorm_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Array, Array, Array | None]:
+def layernorm_backward(ops: "CPUOps", dy: Array, cache: tuple) -> tuple[Array, Array, Array | None]:
     """dx = rstd (g - mean(g) - xhat mean(g xhat))  with  g = dy w.
 
-    mean(g) = dy w / C and mean(g xhat) = (dy xhat) w / C: both are matmuls with w, and neither needs g.
+    mean(g) = dy w / C and mean(g xhat) = (dy xhat) w / C are matmuls with w, and neither needs g.
     """
     xhat, w, has_bias, rstd = cache
     array_namespace(dy, xhat)
     C = xhat.shape[-1]
-    shape, dy = dy.shape, dy.reshape(-1, C)  # (N, C)
+    shape = dy.shape
+    dy = dy.reshape(-1, C)  # (N, C)
     dy_xhat = np.multiply(dy, xhat, out=ops.memory.empty(dy.shape, dy, xhat))
     dw = ops.memory.column_sums(dy_xhat)  # (N, C) -> (C,)
     db = ops.memory.column_sums(dy) if has_bias else None

@@ -1,15 +1,18 @@
-"""The linear layer, into memory that is used again. It replaces tensorlite/reference/linear.py; the derivation is there."""
+"""The linear layer, computed into pooled memory. It replaces tensorlite/reference/linear.py; the derivation is there."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tensorlite.arrays import Array, array_namespace
 from tensorlite.reference.linear import check_linear
 
+if TYPE_CHECKING:
+    from tensorlite.cpu.ops import CPUOps
 
-def linear_forward(ops: Any, x: Array, w: Array, b: Array | None = None) -> tuple[Array, tuple]:
-    """y = x w + b. As in the reference; the bias is added in place."""
+
+def linear_forward(ops: "CPUOps", x: Array, w: Array, b: Array | None = None) -> tuple[Array, tuple]:
+    """y = x w + b, as in the reference, but the bias is added in place."""
     array_namespace(x, w, b)
     check_linear(x, w, b)
     C, D = w.shape
@@ -20,8 +23,8 @@ def linear_forward(ops: Any, x: Array, w: Array, b: Array | None = None) -> tupl
     return y.reshape(*x.shape[:-1], D), (x, w, b is not None)
 
 
-def linear_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Array, Array, Array | None]:
-    """dx = dy w^T,  dw = x^T dy,  db = 1^T dy: the sum over rows is a matmul with a vector of ones."""
+def linear_backward(ops: "CPUOps", dy: Array, cache: tuple) -> tuple[Array, Array, Array | None]:
+    """dx = dy w^T,  dw = x^T dy,  db = 1^T dy, where the sum over rows is a matmul with a vector of ones."""
     x, w, has_bias = cache
     array_namespace(dy, x)
     C, D = w.shape

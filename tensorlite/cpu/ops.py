@@ -1,4 +1,4 @@
-"""class CPUOps: what the CPU backend does in its own way; everything else is the reference's."""
+"""class CPUOps: the ops that the CPU backend overrides; all others are the reference's."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from tensorlite.reference.ops import ReferenceOps
 
 
 class CPUOps(ReferenceOps):
-    """The functions of `tensorlite.cpu`, on NumPy arrays. It holds memory that it uses again: one object for each thread.
+    """The functions of `tensorlite.cpu`, on NumPy arrays. It has a memory pool, so every thread needs an object of its own.
 
     check: as for ReferenceOps.
     """

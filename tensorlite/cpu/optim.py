@@ -1,22 +1,25 @@
 """AdamW in place and in tiles.
 
-It replaces adamw_ of tensorlite/reference/optim.py: the same update with the scalar factors moved together,
+It replaces adamw_ of tensorlite/reference/optim.py. The update is the same, with the scalar factors moved together:
 
     params -= lr sqrt(c2)/c1 * m / (sqrt(v) + eps sqrt(c2)),   c1 = 1 - beta1^t,  c2 = 1 - beta2^t
 """
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tensorlite.arrays import Array, array_namespace
 
-TILE = 1 << 18  # elements; a smaller tile costs more in calls than it saves in misses [benchmarks/RESULTS.md]
+if TYPE_CHECKING:
+    from tensorlite.cpu.ops import CPUOps
+
+TILE = 1 << 18  # elements: a smaller tile costs more in calls than it saves in cache misses [benchmarks/RESULTS.md]
 
 
 def adamw_(
-    ops: Any,
+    ops: "CPUOps",
     params: Array,
     grads: Array,
     m: Array,
@@ -29,9 +32,10 @@ def adamw_(
     weight_decay: float = 0.0,
     n_decay: int | None = None,
 ) -> None:
-    """One AdamW update, in place; the arguments are the reference's."""
+    """Make one AdamW update, in place. The arguments are the reference's."""
     array_namespace(params, grads, m, v)
-    c1, c2 = 1.0 - beta1**t, 1.0 - beta2**t
+    c1 = 1.0 - beta1**t
+    c2 = 1.0 - beta2**t
     n_decay = len(params) if n_decay is None else n_decay
     params[:n_decay] *= 1.0 - lr * weight_decay
     rest = ops.memory.scratch((TILE,), params.dtype)

@@ -1,6 +1,6 @@
-"""The CUDA backend: the same ops as fused kernels and cuBLASLt's GEMMs, and a step as one graph.
+"""The CUDA backend: the ops as fused kernels and cuBLASLt GEMMs, and a step as one CUDA graph.
 
-Read a kernel file beside the reference function that it names; `ops.py` says which op is where. CuPy is imported when a
+Read a kernel file beside the reference function that it names; `ops.py` says which file has which op. CuPy is not imported until a
 `CudaRuntime` is made.
 """
 

@@ -1,7 +1,10 @@
-"""Causal attention, by kernels/attention_mma.cu on tensor cores or by kernels/attention.cu. Both files say what differs."""
+"""Causal attention, by kernels/attention_mma.cu on tensor cores or by kernels/attention.cu.
+
+Both kernel files say what differs; the derivation is in tensorlite/reference/attention.py.
+"""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -11,14 +14,27 @@ from tensorlite.kv_cache import LayerCache
 from tensorlite.random import Key
 from tensorlite.reference.attention import split_heads
 
+if TYPE_CHECKING:
+    from tensorlite.cuda.ops import CUDAOps
+
 STRIDES = np.dtype([("batch", "i8"), ("head", "i8"), ("row", "i8")])  # attention.cu: Strides
 WARPS, TILE = 8, 32  # of attention.cu
 MMA_TILE, MMA_QUERIES, MMA_THREADS = 64, 32, 128  # of attention_tiles.cuh and attention_mma.cu
 MMA_MAX_D = 128  # the largest head size whose accumulators fit in registers
 
 
-def on_tensor_cores(ops: Any, D: int, T: int, dropout: bool, kv_cache: bool = False) -> tuple[bool, str]:
-    """Which of the two files serves, and why."""
+class AttentionCache(NamedTuple):
+    """What backward reads of forward."""
+
+    qkv: Array
+    n_head: int
+    y: Array
+    lse: Array  # (B, H, T), float32: the log of each row's softmax denominator
+    dropout: np.ndarray  # the struct that draws the mask again
+
+
+def on_tensor_cores(ops: "CUDAOps", D: int, T: int, dropout: bool, kv_cache: bool = False) -> tuple[bool, str]:
+    """Whether attention_mma.cu computes this attention (otherwise attention.cu does), and the reason."""
     if ops.c_scalar() == "float":
         return False, "float32 arithmetic"
     if D % 16 or D > MMA_MAX_D:
@@ -31,8 +47,8 @@ def on_tensor_cores(ops: Any, D: int, T: int, dropout: bool, kv_cache: bool = Fa
 
 
 def attention_forward(
-    ops: Any, qkv: Array, n_head: int, p: float = 0.0, key: Key | None = None, kv_cache: LayerCache | None = None
-) -> tuple[Array, tuple | None]:
+    ops: "CUDAOps", qkv: Array, n_head: int, p: float = 0.0, key: Key | None = None, kv_cache: LayerCache | None = None
+) -> tuple[Array, AttentionCache | None]:
     """y = dropout(softmax(mask(q k^T / sqrt(D)))) v. The cache refers to qkv and y, and holds lse: (B, H, T) float32."""
     array_namespace(qkv)
     B, T, C3 = qkv.shape
@@ -40,60 +56,90 @@ def attention_forward(
     q, k, v = split_heads(qkv, n_head)  # (B, H, T, D) views
     if kv_cache is not None:
         k, v = kv_cache.extend(k, v)  # (B, H, S, D)
-    D, S = q.shape[-1], k.shape[2]
-    y, lse = ops.empty((B, T, C3 // 3)), None if kv_cache is not None else ops.float32(B, n_head, T)
+    D = q.shape[-1]
+    S = k.shape[2]
+    y = ops.empty((B, T, C3 // 3))
+    lse = ops.float32(B, n_head, T) if kv_cache is None else None
     dropout = ops.dropout_params((B, n_head, T, S), p, key)
     if y.size:
-        scale, flops = 1.0 / math.sqrt(D), 2 * 2 * B * n_head * D * _visible_scores(T, S)
+        size = (B * n_head, T, D)
+        args = {"y": y, "lse": lse, "H": n_head, "dropout": dropout, "flops": 2 * _gemm_flops(B * n_head, T, S, D)}
         if on_tensor_cores(ops, D, T, bool(dropout["threshold"]), kv_cache is not None)[0]:
-            packed = (qkv, y, lse, n_head, np.int32(T), scale, dropout)
-            _launch_mma(ops, "attention_forward", B * n_head, T, D, 3 * MMA_TILE, *packed, flops=flops)
+            _launch_mma(ops, "attention_forward", *size, tile_rows=3 * MMA_TILE, qkv=qkv, **args)
         else:
-            args = (q, _strides(q), k, v, _strides(k), y, lse, n_head, np.int32(T), np.int32(S), scale, dropout)
-            _launch(ops, "attention_forward", B * n_head, T, D, 1, *args, flops=flops)
-    return y, (qkv, n_head, y, lse, dropout) if kv_cache is None else None
+            args |= {"q": q, "q_strides": _strides(q), "k": k, "v": v, "kv_strides": _strides(k), "S": S}
+            _launch_scalar(ops, "attention_forward", *size, rows_per_warp=1, **args)
+    if kv_cache is not None:  # generation has no backward
+        return y, None
+    return y, AttentionCache(qkv, n_head, y, lse, dropout)
 
 
-def attention_backward(ops: Any, dy: Array, cache: tuple) -> Array:
+def attention_backward(ops: "CUDAOps", dy: Array, cache: tuple) -> Array:
     """dq, dk and dv, packed as qkv is. The probabilities are recomputed from lse."""
     qkv, n_head, y, lse, dropout = cache
     array_namespace(dy, qkv)
     dy = ops.gradient(dy, y.shape, "attention")
     B, T, C = y.shape
-    D, scale = C // n_head, 1.0 / math.sqrt(C // n_head)
-    dqkv, delta = ops.empty(qkv.shape), ops.float32(B, n_head, T)
+    D = C // n_head
+    dqkv = ops.empty(qkv.shape)
+    delta = ops.float32(B, n_head, T)
     if not dqkv.size:
         return dqkv
-    by_query = (qkv, y, dy, lse, delta, dqkv[:, :, :C], n_head, np.int32(T), scale, dropout)
-    by_key = (qkv, dy, lse, delta, dqkv[:, :, C:], n_head, np.int32(T), scale, dropout)
-    gemm_flops = 2 * B * n_head * D * _visible_scores(T, T)  # of one GEMM over the visible scores
+    size = (B * n_head, T, D)
+    gemm_flops = _gemm_flops(B * n_head, T, T, D)
+    args = {"qkv": qkv, "dy": dy, "lse": lse, "delta": delta, "H": n_head, "dropout": dropout}
+    by_query = args | {"y": y, "dq": dqkv[:, :, :C], "flops": 3 * gemm_flops}
+    by_key = args | {"dkv": dqkv[:, :, C:], "flops": 4 * gemm_flops}
     if on_tensor_cores(ops, D, T, bool(dropout["threshold"]))[0]:
-        _launch_mma(ops, "attention_backward_query", B * n_head, T, D, 4 * MMA_TILE, *by_query, flops=3 * gemm_flops)
-        _launch_mma(ops, "attention_backward_key", B * n_head, T, D, 2 * MMA_TILE + 2 * MMA_QUERIES, *by_key, flops=4 * gemm_flops)
+        key_rows = 2 * MMA_TILE + 2 * MMA_QUERIES
+        key_floats = 2 * MMA_QUERIES  # lse and delta of its queries
+        _launch_mma(ops, "attention_backward_query", *size, tile_rows=4 * MMA_TILE, **by_query)
+        _launch_mma(ops, "attention_backward_key", *size, tile_rows=key_rows, more_floats=key_floats, **by_key)
     else:
-        _launch(ops, "attention_backward_query", B * n_head, T, D, 2, *by_query, flops=3 * gemm_flops)
-        _launch(ops, "attention_backward_key", B * n_head, T, D, 2, *by_key, flops=4 * gemm_flops)
+        _launch_scalar(ops, "attention_backward_query", *size, rows_per_warp=2, **by_query)
+        _launch_scalar(ops, "attention_backward_key", *size, rows_per_warp=2, **by_key)
     return dqkv
 
 
-def _launch(ops: Any, kernel: str, heads: int, T: int, D: int, rows: int, *args: Any, flops: float) -> None:
-    """A kernel of attention.cu; a warp keeps so many rows in shared memory."""
-    shared = 4 * (2 * TILE * (D + 1) + rows * WARPS * D)
-    grid = heads, ceil_div(T, WARPS)
-    ops.launch("attention.cu", kernel, grid, 32 * WARPS, *args, shared=shared, flops=flops, scalar_t=ops.c_scalar(), D=D)
+def _launch_scalar(ops: "CUDAOps", kernel: str, heads: int, T: int, D: int, *, rows_per_warp: int, **args: Any) -> None:
+    """Launch a kernel of attention.cu. rows_per_warp: how many rows of its own a warp has in shared memory, besides two tiles."""
+    ops.launch(
+        "attention.cu",
+        kernel,
+        (heads, ceil_div(T, WARPS)),
+        32 * WARPS,
+        T=T,
+        scale=1.0 / math.sqrt(D),
+        shared=4 * (2 * TILE * (D + 1) + rows_per_warp * WARPS * D),
+        defines={"scalar_t": ops.c_scalar(), "D": D},
+        **args,
+    )
 
 
-def _launch_mma(ops: Any, kernel: str, heads: int, T: int, D: int, rows: int, *args: Any, flops: float) -> None:
-    """A kernel of attention_mma.cu, with so many rows in shared memory; backward by keys has lse and delta of its queries too."""
-    shared = rows * (D + 8) * 2 + (2 * MMA_QUERIES * 4 if kernel == "attention_backward_key" else 0)
-    ops.launch("attention_mma.cu", kernel, (heads, ceil_div(T, MMA_TILE)), MMA_THREADS, *args, shared=shared, flops=flops, D=D)
+def _launch_mma(
+    ops: "CUDAOps", kernel: str, heads: int, T: int, D: int, *, tile_rows: int, more_floats: int = 0, **args: Any
+) -> None:
+    """Launch a kernel of attention_mma.cu. tile_rows: how many rows of tiles are in shared memory, besides more_floats floats."""
+    ops.launch(
+        "attention_mma.cu",
+        kernel,
+        (heads, ceil_div(T, MMA_TILE)),
+        MMA_THREADS,
+        T=T,
+        scale=1.0 / math.sqrt(D),
+        shared=2 * tile_rows * (D + 8) + 4 * more_floats,
+        defines={"D": D},
+        **args,
+    )
 
 
 def _strides(x: Array) -> np.ndarray:
-    """Where the rows of x: (B, H, T, D) are, in elements. D is the innermost axis in memory."""
-    return np.array(tuple(stride // x.itemsize for stride in x.strides[:3]), STRIDES)
+    """Return where the rows of x: (B, H, T, D) are, in elements. D is the innermost axis in memory."""
+    batch, head, row, _ = (stride // x.itemsize for stride in x.strides)
+    return np.array((batch, head, row), STRIDES)
 
 
-def _visible_scores(T: int, S: int) -> float:
-    """How many of the (T, S) scores the mask leaves."""
-    return T * (S - T) + T * (T + 1) / 2
+def _gemm_flops(heads: int, T: int, S: int, D: int) -> float:
+    """Floating-point operations of one GEMM over the (T, S) scores that the mask leaves visible."""
+    visible = T * (S - T) + T * (T + 1) / 2
+    return 2 * heads * D * visible

@@ -3,7 +3,7 @@
 The kernel file says what differs; the derivation is in tensorlite/reference/cross_entropy.py.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,53 +13,95 @@ from tensorlite.integers import ceil_div
 from tensorlite.reference.cross_entropy import check_cross_entropy
 from tensorlite.reference.indices import check_indices
 
+if TYPE_CHECKING:
+    from tensorlite.cuda.ops import CUDAOps
+
 FILE = "cross_entropy.cu"
-WARPS = 8  # of cross_entropy.cu: rows of a block at a time
-BLOCKS, BACKWARD_BLOCKS = 512, 2048  # at most
+WARPS = 8  # of cross_entropy.cu: rows that a block processes at a time
+BLOCKS = 512  # the most blocks of forward
+BACKWARD_BLOCKS = 2048  # the most blocks of backward
 
 
-def cross_entropy_forward(ops: Any, logits: Array, targets: Array) -> tuple[Array, tuple]:
-    """loss = mean of lse - logits at the target, a float32. The cache refers to both, and holds lse, one float32 per row."""
+def cross_entropy_forward(ops: "CUDAOps", logits: Array, targets: Array) -> tuple[Array, tuple]:
+    """loss = mean of lse - logits at the target, a float32.
+
+    The cache refers to logits and targets, and holds lse, one float32 per row.
+    """
     xp = array_namespace(logits, targets)
     check_cross_entropy(logits.shape, targets)
     if ops.check:
         check_indices(targets, logits.shape[-1], "cross_entropy: targets")
     if logits.dtype != np.float32:
         logits = ops.operand(logits)
-    loss, lse = mean_loss(ops, xp.ascontiguousarray(logits).reshape(-1, logits.shape[-1]), logits.shape[-1], targets)
+    V = logits.shape[-1]
+    loss, lse = mean_loss(ops, xp.ascontiguousarray(logits).reshape(-1, V), V, targets)
     return loss, (logits, targets, lse)
 
 
-def cross_entropy_backward(ops: Any, dloss: Array | float, cache: tuple) -> Array:
+def cross_entropy_backward(ops: "CUDAOps", dloss: Array | float, cache: tuple) -> Array:
     """dlogits = dloss (p - onehot) / N"""
     logits, targets, lse = cache
-    array_namespace(logits)
+    xp = array_namespace(logits)
     V = logits.shape[-1]
-    rows = array_namespace(logits).ascontiguousarray(logits).reshape(-1, V)
+    rows = xp.ascontiguousarray(logits).reshape(-1, V)
     return gradient(ops, dloss, rows, V, targets, lse, logits.dtype).reshape(logits.shape)
 
 
-def mean_loss(ops: Any, logits: Array, V: int, targets: Array) -> tuple[Array, Array]:
-    """The loss, and lse, of logits: (N, stride), V of each row in use."""
+def mean_loss(ops: "CUDAOps", logits: Array, V: int, targets: Array) -> tuple[Array, Array]:
+    """Return the loss and lse: (N,) of logits: (N, stride), whose rows have V logits and then padding."""
     N, stride = logits.shape
-    grid = min(BLOCKS, ceil_div(N, WARPS))
-    lse, partial, loss = ops.float32(N), ops.float32(grid), ops.float32()
-    types = {"scalar_t": ops.c_scalar(), "logit_t": ops.c_scalar(logits), "index_t": c_integer(targets, "cross_entropy: targets")}
-    args = (logits, stride, V, array_namespace(targets).ascontiguousarray(targets), lse, partial, N)
-    ops.launch(FILE, "cross_entropy_forward", grid, 32 * WARPS, *args, **types)
-    ops.launch(FILE, "mean_loss", 1, 256, partial, grid, N, loss, **types)
+    blocks = min(BLOCKS, ceil_div(N, WARPS))
+    lse = ops.float32(N)
+    partial = ops.float32(blocks)
+    loss = ops.float32()
+    defines = {"scalar_t": ops.c_scalar(), "logit_t": ops.c_scalar(logits), "index_t": c_integer(targets, "cross_entropy: targets")}
+    ops.launch(
+        FILE,
+        "cross_entropy_forward",
+        blocks,
+        32 * WARPS,
+        logits=logits,
+        stride=stride,
+        V=V,
+        targets=array_namespace(targets).ascontiguousarray(targets),
+        lse=lse,
+        partial=partial,
+        rows=N,
+        defines=defines,
+    )
+    ops.launch(FILE, "mean_loss", 1, 256, partial=partial, count=blocks, rows=N, loss=loss, defines=defines)
     return loss, lse
 
 
-def gradient(ops: Any, dloss: Array | float, logits: Array, V: int, targets: Array, lse: Array, dtype: Any) -> Array:
-    """dlogits: (N, stride) of a dtype; the columns beyond V are zero."""
+def gradient(ops: "CUDAOps", dloss: Array | float, logits: Array, V: int, targets: Array, lse: Array, dtype: Any) -> Array:
+    """Return dlogits: (N, stride) of a dtype; the columns beyond V are zero.
+
+    dloss: a float, or an array of shape () on the device, which the host does not wait for.
+    """
     N, stride = logits.shape
     dlogits = ops.runtime.empty(logits.shape, dtype)
-    value, dloss_ptr = (1.0, dloss) if isinstance(dloss, ops.runtime.xp.ndarray) else (float(dloss), None)
-    if dloss_ptr is not None:
-        ops.flat(dloss_ptr)
-    types = {"scalar_t": ops.c_scalar(dlogits), "logit_t": ops.c_scalar(logits)}
-    types["index_t"] = c_integer(targets, "cross_entropy: targets")
-    args = (value, dloss_ptr, logits, stride, V, array_namespace(targets).ascontiguousarray(targets), lse, dlogits, N)
-    ops.launch(FILE, "cross_entropy_backward", min(BACKWARD_BLOCKS, ceil_div(N, WARPS)), 32 * WARPS, *args, **types)
+    if isinstance(dloss, ops.runtime.xp.ndarray):
+        ops.flat(dloss)
+        scale = {"value": 1.0, "dloss_ptr": dloss}
+    else:
+        scale = {"value": float(dloss), "dloss_ptr": None}
+    ops.launch(
+        FILE,
+        "cross_entropy_backward",
+        min(BACKWARD_BLOCKS, ceil_div(N, WARPS)),
+        32 * WARPS,
+        **scale,
+        logits=logits,
+        stride=stride,
+        V=V,
+        targets=array_namespace(targets).ascontiguousarray(targets),
+        lse=lse,
+        dlogits=dlogits,
+        rows=N,
+        defines={
+            "scalar_t": ops.c_scalar(dlogits),
+            "logit_t": ops.c_scalar(logits),
+            "index_t": c_integer(targets, "cross_entropy: targets"),
+        },
+    )
     return dlogits

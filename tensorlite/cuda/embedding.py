@@ -1,9 +1,9 @@
-"""Embeddings, positions and the batch, by kernels/embedding.cu.
+"""Token and position embeddings and the batch, by kernels/embedding.cu.
 
 The kernel file says what differs; the derivations are in tensorlite/reference/embedding.py.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tensorlite.arrays import Array, array_namespace
 from tensorlite.cuda.launch import BLOCK, blocks
@@ -15,52 +15,69 @@ from tensorlite.random import Key
 from tensorlite.reference.embedding import check_position_embedding
 from tensorlite.reference.indices import check_indices
 
+if TYPE_CHECKING:
+    from tensorlite.cuda.ops import CUDAOps
+
 FILE = "embedding.cu"
 
 
-def embedding_forward(ops: Any, ids: Array, table: Array) -> tuple[Array, tuple]:
+def embedding_forward(ops: "CUDAOps", ids: Array, table: Array) -> tuple[Array, tuple]:
     """y = table[ids]. The cache refers to ids and the table."""
     xp = array_namespace(ids, table)
     index_t = c_integer(ids, "embedding: ids")
     if ops.check:
         check_indices(ids, table.shape[0], "embedding: ids")
-    ids, table, C = xp.ascontiguousarray(ids), ops.operand(table), table.shape[1]
+    C = table.shape[1]
+    ids = xp.ascontiguousarray(ids)
+    table = ops.operand(table)
     y = ops.empty((*ids.shape, C))
     if ids.size:
         block = min(BLOCK, round_up(C, 32))
-        ops.launch(FILE, "lookup", ids.size, block, ids, table, y, C, scalar_t=ops.c_scalar(), index_t=index_t)
+        defines = {"scalar_t": ops.c_scalar(), "index_t": index_t}
+        ops.launch(FILE, "lookup", ids.size, block, ids=ids, table=table, y=y, C=C, defines=defines)
     return y, (ids, table)
 
 
-def embedding_backward(ops: Any, dy: Array, cache: tuple) -> Array:
+def embedding_backward(ops: "CUDAOps", dy: Array, cache: tuple) -> Array:
     """dtable = onehot^T dy, in float32."""
     ids, table = cache
     array_namespace(dy, table)
     V, C = table.shape
     padded_vocab = whole_tiles(V)
     dy = pad_columns(ops, ops.gradient(dy, (*ids.shape, C), "embedding").reshape(-1, C), padded_width(C))
-    onehot, dtable = ops.empty((ids.size, padded_vocab)), ops.float32(padded_vocab, dy.shape[1])
-    grid = blocks(32 * ids.size, BLOCK)
-    index_t = c_integer(ids, "embedding: ids")
-    ops.launch(FILE, "write_onehot", grid, BLOCK, ids, onehot, padded_vocab, ids.size, scalar_t=ops.c_scalar(), index_t=index_t)
+    onehot = ops.empty((ids.size, padded_vocab))
+    dtable = ops.float32(padded_vocab, dy.shape[1])
+    ops.launch(
+        FILE,
+        "write_onehot",
+        blocks(32 * ids.size, BLOCK),
+        BLOCK,
+        ids=ids,
+        onehot=onehot,
+        padded_vocab=padded_vocab,
+        rows=ids.size,
+        defines={"scalar_t": ops.c_scalar(), "index_t": c_integer(ids, "embedding: ids")},
+    )
     ops.gemm(onehot.T, dy, dtable)  # (padded_vocab, N) @ (N, C)
     return pad_columns(ops, dtable[:V], C)
 
 
-def position_embedding_forward(ops: Any, x: Array, wpe: Array, start: int = 0) -> tuple[Array, tuple]:
-    """y_t = x_t + wpe_{start + t}. The cache refers to wpe."""
+def position_embedding_forward(ops: "CUDAOps", x: Array, wpe: Array, start: int = 0) -> tuple[Array, tuple]:
+    """y_t = x_t + wpe_{start + t}. The cache refers to wpe and holds start."""
     array_namespace(x, wpe)
     check_position_embedding(x, wpe, start)
     T, C = x.shape[-2:]
-    x, wpe_rows = ops.operand(x), ops.operand(wpe)[start : start + T]
+    x = ops.operand(x)
+    wpe_rows = ops.operand(wpe)[start : start + T]
     y = ops.empty(x.shape)
     if x.size:
         grid = (x.size // (T * C), blocks(T * C, 4 * BLOCK))
-        ops.launch(FILE, "add_positions", grid, BLOCK, x, wpe_rows, y, T * C, scalar_t=ops.c_scalar(), index_t="int")
+        defines = {"scalar_t": ops.c_scalar(), "index_t": "int"}  # this kernel reads no ids, but the file needs an index_t
+        ops.launch(FILE, "add_positions", grid, BLOCK, x=x, wpe_rows=wpe_rows, y=y, TC=T * C, defines=defines)
     return y, (wpe, start)
 
 
-def position_embedding_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Array, Array]:
+def position_embedding_backward(ops: "CUDAOps", dy: Array, cache: tuple) -> tuple[Array, Array]:
     """dx = dy,  dwpe_{start + t} = sum of dy_t over the batch, in float32; zero elsewhere."""
     wpe, start = cache
     array_namespace(dy, wpe)
@@ -69,15 +86,27 @@ def position_embedding_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Arra
     if len(wpe) == T:
         return dy, summed.reshape(T, C)
     dwpe = ops.float32(*wpe.shape)
-    place_columns(ops, summed, T * C, dwpe, dwpe.size, start * C)
+    place_columns(ops, summed.reshape(1, -1), dwpe.reshape(1, -1), at=start * C)
     return dy, dwpe
 
 
-def get_batch(ops: Any, data: Array, key: Key | DeviceKey, rows: int, block_size: int) -> tuple[Array, Array]:
-    """Windows of the text at places drawn from the key: idx and targets, both (rows, block_size), of the text's dtype."""
+def get_batch(ops: "CUDAOps", data: Array, key: Key | DeviceKey, rows: int, block_size: int) -> tuple[Array, Array]:
+    """Return windows of the text at places drawn from the key: idx and targets, both (rows, block_size), of the text's dtype."""
     array_namespace(data)
-    idx, targets = (ops.runtime.empty((rows, block_size), data.dtype) for _ in range(2))
-    args = (data, len(data), pack_key(key, ops.address), key.row0, idx, targets, block_size)
-    index_t = c_integer(data, "get_batch: data")
-    ops.launch(FILE, "get_batch", rows, min(BLOCK, round_up(block_size, 32)), *args, scalar_t="float", index_t=index_t)
+    idx = ops.runtime.empty((rows, block_size), data.dtype)
+    targets = ops.runtime.empty((rows, block_size), data.dtype)
+    ops.launch(
+        FILE,
+        "get_batch",
+        rows,
+        min(BLOCK, round_up(block_size, 32)),
+        data=data,
+        n=len(data),
+        key=pack_key(key, ops.address),
+        row0=key.row0,
+        idx=idx,
+        targets=targets,
+        T=block_size,
+        defines={"scalar_t": "float", "index_t": c_integer(data, "get_batch: data")},
+    )
     return idx, targets

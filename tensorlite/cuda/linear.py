@@ -1,43 +1,54 @@
 """The linear layer by cuBLASLt. It replaces tensorlite/reference/linear.py; the derivation is there.
 
-What differs: the epilogue of a GEMM adds the bias and computes its gradient; and weights whose width is not a multiple of 8 (a
-vocabulary of 65) are padded with columns of zeros up to a multiple of 64, which the tensor cores need.
+What differs: the epilogue of the GEMM adds the bias and computes its gradient. Weights whose width is not a multiple of 8, such as
+a vocabulary of 65, are padded with zero columns to a multiple of 64, the tile width of the tensor cores.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tensorlite.arrays import Array, array_namespace
 from tensorlite.cuda.layout import pad_columns, padded_width
 from tensorlite.reference.linear import check_linear
 
+if TYPE_CHECKING:
+    from tensorlite.cuda.ops import CUDAOps
 
-def linear_forward(ops: Any, x: Array, w: Array, b: Array | None = None) -> tuple[Array, tuple]:
-    """y = x w + b. The cache refers to x and w in the precision computed in."""
+
+def linear_forward(ops: "CUDAOps", x: Array, w: Array, b: Array | None = None) -> tuple[Array, tuple]:
+    """y = x w + b. The cache refers to x and w, in the precision of the backend."""
     array_namespace(x, w, b)
     check_linear(x, w, b)
     C, D = w.shape
-    x, w, b = ops.operand(x), ops.matrix(w), ops.vector(b)
+    x = ops.operand(x)
+    w = ops.matrix(w)
+    b = ops.vector(b)
     padded = padded_width(D)
     y = ops.empty((x.size // C, padded))
-    ops.gemm(x.reshape(-1, C), pad_columns(ops, w, padded), y, bias=None if b is None else pad_columns(ops, b, padded))
-    return pad_columns(ops, y, D).reshape(*x.shape[:-1], D), (x, w, b is not None)
+    bias = None if b is None else pad_columns(ops, b, padded)
+    ops.gemm(x.reshape(-1, C), pad_columns(ops, w, padded), y, bias=bias)  # (N, C) @ (C, padded)
+    y = pad_columns(ops, y, D).reshape(*x.shape[:-1], D)
+    return y, (x, w, b is not None)
 
 
-def linear_backward(ops: Any, dy: Array, cache: tuple) -> tuple[Array, Array, Array | None]:
-    """dx = dy w^T,  dw = x^T dy,  db = sum of dy over rows: the last two in float32, in one GEMM."""
+def linear_backward(ops: "CUDAOps", dy: Array, cache: tuple) -> tuple[Array, Array, Array | None]:
+    """dx = dy w^T,  dw = x^T dy,  db = sum of dy over rows. One GEMM computes dw and db, in float32."""
     x, w, has_bias = cache
     array_namespace(dy, x)
     D = w.shape[1]
     padded = padded_width(D)
     dy = ops.gradient(dy, (*x.shape[:-1], D), "linear").reshape(-1, D)
     dx, dw, db = padded_backward(ops, pad_columns(ops, dy, padded), x, pad_columns(ops, w, padded), has_bias)
-    return dx, pad_columns(ops, dw, D), None if db is None else db[:D]
+    dw = pad_columns(ops, dw, D)
+    if db is not None:
+        db = db[:D]
+    return dx, dw, db
 
 
-def padded_backward(ops: Any, dy: Array, x: Array, w: Array, has_bias: bool) -> tuple[Array, Array, Array | None]:
-    """linear_backward of dy: (N, padded) and w: (C, padded)."""
+def padded_backward(ops: "CUDAOps", dy: Array, x: Array, w: Array, has_bias: bool) -> tuple[Array, Array, Array | None]:
+    """Compute linear_backward for dy: (N, padded) and w: (C, padded). The gradients are padded, too."""
     C, padded = w.shape
-    dx, dw = ops.empty(x.shape), ops.float32(C, padded)
+    dx = ops.empty(x.shape)
+    dw = ops.float32(C, padded)
     db = ops.float32(padded) if has_bias else None
     ops.gemm(dy, w.T, dx.reshape(-1, C))  # (N, padded) @ (padded, C)
     ops.gemm(x.reshape(-1, C).T, dy, dw, bias_grad=db)  # (C, N) @ (N, padded)

@@ -1,6 +1,6 @@
-"""The op table of the CUDA backend, where some ops save something else for backward.
+"""The op table of the CUDA backend, where dropout and attention save other arrays.
 
-`MetaOps(OP_INFO)` counts its caches. Sizes are in the activations' item size, except that statistics are float32 in any precision.
+`MetaOps(OP_INFO)` computes the sizes of its caches. Activations are counted in their own item size, statistics as float32.
 """
 
 from dataclasses import replace
@@ -11,10 +11,10 @@ from tensorlite.op_info import OpInfo
 _REFERENCE = op_info.OP_INFO
 
 OP_INFO: dict[str, OpInfo] = _REFERENCE | {
-    # the mask is drawn again: dropout saves nothing
+    # backward draws the mask again, so dropout saves nothing
     "dropout": replace(_REFERENCE["dropout"], saved_new=lambda _: []),
     "residual": replace(_REFERENCE["residual"], saved_new=lambda _: []),
-    # the log-sum-exp of each row instead of the probabilities; y is the next linear layer's x, which that layer saves anyway
+    # lse, one float per row, instead of the probabilities; y is the next linear layer's x, which that layer saves anyway
     "attention": replace(
         _REFERENCE["attention"],
         saved_refs=("qkv", "y"),

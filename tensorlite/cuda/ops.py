@@ -1,4 +1,4 @@
-"""class CUDAOps: the ops that CUDA overrides, their precision, and the bf16 copy of the parameters."""
+"""class CUDAOps: the ops of the CUDA backend, their precision, and the bf16 copy of the parameters."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -28,22 +28,23 @@ from tensorlite.reference.ops import ReferenceOps
 
 Precision = Literal["float32", "tf32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bf16")
-MAX_IN_FLIGHT = 32  # steps that may be under way, or done and not looked at
+MAX_IN_FLIGHT = 32  # how many steps may be running, or finished but unread
 
 
 class CUDAOps(ReferenceOps):
-    """The functions of `tensorlite.cuda`, on the arrays of a runtime: CuPy's on a GPU.
+    """The functions of `tensorlite.cuda`, on the arrays of a runtime, which on a GPU are CuPy's.
 
-    precision: float32; tf32, float32 whose GEMMs round their operands to 11 significant bits; or bf16, activations and
-    operands of 8. Sums are made in float32, and parameters and their gradients are float32, in all three.
-    check: as for ReferenceOps. runtime: what launches kernels; a `CudaRuntime` on the current device by default.
-    Raises DeviceError when there is no such device, or a library is missing.
+    precision: "float32"; "tf32", where GEMMs round their float32 operands to 11 significant bits; or "bf16", where activations and
+        operands have 8. In all three, sums are computed in float32, and parameters and their gradients are float32.
+    check: as for ReferenceOps.
+    runtime: the object that launches kernels; by default a `CudaRuntime` on the current device.
+    Raises DeviceError where there is no such device, or a library is missing.
     """
 
     name = "fast"
     op_table = OP_INFO
     max_in_flight = MAX_IN_FLIGHT
-    warm_up = 2  # one that compiles and times, and one that is captured
+    warm_up = 2  # the first step compiles and autotunes, the second is captured
 
     def __init__(self, precision: Precision = "bf16", *, check: bool = True, runtime: Any = None) -> None:
         super().__init__(check=check)
@@ -92,75 +93,81 @@ class CUDAOps(ReferenceOps):
     clip_grad_norm_ = optim.clip_grad_norm_
     adamw_ = optim.adamw_
     cosine_lr = staticmethod(optim.cosine_lr)
-    step_key = staticmethod(device_key.step_key)  # type: ignore[assignment]  # of a DeviceStep too
+    step_key = staticmethod(device_key.step_key)  # type: ignore[assignment]  # also takes a DeviceStep
     fold_in = staticmethod(device_key.fold_in)  # type: ignore[assignment]
 
-    # what the functions above share
+    # Shared by the functions above.
 
     gemm = gemm.gemm
 
     def empty(self, shape: tuple[int, ...], dtype: Any = None) -> Array:
-        """An uninitialised array, of the precision's dtype."""
+        """Return an uninitialised array, by default of the precision's dtype."""
         return self.runtime.empty(shape, self.dtype if dtype is None else dtype)
 
     def float32(self, *shape: int) -> Array:
+        """Return an uninitialised float32 array."""
         return self.runtime.empty(shape, np.dtype(np.float32))
 
     def operand(self, x: Array) -> Array:
-        """x in the precision's dtype, C-contiguous and aligned: itself, or a copy.
+        """Return x in the precision's dtype, C-contiguous and aligned: itself or a copy.
 
         Raises TypeError for a dtype that this backend does not compute in.
         """
         return self.cast(layout.contiguous(self, x), self.dtype)
 
     def gradient(self, dy: Array, shape: tuple[int, ...], what: str) -> Array:
-        """dy as an operand. Raises ValueError unless it has the shape of y: a kernel would read beyond a smaller one."""
+        """Return dy as an operand. Raises ValueError unless it has the shape of y; otherwise a kernel would read out of bounds."""
         if dy.shape != shape:
             raise ValueError(f"{what}_backward: dy {dy.shape} does not fit y {shape}")
         return self.operand(dy)
 
     def matrix(self, w: Array) -> Array:
-        """The same of a weight, which GEMMs take transposed as well: w.T of a table stays a view."""
-        return self.operand(w.T).T if w.T.flags.c_contiguous and not w.flags.c_contiguous else self.operand(w)
+        """Return a weight as an operand. GEMMs take transposed weights, so the transpose of a C-contiguous array stays one."""
+        if w.T.flags.c_contiguous and not w.flags.c_contiguous:
+            return self.operand(w.T).T
+        return self.operand(w)
 
     def cast(self, x: Array, dtype: Any) -> Array:
-        """x, C-contiguous, as float32 or bf16: itself, or a copy."""
+        """Return x, which is C-contiguous, as float32 or bf16: itself or a copy."""
         if x.dtype == dtype:
             return x
         self.c_scalar(x)
         y = self.runtime.empty(x.shape, dtype)
-        launch_elementwise(self, layout.FILE, "to_float32" if dtype == np.float32 else "to_bf16", x, y, over=x)
+        kernel = "to_float32" if dtype == np.float32 else "to_bf16"
+        launch_elementwise(self, layout.FILE, kernel, x, x=x, y=y)
         return y
 
     def vector(self, x: Array | None) -> Array | None:
-        """A gain or bias as an operand; None stays None."""
+        """Return a gain or bias as an operand; None stays None."""
         return None if x is None else self.operand(x)
 
     def c_scalar(self, x: Array | None = None) -> str:
-        """What a kernel calls the dtype of x, or of the precision. Raises TypeError where no kernel takes it."""
+        """Return the C++ name of the dtype of x, or of the precision. Raises TypeError where no kernel takes it."""
         dtype = self.dtype if x is None else x.dtype
         if dtype not in (np.float32, self.runtime.bfloat16):
             raise TypeError(f"the CUDA backend computes in float32 and bfloat16, not {dtype}; use ReferenceOps for other dtypes")
         return "float" if dtype == np.float32 else "bf16"
 
     def flat(self, *buffers: Array) -> None:
-        """Raise TypeError unless all are float32, as parameters and their gradients are in every precision."""
+        """Raise TypeError unless all buffers are float32, as parameters and their gradients are in every precision."""
         for buffer in buffers:
             if self.c_scalar(buffer) != "float":
                 raise TypeError(f"the CUDA backend computes in float32 on parameters and their gradients, not in {buffer.dtype}")
 
     def compute_params(self, params: Array) -> Array:  # type: ignore[override]  # static in ReferenceOps: the same to a caller
-        """The parameters as the model is to read them: in bf16, a copy of the whole flat buffer, one pass a step."""
+        """Return the parameters that the model reads. In bf16 this is a copy of the whole flat buffer, made once per step."""
         return self.operand(params)
 
     def dropout_params(self, shape: tuple[int, ...], p: float, key: Any) -> np.ndarray:
-        """The struct of a dropout, for a kernel."""
+        """Return the struct of a dropout, for a kernel."""
         return device_key.pack_dropout_params(shape, p, key, self.address)
 
     def to_floats(self, scalars: Sequence[Array]) -> list[float]:  # type: ignore[override]  # static in ReferenceOps
-        """The values of some arrays of shape (), in one copy."""
-        return [float(x) for x in to_numpy(self.runtime.xp.stack(list(scalars)))] if scalars else []
+        """Return the values of some arrays of shape (), copied together."""
+        if not scalars:
+            return []
+        return [float(x) for x in to_numpy(self.runtime.xp.stack(list(scalars)))]
 
     def compile(self, function: Callable) -> Callable:
-        """The same step as one graph of kernels, captured at its second call and replayed at every later one."""
+        """Return the same step as one graph of kernels, captured at its second call and replayed at every later one."""
         return CapturedStep(self, function)

@@ -1,7 +1,10 @@
-"""Gradients into the flat buffer, their norm, AdamW, by kernels/optim.cu. The kernel file says what differs."""
+"""The flat gradient buffer, its norm, clipping and AdamW, by kernels/optim.cu.
+
+The kernel file says what differs from tensorlite/reference/optim.py.
+"""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -11,8 +14,11 @@ from tensorlite.cuda.layout import contiguous
 from tensorlite.cuda.runtime.device_key import DeviceStep
 from tensorlite.reference import optim
 
+if TYPE_CHECKING:
+    from tensorlite.cuda.ops import CUDAOps
+
 FILE = "optim.cu"
-COPIES = 128  # of optim.cu: arrays per launch of pack_grads
+COPIES = 128  # of optim.cu: the most arrays per launch of pack_grads
 COPY_TABLE = np.dtype([("from", "u8", COPIES), ("to", "u8", COPIES), ("size", "i8", COPIES)])  # optim.cu: Copies
 ADAMW_PARAMS = np.dtype(
     [("step", "u8"), ("t", "i8"), ("lr", "f8"), ("min_lr", "f8"), ("warmup", "i8"), ("total", "i8")]
@@ -21,7 +27,7 @@ ADAMW_PARAMS = np.dtype(
 
 
 class Schedule(NamedTuple):
-    """The arguments of optim.cosine_lr, for the device to work out when the step is known to it alone."""
+    """The arguments of cosine_lr. The device computes the rate from them when it alone knows the step."""
 
     step: DeviceStep
     lr: float
@@ -31,46 +37,57 @@ class Schedule(NamedTuple):
 
 
 def cosine_lr(step: int | DeviceStep, lr: float, min_lr: float, warmup: int, total: int) -> Any:
-    """As optim.cosine_lr; of a DeviceStep, a Schedule."""
-    make = Schedule if isinstance(step, DeviceStep) else optim.cosine_lr
-    return make(step, lr, min_lr, warmup, total)  # type: ignore[arg-type]
+    """As the reference's cosine_lr; for a DeviceStep, return a Schedule."""
+    if isinstance(step, DeviceStep):
+        return Schedule(step, lr, min_lr, warmup, total)
+    return optim.cosine_lr(step, lr, min_lr, warmup, total)
 
 
-def pack_grads(ops: Any, leaves: Sequence[Array], slots: Sequence[Array], add: bool = False) -> None:
-    """Copy (or, with add, sum) each gradient into its slot, up to 128 of them per launch."""
+def pack_grads(ops: "CUDAOps", leaves: Sequence[Array], slots: Sequence[Array], add: bool = False) -> None:
+    """Copy each gradient (or, with add, add it) into its slot of the flat buffer, COPIES of them per launch."""
     ops.flat(*leaves, *slots)
-    pairs = [(contiguous(ops, leaf), slot) for leaf, slot in zip(leaves, slots, strict=True)]
-    for i in range(0, len(pairs), COPIES):
-        part = pairs[i : i + COPIES]
-        copies = np.zeros((), COPY_TABLE)
-        for j, (leaf, slot) in enumerate(part):
-            copies["from"][j], copies["to"][j], copies["size"][j] = ops.address(leaf), ops.address(slot), leaf.size
-        grid = (blocks(max(leaf.size for leaf, _ in part), 16 * BLOCK), len(part))
-        touched = [array for pair in part for array in pair]
-        ops.launch(FILE, "pack_grads", grid, BLOCK, copies, add, touches=touched)
+    if len(leaves) != len(slots):
+        raise ValueError(f"pack_grads: {len(leaves)} gradients for {len(slots)} slots")
+    leaves = [contiguous(ops, leaf) for leaf in leaves]
+    for i in range(0, len(leaves), COPIES):
+        _launch_copies(ops, leaves[i : i + COPIES], slots[i : i + COPIES], add)
 
 
-def global_norm(ops: Any, grads: Array) -> Array:
-    """sqrt(sum of squares), a float32."""
+def _launch_copies(ops: "CUDAOps", leaves: Sequence[Array], slots: Sequence[Array], add: bool) -> None:
+    """Launch pack_grads for at most COPIES arrays."""
+    copies = np.zeros((), COPY_TABLE)
+    for j, (leaf, slot) in enumerate(zip(leaves, slots, strict=True)):
+        copies["from"][j] = ops.address(leaf)
+        copies["to"][j] = ops.address(slot)
+        copies["size"][j] = leaf.size
+    largest = max(leaf.size for leaf in leaves)
+    grid = (blocks(largest, 16 * BLOCK), len(leaves))
+    ops.launch(FILE, "pack_grads", grid, BLOCK, copies=copies, add=add, touches=[*leaves, *slots])
+
+
+def global_norm(ops: "CUDAOps", grads: Array) -> Array:
+    """Return sqrt(sum of squares), a float32."""
     array_namespace(grads)
     ops.flat(grads)
     n = grads.size
-    partial, norm = ops.float32(blocks(n)), ops.float32()
-    ops.launch(FILE, "sum_squares", partial.size, BLOCK, grads, partial, n)
-    ops.launch(FILE, "finish_norm", 1, BLOCK, partial, partial.size, norm)
+    partial = ops.float32(blocks(n))
+    norm = ops.float32()
+    ops.launch(FILE, "sum_squares", partial.size, BLOCK, grads=grads, partial=partial, n=n)
+    ops.launch(FILE, "finish_norm", 1, BLOCK, partial=partial, count=partial.size, norm=norm)
     return norm
 
 
-def clip_grad_norm_(ops: Any, grads: Array, max_norm: float) -> Array:
-    """Scale the gradient, in place, to a norm of at most max_norm (0: any); return the norm before."""
+def clip_grad_norm_(ops: "CUDAOps", grads: Array, max_norm: float) -> Array:
+    """Scale the gradient, in place, to a norm of at most max_norm (0: any norm). Return the norm before."""
     norm = global_norm(ops, grads)
     if max_norm > 0:
-        ops.launch(FILE, "clip", blocks(grads.size), BLOCK, grads, norm, float(max_norm), grads.size, touches=(grads,))
+        args = {"grads": grads, "norm": norm, "max_norm": float(max_norm), "n": grads.size}
+        ops.launch(FILE, "clip", blocks(grads.size), BLOCK, **args, touches=(grads,))
     return norm
 
 
 def adamw_(
-    ops: Any,
+    ops: "CUDAOps",
     params: Array,
     grads: Array,
     m: Array,
@@ -83,15 +100,34 @@ def adamw_(
     weight_decay: float = 0.0,
     n_decay: int | None = None,
 ) -> None:
-    """One AdamW update, in place; the arguments are the reference's, or a DeviceStep and a Schedule."""
+    """Make one AdamW update, in place. The arguments are the reference's, but t and lr may be a DeviceStep and a Schedule."""
     array_namespace(params, grads, m, v)
     ops.flat(params, grads, m, v)
     n = params.size
+    hyper = np.zeros((), ADAMW_PARAMS)
     if isinstance(t, DeviceStep):
-        _, peak, min_lr, warmup, total = lr  # a Schedule
-        schedule = (ops.address(t.array), t.plus, peak, min_lr, warmup, total)
+        hyper["step"] = ops.address(t.array)
+        hyper["t"] = t.plus
+        for field in ("lr", "min_lr", "warmup", "total"):
+            hyper[field] = getattr(lr, field)  # lr is a Schedule
     else:
-        schedule = (0, t, lr, 0.0, 0, 0)
-    hyper = np.array((*schedule, beta1, beta2, eps, weight_decay), ADAMW_PARAMS)
-    args = (params, grads, m, v, hyper, n if n_decay is None else n_decay, n)
-    ops.launch(FILE, "adamw", blocks(n), BLOCK, *args, touches=(params, m, v))
+        hyper["t"] = t
+        hyper["lr"] = lr
+    hyper["beta1"] = beta1
+    hyper["beta2"] = beta2
+    hyper["eps"] = eps
+    hyper["weight_decay"] = weight_decay
+    ops.launch(
+        FILE,
+        "adamw",
+        blocks(n),
+        BLOCK,
+        params=params,
+        grads=grads,
+        m=m,
+        v=v,
+        hyper=hyper,
+        n_decay=n if n_decay is None else n_decay,
+        n=n,
+        touches=(params, m, v),
+    )

@@ -9,14 +9,15 @@ CUBIC = 0.044715
 
 
 def gelu_forward(x: Array) -> tuple[Array, Array]:
-    """y = x (1 + tanh u) / 2,  u = sqrt(2/pi) (x + 0.044715 x^3): x times (nearly) the normal distribution function of x.
+    """y = x (1 + tanh u) / 2,  u = sqrt(2/pi) (x + 0.044715 x^3): nearly x times the normal distribution function of x.
 
     x: any shape, float. Returns y of the same shape, and as cache a reference to x.
     Source: Hendrycks and Gimpel 2016, arXiv:1606.08415, the tanh form. Tests: tests/reference/test_ops.py[gelu].
     """
     xp = array_namespace(x)
     u = SQRT_2_OVER_PI * (x + CUBIC * x * x * x)
-    return 0.5 * x * (1.0 + xp.tanh(u)), x
+    y = 0.5 * x * (1.0 + xp.tanh(u))
+    return y, x
 
 
 def gelu_backward(dy: Array, cache: Array) -> Array:
@@ -25,15 +26,17 @@ def gelu_backward(dy: Array, cache: Array) -> Array:
     dy and dx: the shape of x.
 
     Derivation, the product rule on y = x/2 * (1 + tanh u):
-      1. d(x/2)/dx * (1 + tanh u)         = (1 + tanh u) / 2
-      2. d(tanh u)/dx = (1 - tanh^2 u) u' with u' the derivative of the cubic
-      3. dx = dy (1. + x/2 * 2.)
+      1. d(x/2)/dx * (1 + tanh u) = (1 + tanh u) / 2
+      2. d(tanh u)/dx             = (1 - tanh^2 u) u', with u' the derivative of the cubic
+      3. dx                       = dy (1. + x/2 * 2.)
     """
     x = cache
     xp = array_namespace(dy, x)
     tanh = xp.tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x))  # as in forward
-    dtanh = (1.0 - tanh * tanh) * (SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x))  # 2.
-    return dy * (0.5 * (1.0 + tanh) + 0.5 * x * dtanh)  # 1. and 3.
+    du = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x)
+    dtanh = (1.0 - tanh * tanh) * du  # 2.
+    dydx = 0.5 * (1.0 + tanh) + 0.5 * x * dtanh  # 1. and 3.
+    return dy * dydx
 
 
 def relu_forward(x: Array) -> tuple[Array, Array]:

@@ -1,7 +1,4 @@
-"""Causal multi-head self-attention on packed queries, keys and values.
-
-Source: Vaswani et al. 2017, arXiv:1706.03762.
-"""
+"""Causal multi-head self-attention on packed q, k and v (Vaswani et al. 2017, arXiv:1706.03762)."""
 
 import math
 
@@ -17,7 +14,9 @@ def split_heads(qkv: Array, n_head: int) -> tuple[Array, Array, Array]:
     B, T, C3 = qkv.shape
     if n_head < 1 or C3 % (3 * n_head):
         raise ValueError(f"attention: {C3} channels do not split into q, k, v of {n_head} heads")
-    q, k, v = qkv.reshape(B, T, 3, n_head, C3 // (3 * n_head)).transpose(2, 0, 3, 1, 4)  # 3 x (B, H, T, D)
+    D = C3 // (3 * n_head)
+    packed = qkv.reshape(B, T, 3, n_head, D)
+    q, k, v = packed.transpose(2, 0, 3, 1, 4)  # each (B, H, T, D)
     return q, k, v
 
 
@@ -32,21 +31,25 @@ def attention_forward(
 ) -> tuple[Array, tuple | None]:
     """y = dropout(softmax(mask(q k^T / sqrt(D)))) v  for each head, where position t sees positions <= t only.
 
-    qkv: (B, T, 3C) float, [q | k | v] along the last axis, each of n_head heads of D = C / n_head. p, key: dropout on the
-    probabilities. kv_cache: keys and values of earlier positions (generation): qkv then continues them, and is added to them.
-    Returns y: (B, T, C), and a cache of a reference to qkv, the probabilities before dropout (B, H, T, T) and dropout's cache;
-    with a kv_cache None, because generation has no backward.
-    Raises ValueError when 3C is not divisible by 3 n_head.
-    Cost: 4 B T^2 C FLOPs. Tests: tests/reference/test_ops.py[attention], test_op_facts.py.
+    qkv: (B, T, 3C) float, [q | k | v] along the last axis, each of n_head heads of D = C / n_head channels.
+    p, key: dropout on the probabilities.
+    kv_cache: keys and values of earlier positions (generation). qkv continues them and is appended to them.
+    Returns y: (B, T, C), and a cache of a reference to qkv, the probabilities before dropout (B, H, T, T) and dropout's cache.
+    With a kv_cache the cache is None, because generation has no backward.
+    Raises ValueError when 3C is not divisible by 3 n_head. Cost: 4 B T^2 C FLOPs. Tests: tests/reference/test_ops.py[attention].
     """
     xp = array_namespace(qkv)
     q, k, v = split_heads(qkv, n_head)  # (B, H, T, D)
     if kv_cache is not None:
         k, v = kv_cache.extend(k, v)  # (B, H, S, D), S = positions before + T
-    D, T, S = q.shape[-1], q.shape[2], k.shape[2]
-    scores = (q @ k.transpose(0, 1, 3, 2)) * (1.0 / math.sqrt(D))  # (B, H, T, D) @ (B, H, D, S) -> (B, H, T, S)
+    T, D = q.shape[2:]
+    S = k.shape[2]
+    scale = 1.0 / math.sqrt(D)
+    k_t = k.transpose(0, 1, 3, 2)  # (B, H, D, S)
+    scores = (q @ k_t) * scale  # (B, H, T, D) @ (B, H, D, S) -> (B, H, T, S)
     visible = xp.tri(T, S, S - T, dtype=bool)  # (T, S): query t, at position S-T+t, sees keys 0..S-T+t
-    probs, _ = softmax_forward(xp.where(visible, scores, -math.inf))  # (B, H, T, S)
+    scores = xp.where(visible, scores, -math.inf)  # (B, H, T, S)
+    probs, _ = softmax_forward(scores)  # (B, H, T, S)
     p_dropped, dropout_cache = dropout_forward(probs, p, key)
     y = merge_heads(p_dropped @ v)  # (B, H, T, S) @ (B, H, S, D) -> (B, T, C)
     if kv_cache is not None:  # generation has no backward
@@ -57,7 +60,8 @@ def attention_forward(
 def attention_backward(dy: Array, cache: tuple) -> Array:
     """dv = p_dropped^T dy,  ds = softmax_backward(dropout_backward(dy v^T)),  dq = ds k / sqrt(D),  dk = ds^T q / sqrt(D).
 
-    dy: (B, T, C). Returns dqkv: (B, T, 3C), packed as qkv is.
+    dy: (B, T, C).
+    Returns dqkv: (B, T, 3C), packed as qkv is.
 
     Derivation, for one head, backwards through y = p_dropped v:
       1. y = p_dropped v is a matmul:             dp_dropped = dy v^T,  dv = p_dropped^T dy.
@@ -65,7 +69,7 @@ def attention_backward(dy: Array, cache: tuple) -> Array:
       3. probs = softmax(scores), row by row:     dscores = probs (dprobs - sum(dprobs probs)).
          A masked entry has probs = 0, so its dscores is exactly 0: the mask needs no line of its own.
       4. scores = q k^T / sqrt(D), a matmul:      dq = dscores k / sqrt(D),  dk = dscores^T q / sqrt(D).
-    Each row of dscores sums to 0, because softmax ignores a shift; so dk summed over positions is 0, and a bias on the keys
+    Each row of dscores sums to 0, because softmax ignores a shift. So dk summed over positions is 0, and a bias on the keys
     could learn nothing.
     """
     qkv, n_head, probs, dropout_cache = cache

@@ -20,7 +20,9 @@ def mlp_forward(
 ) -> tuple[Array, tuple]:
     """y = act(x fc_w + fc_b) proj_w + proj_b
 
-    x: (..., C). fc_w: (C, F), F = 4C in a GPT. fc_b: (F,) or None. proj_w: (F, C). proj_b: (C,) or None.
+    x: (..., C).
+    fc_w: (C, F), with F = 4C in a GPT. fc_b: (F,) or None.
+    proj_w: (F, C). proj_b: (C,) or None.
     activation: "gelu" or "relu".
     Returns y: (..., C), and the three caches.
     """
@@ -53,7 +55,10 @@ def self_attention_forward(
 ) -> tuple[Array, tuple]:
     """y = attention(x qkv_w + qkv_b) proj_w + proj_b
 
-    x: (B, T, C). qkv_w: (C, 3C). qkv_b: (3C,) or None. proj_w: (C, C). proj_b: (C,) or None. The rest: see attention_forward.
+    x: (B, T, C).
+    qkv_w: (C, 3C). qkv_b: (3C,) or None.
+    proj_w: (C, C). proj_b: (C,) or None.
+    n_head, p, key, kv_cache: as for attention_forward.
     Returns y: (B, T, C), and the three caches.
     """
     qkv, qkv_cache = ops.linear_forward(x, qkv_w, qkv_b)  # (B, T, C) -> (B, T, 3C)
@@ -74,7 +79,8 @@ def self_attention_backward(ops: "Ops", dy: Array, cache: tuple) -> tuple[Array,
 def prenorm_layernorm_forward(ops: "Ops", x: Array, w: Array, b: Array | None) -> tuple[tuple[Array, Array], tuple]:
     """Return x unchanged together with h = layernorm(x), the input of a residual branch.
 
-    x: (..., C). w: (C,). b: (C,) or None.
+    x: (..., C).
+    w: (C,). b: (C,) or None.
     Returns (x, h), both of x's shape, and layernorm's cache.
     """
     h, norm_cache = ops.layernorm_forward(x, w, b)
@@ -93,7 +99,9 @@ def dropout_add_layernorm_forward(
 ) -> tuple[tuple[Array, Array], tuple]:
     """s = x + dropout(y),  h = layernorm(s): end one branch of a block and begin the next.
 
-    x, y: (B, ..., C). w: (C,). b: (C,) or None. p, key: dropout on y.
+    x, y: (B, ..., C).
+    w: (C,). b: (C,) or None.
+    p, key: dropout on y.
     Returns (s, h), both of x's shape, and the two caches.
     """
     s, residual_cache = ops.residual_forward(x, y, p, key)
@@ -112,7 +120,9 @@ def dropout_add_layernorm_backward(ops: "Ops", dout: tuple[Array, Array], cache:
 def linear_cross_entropy_forward(ops: "Ops", x: Array, w: Array, b: Array | None, targets: Array) -> tuple[Array, tuple]:
     """loss = cross_entropy(x w + b, targets)
 
-    x: (..., C). w: (C, V). b: (V,) or None. targets: (...) integers in [0, V).
+    x: (..., C).
+    w: (C, V). b: (V,) or None.
+    targets: (...) integers in [0, V).
     Returns the loss, a scalar in nats, and the two caches.
     """
     logits, linear_cache = ops.linear_forward(x, w, b)  # (..., C) -> (..., V)

@@ -15,11 +15,12 @@ def check_cross_entropy(shape: tuple[int, ...], targets: Array) -> None:
 def cross_entropy_forward(logits: Array, targets: Array, *, check: bool = True) -> tuple[Array, tuple]:
     """loss = mean over n of (lse_n - logits_{n, targets_n}),  lse_n = log sum_v exp(logits_{n,v}).   In nats.
 
-    logits: (..., V) float. targets: (...) integers in [0, V).
-    check: look at the range of the targets first; see embedding_forward.
+    logits: (..., V) float.
+    targets: (...) integers in [0, V).
+    check: test the range of the targets first, as embedding_forward does.
     Returns the loss, a scalar of logits' dtype, and a cache of references to logits and targets plus lse, one value per row.
-    The probabilities are recomputed in backward. The largest logit is subtracted before exp, so a gap of 1e4 stays finite.
-    Raises ValueError for no targets, no classes or shapes that do not fit; TypeError and IndexError for bad targets.
+    Backward recomputes the probabilities. The largest logit is subtracted before exp, so a gap of 1e4 stays finite.
+    Raises ValueError for an empty batch or shapes that do not fit, TypeError and IndexError for bad targets.
     Tests: tests/reference/test_ops.py[cross_entropy].
     """
     xp = array_namespace(logits, targets)
@@ -30,15 +31,18 @@ def cross_entropy_forward(logits: Array, targets: Array, *, check: bool = True) 
     z = logits.reshape(-1, V)  # (N, V)
     N = z.shape[0]
     max_logit = z.max(axis=-1, keepdims=True)  # (N, 1)
-    lse = max_logit + xp.log(xp.exp(z - max_logit).sum(axis=-1, keepdims=True))  # (N, 1)
+    exp_sum = xp.exp(z - max_logit).sum(axis=-1, keepdims=True)  # (N, 1)
+    lse = max_logit + xp.log(exp_sum)  # (N, 1)
     picked = z[xp.arange(N), targets.reshape(-1)]  # (N,)
-    return (lse[:, 0] - picked).mean(), (logits, targets, lse)
+    loss = (lse[:, 0] - picked).mean()
+    return loss, (logits, targets, lse)
 
 
 def cross_entropy_backward(dloss: Array | float, cache: tuple) -> Array:
     """dlogits = dloss (p - onehot) / N,  p = softmax(logits).
 
-    dloss: scalar, the gradient of whatever uses the loss; 1 for training. Returns dlogits: (..., V).
+    dloss: scalar, the gradient of the value that the loss enters; 1 in training.
+    Returns dlogits: (..., V).
 
     Derivation, for row n with target t:
       1. d lse_n / d logits_v = exp(logits_v - lse_n) = p_v.

@@ -17,11 +17,13 @@ def draw_mask(xp: Any, shape: tuple[int, ...], p: float, key: Key | None) -> tup
 def dropout_forward(x: Array, p: float = 0.0, key: Key | None = None) -> tuple[Array, tuple | None]:
     """y = x mask inv_keep,  with mask drawn from the key and inv_keep = 1 / keep_prob, keep_prob the probability of a 1 in it.
 
-    x: (B, ...) float. p: probability of dropping, in [0, 1), rounded to a multiple of 1/65536; keep_prob is 1 minus the rounded
-    p, so the expectation of y is exactly x. key: None (evaluation) or p = 0 returns x itself.
-    Returns y: the shape of x, and a cache of the mask, one byte an element (drawing it again costs more than reading it).
-    Raises ValueError when p is outside [0, 1).
-    Source: Srivastava et al. 2014, JMLR 15, in the "inverted" form. Tests: tests/reference/test_ops.py[dropout].
+    x: (B, ...) float.
+    p: probability of dropping, in [0, 1). It is rounded to a multiple of 1/65536, and keep_prob is 1 minus the rounded p, so the
+    expectation of y is exactly x.
+    key: None (evaluation) or p = 0 returns x itself.
+    Returns y: the shape of x, and a cache of the mask, one byte per element (drawing it again costs more than reading it).
+    Raises ValueError when p is outside [0, 1). Tests: tests/reference/test_ops.py[dropout].
+    Source: Srivastava et al. 2014, JMLR 15, in the "inverted" form.
     """
     xp = array_namespace(x)
     cache = draw_mask(xp, x.shape, p, key)
@@ -54,7 +56,8 @@ def check_residual(x: Array, y: Array) -> None:
 def residual_forward(x: Array, y: Array, p: float = 0.0, key: Key | None = None) -> tuple[Array, tuple | None]:
     """out = x + dropout(y): the residual connection.
 
-    x, y: (B, ...) of one shape. p, key: as for dropout.
+    x, y: (B, ...) of one shape.
+    p, key: as for dropout.
     Returns out: the shape of x, and dropout's cache. Raises ValueError when the shapes differ.
     Tests: tests/reference/test_ops.py[residual].
     """
@@ -69,7 +72,7 @@ def residual_backward(dout: Array, cache: tuple | None) -> tuple[Array, Array]:
 
     dout: the shape of x. Returns dx, the same array as dout, and dy.
 
-    Derivation: 1. a sum passes its gradient to both terms unchanged; this is why a deep residual network still learns.
-                2. the second term went through dropout first.
+    Derivation: 1. A sum passes its gradient to both terms unchanged. This is why a deep residual network still learns.
+                2. The second term went through dropout first.
     """
     return dout, dropout_backward(dout, cache)  # 1., 2.

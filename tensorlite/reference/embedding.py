@@ -7,11 +7,11 @@ from tensorlite.reference.indices import check_indices
 def embedding_forward(ids: Array, table: Array, *, check: bool = True) -> tuple[Array, tuple]:
     """y = table[ids]
 
-    ids: (...) integers in [0, V). table: (V, C).
-    check: look at the range of ids first; on a GPU that waits for the device, so a trainer that knows its text skips it.
+    ids: (...) integers in [0, V).
+    table: (V, C).
+    check: test the range of ids first. On a GPU that waits for the device, so a trainer that has validated its text skips it.
     Returns y: (..., C), and a cache of references to ids and table (no bytes of its own).
-    Raises TypeError for ids that are not integers, IndexError for ids out of range.
-    Tests: tests/reference/test_ops.py[embedding].
+    Raises TypeError for ids that are not integers, IndexError for ids out of range. Tests: tests/reference/test_ops.py[embedding].
     """
     array_namespace(ids, table)
     if check:
@@ -22,18 +22,20 @@ def embedding_forward(ids: Array, table: Array, *, check: bool = True) -> tuple[
 def embedding_backward(dy: Array, cache: tuple) -> Array:
     """dtable = onehot^T dy
 
-    dy: (..., C). Returns dtable: (V, C); rows that no id named are exactly zero.
+    dy: (..., C).
+    Returns dtable: (V, C). The rows of tokens that do not occur are exactly zero.
 
     Derivation. Write the lookup as a matmul, y = onehot table, with onehot_nv = 1 where ids_n = v, else 0. Then
       1. onehot: (N, V) is the x of a linear layer whose weight is the table,
       2. so dtable is that layer's dw: dtable_v = sum of dy_n over the n with ids_n = v. A token used twice gets both rows.
-    The tempting `dtable[ids] += dy` keeps only one of them; a scatter-add with atomics is right but sums in an order that
-    changes from run to run on a GPU. The matmul is right, repeatable and costs 2 N V C FLOPs, like the head's own forward.
+    The tempting `dtable[ids] += dy` adds only one of them. A scatter-add with atomics is right, but on a GPU the order of its
+    sums changes from run to run. The matmul is right and reproducible, and costs 2 N V C FLOPs, as the head's own forward does.
     """
     ids, table = cache
     xp = array_namespace(dy, table)
     V, C = table.shape
-    onehot = (ids.reshape(-1, 1) == xp.arange(V)).astype(dy.dtype)  # 1. (N, V)
+    onehot = ids.reshape(-1, 1) == xp.arange(V)  # 1. (N, V)
+    onehot = onehot.astype(dy.dtype)
     return onehot.T @ dy.reshape(-1, C)  # 2. (V, N) @ (N, C) -> (V, C)
 
 
@@ -49,26 +51,29 @@ def check_position_embedding(x: Array, wpe: Array, start: int) -> None:
 def position_embedding_forward(x: Array, wpe: Array, start: int = 0) -> tuple[Array, tuple]:
     """y_t = x_t + wpe_{start + t}
 
-    x: (..., T, C). wpe: (block_size, C). start: position of the first row of x (generation continues a text).
+    x: (..., T, C).
+    wpe: (block_size, C).
+    start: position of the first row of x (generation continues a text).
     Returns y: (..., T, C), and a cache of a reference to wpe and the integer start.
-    Raises ValueError when start + T positions do not fit the table.
-    Tests: tests/reference/test_ops.py[position_embedding].
+    Raises ValueError when start + T positions do not fit the table. Tests: tests/reference/test_ops.py[position_embedding].
     """
     array_namespace(x, wpe)
     check_position_embedding(x, wpe, start)
     T = x.shape[-2]
-    return x + wpe[start : start + T], (wpe, start)  # (..., T, C) + (T, C)
+    positions = wpe[start : start + T]  # (T, C)
+    return x + positions, (wpe, start)  # (..., T, C) + (T, C)
 
 
 def position_embedding_backward(dy: Array, cache: tuple) -> tuple[Array, Array]:
     """dx = dy,  dwpe_{start + t} = sum of dy_t over the batch
 
-    dy: (..., T, C). Returns dx: (..., T, C), the same array as dy, and dwpe: (block_size, C).
+    dy: (..., T, C).
+    Returns dx: (..., T, C), the same array as dy, and dwpe: (block_size, C).
 
     Derivation:
       1. x is added with weight 1, so dx = dy.
       2. Row start + t of wpe is added to position t of every sequence, so it collects dy_t of all of them.
-      3. Rows outside start..start+T-1 took no part: zero.
+      3. The rows outside start..start+T-1 took no part, so their gradient is zero.
     """
     wpe, start = cache
     xp = array_namespace(dy, wpe)

@@ -10,5 +10,9 @@ def check_indices(ids: Array, n: int, what: str) -> None:
     """
     if ids.dtype.kind not in "iu":
         raise TypeError(f"{what} must be integers, got {ids.dtype}")
-    if ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < n):
-        raise IndexError(f"{what} must be in [0, {n}), got {int(ids.min())} to {int(ids.max())}")
+    if ids.size == 0:
+        return
+    low = int(ids.min())
+    high = int(ids.max())
+    if low < 0 or high >= n:
+        raise IndexError(f"{what} must be in [0, {n}), got {low} to {high}")

@@ -1,4 +1,8 @@
-"""Linear layer: y = x w + b."""
+"""Linear layer: y = x w + b.
+
+The convention of every op: the loss is one number, and dx is d loss / d x. It has x's shape and says, entry by entry, how fast the
+loss rises with that entry. A backward receives dy, the gradient of its output, and returns the gradients of its inputs.
+"""
 
 from tensorlite.arrays import Array, array_namespace
 
@@ -14,18 +18,20 @@ def check_linear(x: Array, w: Array, b: Array | None) -> None:
 def linear_forward(x: Array, w: Array, b: Array | None = None) -> tuple[Array, tuple]:
     """y = x w + b, over the last axis of x.
 
-    x: (..., C) float. w: (C, D), so a PyTorch `nn.Linear` holds its transpose. b: (D,) or None.
+    x: (..., C) float.
+    w: (C, D), the transpose of what a PyTorch `nn.Linear` holds.
+    b: (D,) or None.
     Returns y: (..., D), and a cache of references to x and w (no bytes of its own).
-    Raises ValueError when the shapes do not fit.
-    Cost: 2 N C D FLOPs for N rows. Tests: tests/reference/test_ops.py[linear].
+    Raises ValueError when the shapes do not fit. Cost: 2 N C D FLOPs for N rows. Tests: tests/reference/test_ops.py[linear].
     """
     array_namespace(x, w, b)
     check_linear(x, w, b)
     C, D = w.shape
+    has_bias = b is not None
     y = x.reshape(-1, C) @ w  # (N, C) @ (C, D) -> (N, D)
-    if b is not None:
+    if has_bias:
         y = y + b  # (N, D) + (D,)
-    return y.reshape(*x.shape[:-1], D), (x, w, b is not None)
+    return y.reshape(*x.shape[:-1], D), (x, w, has_bias)
 
 
 def linear_backward(dy: Array, cache: tuple) -> tuple[Array, Array, Array | None]:

@@ -84,10 +84,12 @@ class ReferenceOps:
         """The activation of that name, "gelu" or "relu". Raises ValueError for another."""
         if name not in ("gelu", "relu"):
             raise ValueError(f"activation must be gelu or relu, not {name!r}")
-        return (self.gelu_forward if name == "gelu" else self.relu_forward)(x)
+        forward = self.gelu_forward if name == "gelu" else self.relu_forward
+        return forward(x)
 
     def activation_backward(self, dy: Array, name: str, cache: Any) -> Array:
-        return (self.gelu_backward if name == "gelu" else self.relu_backward)(dy, cache)
+        backward = self.gelu_backward if name == "gelu" else self.relu_backward
+        return backward(dy, cache)
 
     @staticmethod
     def add(a: Array, b: Array) -> Array:
@@ -103,7 +105,8 @@ class ReferenceOps:
     @staticmethod
     def accumulate_loss(total: Array | None, loss: Array, weight: float) -> Array:
         """total + weight loss, or weight loss where there is no total yet: the loss of several micro-batches, or of a shard."""
-        return loss * weight if total is None else total + loss * weight
+        weighted = loss * weight
+        return weighted if total is None else total + weighted
 
     # randomness: keys are values, see random.py
     step_key = staticmethod(step_key)
@@ -113,11 +116,13 @@ class ReferenceOps:
     def get_batch(data: Array, key: Key, rows: int, block_size: int) -> tuple[Array, Array]:
         """Draw `rows` windows of the text: idx and targets, both (rows, block_size), targets one character later.
 
-        data: (n,) integers, n > block_size. Row r's window is a function of the key and the global row number row0 + r.
+        data: (n,) integers, n > block_size.
+        key: row r's window is a function of the key and the global row number key.row0 + r.
         """
         xp = array_namespace(data)
-        starts = random_uint64(xp, key, rows) % xp.uint64(len(data) - block_size)  # (B,)
-        index = starts.astype("int64")[:, None] + xp.arange(block_size)  # (B, T)
+        n_starts = xp.uint64(len(data) - block_size)
+        starts = (random_uint64(xp, key, rows) % n_starts).astype("int64")  # (B,)
+        index = starts[:, None] + xp.arange(block_size)  # (B, T)
         return data[index], data[index + 1]
 
     # one training step: gradients into a flat buffer, then the optimizer

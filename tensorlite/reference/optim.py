@@ -1,5 +1,4 @@
-"""AdamW on flat buffers, gradient clipping, and the learning-rate schedule. The only functions here that change their arguments
-end in an underscore."""
+"""AdamW on flat buffers, gradient clipping, the learning-rate schedule. What ends in an underscore changes its arguments."""
 
 import math
 
@@ -26,8 +25,10 @@ def adamw_(
         v         = beta2 v + (1 - beta2) grads^2       mean of its square
         params   -= lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
 
-    params, grads, m, v: (n,) flat buffers of one dtype. t: 1 at the first step; the powers undo the bias of m and v towards
-    their zero start, so the first step has size lr whatever the gradient's. n_decay: length of the prefix that decays (all).
+    params, grads, m, v: (n,) flat buffers of one dtype.
+    t: 1 at the first step. The powers undo the bias of m and v towards their zero start, so the first step has size lr, however
+    large the gradient is.
+    n_decay: length of the prefix that decays. None: all.
     Tests: tests/reference/test_optim.py.
     """
     xp = array_namespace(params, grads, m, v)
@@ -49,8 +50,7 @@ def global_norm(grads: Array) -> Array:
 def clip_grad_norm_(grads: Array, max_norm: float) -> Array:
     """Scale the flat gradient, in place, so that its norm is at most max_norm; return the norm before. max_norm 0: no clipping.
 
-    The direction stays as it is (Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063). The 1e-6 keeps a
-    zero gradient from dividing by zero.
+    The direction stays (Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063). The 1e-6 avoids a division by zero for a zero gradient.
     """
     norm = global_norm(grads)
     if max_norm > 0:
@@ -66,4 +66,5 @@ def cosine_lr(step: int, lr: float, min_lr: float, warmup: int, total: int) -> f
     if step < warmup:
         return lr * (step + 1) / (warmup + 1)
     done = min(1.0, (step - warmup) / max(1, total - warmup))
-    return min_lr + (lr - min_lr) * 0.5 * (1.0 + math.cos(math.pi * done))
+    cosine = 0.5 * (1.0 + math.cos(math.pi * done))  # from 1 to 0
+    return min_lr + (lr - min_lr) * cosine

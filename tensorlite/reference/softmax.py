@@ -6,7 +6,7 @@ from tensorlite.arrays import Array, array_namespace
 def softmax_forward(x: Array) -> tuple[Array, Array]:
     """y_i = exp(x_i) / sum_j exp(x_j)
 
-    x: (..., K) float; -inf means "never". The largest entry is subtracted first, which changes nothing but keeps exp finite.
+    x: (..., K) float, where -inf means "never". Subtracting the row's largest entry first leaves y unchanged and keeps exp finite.
     Returns y: (..., K), rows summing to 1, and as cache a reference to y.
     Raises ValueError when K is 0. Tests: tests/reference/test_ops.py[softmax].
     """

@@ -1,8 +1,8 @@
 """The tools that test a hand-derived layer, ours or yours.
 
-`gradcheck` compares a backward with finite differences (needs SciPy). `properties` holds what every layer should obey, as functions
-to call from a test suite, and the strategies that draw inputs for them (needs Hypothesis); all its names can be imported from here.
-`bugs` holds known-wrong layers, and `exercises` asks a reader to find what is wrong in each.
+`gradcheck` compares a backward with finite differences (needs SciPy). `properties` has checks of what every layer should obey, to
+call from a test suite, and strategies that draw inputs for them (needs Hypothesis); its names can be imported from here as well.
+`bugs` is a collection of known-wrong layers, and `exercises` asks the reader to find the mistake in each.
 """
 
 import importlib
@@ -14,7 +14,7 @@ __all__ = ["GradReport", "GradcheckError", "gradcheck"]
 
 
 def __getattr__(name: str) -> Any:
-    """A module of this folder, or a name of `properties`: loaded when first asked for, as `import tensorlite` needs NumPy alone."""
+    """Load a module of this folder, or a name of `properties`, on first use, because `import tensorlite` needs NumPy alone."""
     if name.startswith("_"):
         raise AttributeError(name)
     try:

@@ -21,13 +21,13 @@ from tensorlite.testing.gradcheck import gradcheck
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tensorlite.exercises", description="Find the mistake in a backward pass.")
-    parser.add_argument("number", nargs="?", help="the exercise; without one they are listed")
+    parser.add_argument("number", nargs="?", help="number of the exercise; without it all are listed")
     parser.add_argument("--check", action="store_true", help="compare with finite differences (needs SciPy)")
     parser.add_argument("--explain", action="store_true", help="show the answer")
     options = parser.parse_args(arguments)
     if options.number is None:
         if options.check or options.explain:
-            return refuse("say which exercise: a number comes first")
+            return refuse("--check and --explain need the number of an exercise")
         print(contents())
         return 0
     if not options.number.isdecimal() or not 1 <= int(options.number) <= len(BUGS):
@@ -48,13 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def refuse(why: str) -> int:
-    """Say on stderr, in one line, why nothing happens; return the exit status."""
+    """Print on stderr, in one line, why nothing is done; return the exit status."""
     print(f"error: {why}", file=sys.stderr)
     return 2
 
 
 def contents() -> str:
-    """The numbers of the exercises by op; their names would give them away."""
+    """Return the exercise numbers per op, without the names, which would give the mistakes away."""
     lines = [f"{len(BUGS)} layers, each with one mistake:", ""]
     for op in OP_INFO:
         numbers = [str(i) for i, bug in enumerate(BUGS, 1) if bug.op == op]
@@ -63,13 +63,14 @@ def contents() -> str:
 
 
 def code(bug: Bug) -> str:
-    """The source of the layer, forward and backward, docstrings left out: which of them is wrong is the question."""
-    forward, backward = source(bug.forward, "forward"), source(bug.backward, "backward")
+    """Return the source of forward and backward without docstrings; which of the two is wrong is the question."""
+    forward = source(bug.forward, "forward")
+    backward = source(bug.backward, "backward")
     return f"# a forward and a backward of {bug.op}\n\n{forward}\n\n\n{backward}"
 
 
 def source(function: Callable, name: str) -> str:
-    """The lines of a function from its def on, under a name that does not say what is wrong."""
+    """Return the source of a function from its def on, under a name that gives nothing away."""
     text = re.sub(r'\n +""".*?"""', "", textwrap.dedent(inspect.getsource(function)), flags=re.DOTALL)
     definition = re.search(r"^def \w+", text, re.MULTILINE)
     assert definition
@@ -77,13 +78,15 @@ def source(function: Callable, name: str) -> str:
 
 
 def choices(bug: Bug) -> list[str]:
-    """What can be wrong in a layer of this op: the value y, or a gradient."""
-    return ["y", *(("dq", "dk", "dv") if bug.op == "attention" else (f"d{name}" for name in OP_INFO[bug.op].inputs))]
+    """Return what can be wrong in a layer of this op: the value y, or a gradient."""
+    if bug.op == "attention":
+        return ["y", "dq", "dk", "dv"]
+    return ["y"] + [f"d{name}" for name in OP_INFO[bug.op].inputs]
 
 
 def ask(number: int, bug: Bug) -> None:
-    """Ask what is wrong and judge the reply; where nobody is there to reply, only ask."""
-    question = f"\nWhich of {', '.join(choices(bug))} is wrong, or which of them are? "
+    """Ask what is wrong and judge the reply; without a terminal, only ask."""
+    question = f"\nWhich of {', '.join(choices(bug))} are wrong? "
     reply = None
     if sys.stdin is not None and sys.stdin.isatty():
         try:
@@ -98,19 +101,19 @@ def ask(number: int, bug: Bug) -> None:
 
 
 def check(bug: Bug) -> str:
-    """What gradcheck reports of the layer."""
-    inputs = example(bug.op)
-    report = gradcheck(bug.forward, bug.backward, inputs, raise_on_fail=False)
-    note = "\nThis backward belongs to this forward: finite differences cannot say whether the forward is the right one."
-    return str(report) + note * report.ok
+    """Return what gradcheck reports about the layer."""
+    report = gradcheck(bug.forward, bug.backward, example(bug.op), raise_on_fail=False)
+    if not report.ok:
+        return str(report)
+    return f"{report}\nThis backward belongs to this forward. Finite differences cannot say whether the forward is right."
 
 
 def answer(bug: Bug) -> str:
-    """What is wrong, how it comes about, why it is wrong, and what catches it."""
+    """Return what is wrong, how it happens, why it is wrong and which test catches it."""
     test = bug.caught_by.replace("gradcheck", "test_gradients_by_finite_differences, with gradcheck")
     lines = [
         f"{bug.op}: {bug.name}. Wrong: {', '.join(bug.wrong)}.",
-        f"How it comes about: {bug.how_it_happens}",
+        f"How it happens: {bug.how_it_happens}",
         f"Why it is wrong: {bug.explanation}",
         f"Caught by: {test}",
     ]
@@ -120,6 +123,6 @@ def answer(bug: Bug) -> str:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except BrokenPipeError:  # the reader, `head` say, has gone
+    except BrokenPipeError:  # the reader of the output, such as `head`, has exited
         sys.stderr.close()
         sys.exit(141)

@@ -1,8 +1,8 @@
 """Properties that every hand-derived layer should have, as functions to call from a test suite.
 
 Finite differences alone cannot prove a layer right: the backward of a wrong forward passes them. Draw inputs with the strategies
-below (they need Hypothesis), and call the `check_*` functions; each raises AssertionError with what it saw. All take the layer as
-`forward(**inputs) -> y, cache` and `backward(dy, cache)`, and its inputs by name in float64.
+below (they need Hypothesis) and call the `check_*` functions, which raise AssertionError if the property does not hold. Each takes
+the layer as `forward(**inputs) -> y, cache` and `backward(dy, cache)`, and its inputs by name in float64.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -23,17 +23,17 @@ EPS32 = float(np.finfo(np.float32).eps)
 
 
 def seeds() -> st.SearchStrategy[int]:
-    """Seeds of a NumPy generator: shapes are drawn by Hypothesis, the numbers by NumPy, which is fast and never degenerate."""
+    """Seeds of a NumPy generator. Hypothesis draws the shapes; NumPy draws the values, fast and never degenerate."""
     return st.integers(0, 2**32 - 1)
 
 
 def sizes(most: int = 5) -> st.SearchStrategy[int]:
-    """Axis lengths from 1: size-1 axes are where broadcasting hides mistakes."""
+    """Axis lengths from 1 on, since broadcasting hides mistakes where an axis has length 1."""
     return st.integers(1, most)
 
 
 def leading(most: int = 2, longest: int = 4) -> st.SearchStrategy[tuple[int, ...]]:
-    """Shapes of the axes in front of the last one, none included."""
+    """Shapes of the axes in front of the last one, of which there may be none."""
     return st.lists(sizes(longest), min_size=0, max_size=most).map(tuple)
 
 
@@ -43,7 +43,7 @@ def weights(random: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 def gains(random: np.random.Generator, *shape: int) -> np.ndarray:
-    """Multipliers away from 1, 0 and each other."""
+    """Random multipliers that are not close to 1, 0 or each other."""
     return random.uniform(0.5, 2.0, shape) * random.choice([-1.0, 1.0], shape)
 
 
@@ -51,23 +51,23 @@ def gains(random: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 def check_gradients(forward: Callable, backward: Callable, inputs: Inputs, **options: Any) -> None:
-    """The contract, and the gradients against finite differences."""
+    """The contract holds, and the gradients agree with finite differences."""
     gradcheck(forward, backward, inputs, **options)
 
 
 def check_complex_step(forward: Callable, backward: Callable, inputs: Inputs) -> None:
-    """The gradients against the complex step: an oracle of another kind, exact to rounding."""
+    """The gradients agree with the complex step, an independent method that is exact to rounding."""
     gradcheck(forward, backward, inputs, method="complex", rtol=1e-11, atol=1e-13)
 
 
 def check_value(forward: Callable, inputs: Inputs, reference: Callable[..., Any], rtol: float = 1e-12) -> None:
-    """The value against an independent reference: loops, or another library."""
+    """The value agrees with an independent reference: loops, or another library."""
     y, _ = forward(**inputs)
     np.testing.assert_allclose(as_tuple(y)[0], reference(**inputs), rtol=rtol, atol=rtol)
 
 
 def check_read_only(forward: Callable, backward: Callable, inputs: Inputs) -> None:
-    """Inputs, dy and gradients that cannot be written are accepted, and give the same bits."""
+    """Read-only inputs and dy are accepted and give equal gradients."""
     y, cache = forward(**inputs)
     dy = _cotangent(y)
     expected = as_tuple(backward(dy, cache))
@@ -79,7 +79,7 @@ def check_read_only(forward: Callable, backward: Callable, inputs: Inputs) -> No
 
 
 def check_non_contiguous(forward: Callable, backward: Callable, inputs: Inputs, rtol: float = 1e-12) -> None:
-    """Inputs and dy with gaps in memory or reversed strides give the same numbers (to rounding: sums may run in another order)."""
+    """Inputs and dy with gaps in memory or negative strides give the same values, up to the rounding of another summation order."""
     y, cache = forward(**inputs)
     dy = _cotangent(y)
     expected = (*as_tuple(y), *as_tuple(backward(dy, cache)))
@@ -92,8 +92,11 @@ def check_non_contiguous(forward: Callable, backward: Callable, inputs: Inputs, 
 
 
 def check_float32(forward: Callable, backward: Callable, inputs: Inputs, ulps: float = 64) -> None:
-    """In float32 the results are float32 and within `ulps` rounding errors of the float64 twin, relative to its largest entry."""
-    inputs = {name: _as32(a) for name, a in inputs.items()}  # the twin starts from the same rounded numbers
+    """With float32 inputs, results are float32 and close to those of the same values in float64.
+
+    ulps: the allowed difference, in units of the float32 epsilon times the largest entry of the float64 result (or 1).
+    """
+    inputs = {name: _as32(a) for name, a in inputs.items()}  # float64 starts from the same rounded values
     y, cache = forward(**{name: _as64(a) for name, a in inputs.items()})
     dy = map_arrays(_as32, _cotangent(y))
     twin = (*as_tuple(y), *as_tuple(backward(map_arrays(_as64, dy), cache)))
@@ -105,11 +108,12 @@ def check_float32(forward: Callable, backward: Callable, inputs: Inputs, ulps: f
             continue
         assert b.dtype == np.float32, f"float32 in, {b.dtype} out"
         bound = ulps * EPS32 * max(1.0, float(np.abs(a).max(initial=0.0)))
-        assert float(np.abs(a - b).max(initial=0.0)) <= bound, f"float32 is {np.abs(a - b).max() / bound:.2g} of the bound away"
+        error = float(np.abs(a - b).max(initial=0.0))
+        assert error <= bound, f"the float32 error is {error / bound:.2g} times its bound"
 
 
 def check_float_errors(forward: Callable, backward: Callable, inputs: Inputs) -> None:
-    """No overflow, division by zero or invalid operation on ordinary inputs."""
+    """No overflow, division by zero or invalid operation occurs on ordinary inputs."""
     with np.errstate(all="raise", under="ignore"):
         y, cache = forward(**inputs)
         backward(_cotangent(y), cache)
@@ -118,60 +122,69 @@ def check_float_errors(forward: Callable, backward: Callable, inputs: Inputs) ->
 def check_batch(
     forward: Callable, backward: Callable, inputs: Inputs, batched: Iterable[str], mean: bool = False, rtol: float = 1e-11
 ) -> None:
-    """Rows do not mix: permuting the batch permutes the results, and the gradient of a batch is the sum over its halves.
+    """Rows do not mix: permuting the batch permutes the results, and the gradients of a batch are those of its two halves.
 
-    batched: names of the inputs whose first axis is the batch. mean: y is a mean over rows, so halves count by their rows.
+    batched: names of the inputs whose first axis is the batch.
+    mean: y is a mean over rows, so a half counts in proportion to its rows.
     """
     batched = set(batched)
-    B = next(len(inputs[name]) for name in inputs if name in batched)
+    _check_permuted_batch(forward, backward, inputs, batched, mean, rtol)
+    _check_halves_of_batch(forward, backward, inputs, batched, mean, rtol)
+
+
+def _check_permuted_batch(
+    forward: Callable, backward: Callable, inputs: Inputs, batched: set[str], mean: bool, rtol: float
+) -> None:
     y, cache = forward(**inputs)
     dy = _cotangent(y)
-    full = dict(zip(_differentiable(inputs), as_tuple(backward(dy, cache)), strict=True))
+    expected = _gradients(backward, dy, cache, inputs)
+    order = np.random.default_rng(1).permutation(_batch_size(inputs, batched))
+    permuted = {name: a[order] if name in batched else a for name, a in inputs.items()}
+    y_permuted, cache = forward(**permuted)
+    np.testing.assert_allclose(y_permuted, y if mean else y[order], rtol=rtol, atol=rtol)
+    grads = _gradients(backward, dy if mean else dy[order], cache, inputs)
+    for name, g in expected.items():
+        np.testing.assert_allclose(grads[name], g[order] if name in batched else g, rtol=rtol, atol=rtol)
 
-    order = np.random.default_rng(1).permutation(B)
-    moved = {name: a[order] if name in batched else a for name, a in inputs.items()}
-    y2, cache = forward(**moved)
-    np.testing.assert_allclose(y2, y if mean else y[order], rtol=rtol, atol=rtol)
-    grads = dict(zip(_differentiable(inputs), as_tuple(backward(dy if mean else dy[order], cache)), strict=True))
-    for name, g in full.items():
-        if g is not None:
-            np.testing.assert_allclose(grads[name], g[order] if name in batched else g, rtol=rtol, atol=rtol)
 
-    cut = B // 2
-    summed: dict[str, Any] = dict.fromkeys(full, 0.0)
-    rows: dict[str, list] = {name: [] for name in full}
-    for half in (slice(0, cut), slice(cut, B)):
-        n = len(range(B)[half])
+def _check_halves_of_batch(
+    forward: Callable, backward: Callable, inputs: Inputs, batched: set[str], mean: bool, rtol: float
+) -> None:
+    """Gradients of batched inputs are those of the halves side by side; gradients of shared inputs are their sum."""
+    y, cache = forward(**inputs)
+    dy = _cotangent(y)
+    expected = _gradients(backward, dy, cache, inputs)
+    B = _batch_size(inputs, batched)
+    halves = []
+    for rows in (slice(0, B // 2), slice(B // 2, B)):
+        n = rows.stop - rows.start
         if n == 0:
             continue
-        _, cache = forward(**{name: a[half] if name in batched else a for name, a in inputs.items()})
-        grads = dict(zip(_differentiable(inputs), as_tuple(backward(dy * n / B if mean else dy[half], cache)), strict=True))
-        for name, g in grads.items():
-            if g is not None and name in batched:
-                rows[name].append(g)
-            elif g is not None:
-                summed[name] = summed[name] + g
-    for name, g in full.items():
-        if g is not None:
-            np.testing.assert_allclose(np.concatenate(rows[name]) if name in batched else summed[name], g, rtol=rtol, atol=rtol)
+        half = {name: a[rows] if name in batched else a for name, a in inputs.items()}
+        _, cache = forward(**half)
+        halves.append(_gradients(backward, dy * n / B if mean else dy[rows], cache, half))
+    for name, g in expected.items():
+        parts = [grads[name] for grads in halves]
+        found = np.concatenate(parts) if name in batched else sum(parts)
+        np.testing.assert_allclose(found, g, rtol=rtol, atol=rtol)
 
 
 def check_empty_batch(forward: Callable, backward: Callable, inputs: Inputs, batched: Iterable[str]) -> None:
-    """A batch of no rows gives empty results and, for the shared inputs, zero gradients."""
+    """A batch without rows gives empty results and, for the shared inputs, zero gradients."""
     batched = set(batched)
-    y, cache = forward(**{name: a[:0] if name in batched else a for name, a in inputs.items()})
+    empty = {name: a[:0] if name in batched else a for name, a in inputs.items()}
+    y, cache = forward(**empty)
     assert y.shape[0] == 0
-    for name, g in zip(_differentiable(inputs), as_tuple(backward(_cotangent(y), cache)), strict=True):
-        if g is not None:
-            assert g.shape == (inputs[name][:0] if name in batched else inputs[name]).shape
-            assert not g.any()
+    for name, g in _gradients(backward, _cotangent(y), cache, empty).items():
+        assert g.shape == empty[name].shape
+        assert not g.any()
 
 
 # ---- helpers ----
 
 
 def _cotangent(y: Any) -> Any:
-    """A random dy: one of ones would hide every error that sums to zero."""
+    """Return a random dy. A dy of ones would hide every error that sums to zero."""
     random = np.random.default_rng(0)
     return map_arrays(lambda a: np.asarray(random.standard_normal(a.shape), dtype=a.dtype), y)
 
@@ -180,9 +193,15 @@ def _is_float(a: Any) -> bool:
     return isinstance(a, np.ndarray) and a.dtype.kind == "f"
 
 
-def _differentiable(inputs: Inputs) -> list[str]:
-    """Names of the inputs that backward returns gradients for: float arrays, and None for an absent parameter."""
-    return [name for name, a in inputs.items() if a is None or _is_float(a)]
+def _gradients(backward: Callable, dy: Any, cache: Any, inputs: Inputs) -> dict[str, Array]:
+    """Return the gradients by name. Backward returns one per float array, and None for a parameter that is None."""
+    names = [name for name, a in inputs.items() if a is None or _is_float(a)]
+    gradients = zip(names, as_tuple(backward(dy, cache)), strict=True)
+    return {name: g for name, g in gradients if g is not None}
+
+
+def _batch_size(inputs: Inputs, batched: set[str]) -> int:
+    return next(len(a) for name, a in inputs.items() if name in batched)
 
 
 def _frozen(a: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a gradient check found, as data and as text."""
+"""The result of a gradient check, as data and as text."""
 
 import json
 import math
@@ -14,14 +14,19 @@ class Entry:
 
     index: tuple[int, ...]
     analytical: float  # what backward returned
-    numerical: float  # what the differences gave
-    error: float  # how far `numerical` can be trusted
-    left: float | None = None  # one-sided derivatives, where they differ: the function has a kink here
+    numerical: float
+    error: float  # estimated error of `numerical`
+    left: float | None = None  # the one-sided derivatives if they differ, as at a kink
     right: float | None = None
 
     @property
+    def is_kink(self) -> bool:
+        """Whether forward has a kink here, where any slope between the one-sided derivatives is right."""
+        return self.left is not None
+
+    @property
     def ratio(self) -> float:
-        """analytical / numerical: -1 is a sign, 2 a factor, 8/7 an n - 1 for an n."""
+        """Return analytical / numerical: -1 is a wrong sign, 2 a factor, 8/7 an n - 1 for an n."""
         return self.analytical / self.numerical if self.numerical else float("inf")
 
     def __str__(self) -> str:
@@ -43,26 +48,28 @@ class Argument:
     tolerance: float
     status: str = PASS
     worst: float = 0.0  # the largest disagreement, in units of the tolerance
-    bad: int = 0  # entries found wrong
-    more: bool = False  # whether the search stopped before it had seen all
-    entries: list[Entry] = field(default_factory=list)  # some of them, worst first
+    bad: int = 0  # number of entries found to differ
+    more: bool = False  # whether the search stopped before it had seen every entry
+    entries: list[Entry] = field(default_factory=list)  # some of those that differ: mistakes before kinks, the largest first
     note: str = ""
 
     def __str__(self) -> str:
-        head = f"{self.status:12s} d{self.name} {self.shape}: {self.checked} ({self.method}), worst {self.worst:.2g} of tolerance"
-        lines = [head + (f"; {self.note}" if self.note else "")]
+        text = f"{self.status:12s} d{self.name} {self.shape}: {self.checked} ({self.method}), "
+        text += f"largest error {self.worst:.2g} x tolerance"
         if self.bad:
             at_least = "at least " if self.more else ""
-            lines[0] += f", {at_least}{self.bad} wrong"
-        return "\n".join(lines + [f"    d{self.name}{entry}" for entry in self.entries])
+            text += f", entries that differ: {at_least}{self.bad} of {math.prod(self.shape)}"
+        if self.note:
+            text += f"; {self.note}"
+        return "\n".join([text, *(f"    d{self.name}{entry}" for entry in self.entries)])
 
 
 @dataclass
 class GradReport:
-    """The verdict on one forward/backward pair. `ok` only when every argument passed and no rule of the contract was broken."""
+    """The verdict on one forward/backward pair, `ok` if every argument passed and no rule of the contract is violated."""
 
     arguments: list[Argument] = field(default_factory=list)
-    contract_violations: list[str] = field(default_factory=list)  # rules of the contract that do not hold
+    contract_violations: list[str] = field(default_factory=list)  # one sentence each
 
     @property
     def ok(self) -> bool:
@@ -75,29 +82,30 @@ class GradReport:
         return PASS if self.ok else INCONCLUSIVE
 
     def __str__(self) -> str:
-        return "\n".join(
-            [f"gradcheck: {self.status}", *(f"contract     {rule}" for rule in self.contract_violations), *map(str, self.arguments)]
-        )
+        lines = [f"gradcheck: {self.status}"]
+        lines += [f"contract     {violation}" for violation in self.contract_violations]
+        lines += [str(argument) for argument in self.arguments]
+        return "\n".join(lines)
 
     def to_json(self) -> str:
-        """The report as a JSON object; what is not finite is null."""
+        """Return the report as a JSON object, with null for a float that is not finite."""
         data = {"status": self.status, **asdict(self)}
-        for argument, found in zip(data["arguments"], self.arguments, strict=True):
-            for entry, original in zip(argument["entries"], found.entries, strict=True):
-                entry["ratio"] = original.ratio
-        return json.dumps(_finite(data), indent=1, allow_nan=False)
+        for argument, argument_data in zip(self.arguments, data["arguments"], strict=True):
+            for entry, entry_data in zip(argument.entries, argument_data["entries"], strict=True):
+                entry_data["ratio"] = entry.ratio
+        return json.dumps(_null_if_not_finite(data), indent=1, allow_nan=False)
 
 
-def _finite(tree: Any) -> Any:
+def _null_if_not_finite(tree: Any) -> Any:
     if isinstance(tree, dict):
-        return {key: _finite(value) for key, value in tree.items()}
+        return {key: _null_if_not_finite(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return [_finite(value) for value in tree]
+        return [_null_if_not_finite(value) for value in tree]
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 class GradcheckError(AssertionError):
-    """A gradient check that did not pass; `report` holds what was found."""
+    """A gradient check did not pass. Its result is in `report`."""
 
     def __init__(self, report: GradReport) -> None:
         super().__init__(str(report))

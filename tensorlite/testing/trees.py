@@ -7,23 +7,38 @@ from tensorlite.arrays import Array
 
 
 def as_tuple(value: Any) -> tuple:
-    """One result or several, as a tuple."""
+    """Return one result, or several, as a tuple."""
     return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
 def map_arrays(f: Callable, tree: Any) -> Any:
-    """f of one result, or a tuple of f of each."""
+    """Return f(a) for one result, or the tuple of f(a) for several."""
     return tuple(f(a) for a in tree) if isinstance(tree, tuple | list) else f(tree)
 
 
 def map_pairs(f: Callable, a: Any, b: Any) -> Any:
-    """f(a, b) for two results, or a tuple of f of each pair."""
+    """Return f(a, b) for two results, or the tuple of f(x, y) for two tuples of results."""
     return tuple(f(x, y) for x, y in zip(a, b, strict=True)) if isinstance(a, tuple | list) else f(a, b)
 
 
 def leaves(tree: Any) -> list[Array]:
-    """The arrays of a cache, in whatever tuples, lists and dicts it holds them."""
+    """Return the arrays of a cache, which may nest tuples, lists and dicts."""
     if hasattr(tree, "dtype") and hasattr(tree, "copy"):
         return [tree]
-    items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, tuple | list) else []
-    return [a for item in items for a in leaves(item)]
+    if isinstance(tree, dict):
+        return leaves(list(tree.values()))
+    if isinstance(tree, tuple | list):
+        return [a for item in tree for a in leaves(item)]
+    return []
+
+
+def same_values(a: Any, b: Any) -> bool:
+    """Whether two results have equal values. -0.0 equals 0.0, any NaN equals any NaN, and None equals only None."""
+    return all(_equal(x, y) for x, y in zip(as_tuple(a), as_tuple(b), strict=False))
+
+
+def _equal(x: Any, y: Any) -> bool:
+    if x is None or y is None:
+        return x is y
+    both_nan = (x != x) & (y != y)
+    return bool(((x == y) | both_nan).all())

@@ -174,8 +174,8 @@ USER_ERRORS = {
     "train.py --data text.txt --batch-size 0": "batch_size",
     "train.py --data text.txt --batch-size 100000000": "lower --batch-size",
     "train.py --data text.txt --device cuda": "no CUDA",
-    "train.py --data text.txt --device cpu --precision bf16": "precision bf16 is of the fast backend on a CUDA device",
-    "train.py --data text.txt --dry-run --gpu Voodoo2": "gpu 'Voodoo2' is not known; one of A100",
+    "train.py --data text.txt --device cpu --precision bf16": "precision bf16 needs the fast backend on a CUDA device",
+    "train.py --data text.txt --dry-run --gpu Voodoo2": "gpu 'Voodoo2' is not known; --gpu takes one of A100",
     "train.py --data": "data needs a file, or - for standard input",
     "train.py --data text.txt --val-data none.txt": "none.txt: no such file",
     "train.py --data - --val-data -": "standard input can be read only once",
@@ -324,5 +324,5 @@ def test_resume_finds_the_newest_run(trained):
     run(["train.py", *arguments, "--out", "runs/old"], here)
     run(["train.py", *arguments, "--out", "runs/new"], here)
     out = run(["train.py", "--resume", "--data", "../text.txt", "--max-iters", "4"], here).stdout
-    assert "the newest run is gone on with: runs/new" in out.replace(os.sep, "/")
+    assert "resuming the newest run, runs/new" in out.replace(os.sep, "/")
     assert "done: step 4 |" in out

@@ -1,4 +1,4 @@
-"""Consoles of every kind: whatever standard output and standard error are, the run is whole and its exit status true."""
+"""Consoles of every kind: for any standard output and error, the run completes and its exit status is right."""
 
 import io
 import json
@@ -27,7 +27,7 @@ def here(tmp_path_factory):
 
 
 def shell(here, redirections, *words, **environment):
-    """Run a command line under a shell's redirections. It may say anything but a traceback."""
+    """Run a command line under a shell's redirections. It must not print a traceback."""
     command = [sys.executable, str(ROOT / words[0]), *words[1:]]
     line = 'exec "$@" ' + redirections
     done = subprocess.run(
@@ -50,7 +50,7 @@ def train(here, redirections="", out="run", **environment):
     ["cp1252", *(pytest.param(name, marks=pytest.mark.long) for name in ("ascii", "latin-1", "cp437", "utf-16", "koi8-r"))],
 )
 def test_any_encoding(here, encoding):
-    """Characters that the console has are printed, the others escaped."""
+    """Characters that the console's encoding has are printed, and the others are escaped."""
     done = train(here, PYTHONIOENCODING=encoding)
     assert done.returncode == 0
     assert "done: step 20 |" in done.stdout.decode(encoding)
@@ -83,7 +83,7 @@ def test_what_a_closed_standard_output_loses_goes_to_standard_error(here, closed
 @program
 @POSIX
 def test_nothing_is_printed_into_a_file_of_the_run(here):
-    """With the standard descriptors closed, the next files would take their numbers."""
+    """If the standard descriptors are closed, the next files would get them."""
     assert train(here, "<&- >&- 2>&-", out="closed").returncode == 0
     assert (here / "closed" / "best.safetensors").read_bytes()[8:9] == b"{"
     assert [json.loads(line)["step"] for line in (here / "closed" / "metrics.jsonl").read_text().splitlines()] == [0, 10, 20]
@@ -135,7 +135,7 @@ def test_a_reader_that_has_gone_stops_a_run_which_saves(here):
     assert (here / "piped" / "last.safetensors").exists()
 
 
-def test_a_defect_of_ours_is_one_line():
+def test_a_bug_of_ours_is_one_line():
     def broken():
         return {}["missing"]
 
@@ -144,7 +144,7 @@ def test_a_defect_of_ours_is_one_line():
     except KeyError as error:
         line, status = console.explain(error, "")
     assert status == 1
-    assert line.startswith("error: this is a defect of tensorlite: KeyError: 'missing' (at test_console.py:")
+    assert line.startswith("error: this is a bug in tensorlite: KeyError: 'missing' (at test_console.py:")
     assert "\n" not in line
 
 

@@ -154,14 +154,14 @@ def test_hints(trained):
         hints = [line for line in err.splitlines() if line.startswith("hint: ")]
         assert status == 2
         taken = "characters that the vocabulary lacks" in err  # the first version of tyro takes it as the text it is
-        assert hints == ([f"hint: a text that begins with a dash is written {hint}"] if hint and not taken else [])
+        assert hints == ([f"hint: write a text that begins with a dash as {hint}"] if hint and not taken else [])
     assert trained(sample, *WRITE, "--prompt=-x")[2].startswith("error: the prompt has 2 characters that the vocabulary lacks: '-'")
     (status, _, err) = trained(sample, *WRITE, "--prompt", "text.txt")
     assert (status, len(err.splitlines())) == (2, 1)
-    assert err.endswith("; a file is called so: --prompt-file text.txt continues its text\n")
+    assert err.endswith("; the prompt is also the name of a file; --prompt-file text.txt continues the text in it\n")
     Path("All").write_text("x")
     status, _, err = trained(sample, *WRITE, "--prompt", "All")
-    assert (status, err) == (0, "note     a file is called so: --prompt-file All continues its text\n")
+    assert (status, err) == (0, "note     the prompt is also the name of a file; --prompt-file All continues the text in it\n")
     assert "--prompt-file FILE takes a text with line breaks" in trained(sample, *WRITE, "--prompt", r"All:\n")[2]
 
 
@@ -173,7 +173,10 @@ def test_stop_texts(trained):
     assert (status, out) == (0, "All" + new[: new.index(stop)] + "\n")
     assert trained(sample, *WRITE, "--prompt", "All", "--stop", stop, "--stop", other)[1] == "All" + new[: new.index(other)] + "\n"
     assert trained(sample, *WRITE, "--prompt", "All", "--stop", "Speak, speak.\n\nAll")[1] == whole
-    for bad, words in (("é", "stop 'é' has 1 characters that the vocabulary lacks: 'é' x1"), ("", "stop must be some text")):
+    for bad, words in (
+        ("é", "stop 'é' has 1 characters that the vocabulary lacks: 'é' x1"),
+        ("", "stop must have at least one character"),
+    ):
         status, out, err = trained(sample, *WRITE, "--stop", bad)
         assert (status, out) == (2, "")
         assert words in err

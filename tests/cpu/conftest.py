@@ -1,4 +1,4 @@
-"""The memory pool of the CPU backend, for small arrays too."""
+"""A fixture that makes the CPU backend pool small arrays, too."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tensorlite.cpu import memory_pool
 
 @pytest.fixture(autouse=True, scope="module")
 def small_arrays_too():
-    """Arrays of tests are small, and are to stand on pooled blocks as the large ones of a training do."""
+    """The arrays of tests are small, but should be on pooled blocks as the large arrays of a training run are."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory_pool, "SMALL", 0)
         yield

@@ -15,7 +15,7 @@ KEY = Key(1, 2, 3)
 
 @pytest.fixture
 def shifts(monkeypatch):
-    """The scores that attention has shifted before exp, as a list of their shapes that grows."""
+    """Return a list, which grows, of the shapes of the scores that attention shifts before exp."""
     taken = []
     softmax = attention.softmax_forward
     monkeypatch.setattr(attention, "softmax_forward", lambda x: taken.append(x.shape) or softmax(x))
@@ -29,7 +29,7 @@ def attention_results(ops, qkv, p=0.0, key=None):
 @pytest.mark.parametrize(("size", "guarded"), [(1e-3, False), (1.0, False), (30.0, True), (1e3, True)])
 @pytest.mark.parametrize("p", [0.0, 0.3])
 def test_attention_at_every_size_of_the_scores(size, guarded, p, shifts):
-    """Scores of a million overflow exp by far; small ones never pay for the search of the largest."""
+    """Scores of a million would overflow exp. Small scores are never shifted."""
     qkv = normal(0, 2, 7, 24)
     qkv[..., :16] *= size
     assert_same(attention_results(OPS, qkv, p, KEY), attention_results(REFERENCE, qkv, p, KEY))
@@ -40,9 +40,9 @@ def test_attention_at_every_size_of_the_scores(size, guarded, p, shifts):
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize("row", [0, 3, 6])
 def test_one_large_score_is_enough_for_the_guard(row, sign, dtype, shifts):
-    """Of 28 rows of q and of k one is long: exp overflows, though the usual row is far from it."""
+    """One of 28 rows of q and k is long, so exp would overflow, though the typical row is far from it."""
     qkv = normal(0, 2, 7, 24).astype(dtype)
-    qkv[1, row, :4] = sign * 22.0  # of one head, at one position: a score of 968
+    qkv[1, row, :4] = sign * 22.0  # one head at one position, which gives a score of 968
     qkv[1, row, 8:12] = 22.0
     tolerance = 1e-12 if dtype == np.float64 else 64 * EPS32
     assert_same(attention_results(OPS, qkv), attention_results(REFERENCE, qkv), tolerance)
@@ -51,7 +51,7 @@ def test_one_large_score_is_enough_for_the_guard(row, sign, dtype, shifts):
 
 @given(seeds(), sizes(4), st.floats(0.9, 0.999))
 def test_the_largest_unguarded_scores_are_harmless_in_float32(seed, D, nearly):
-    """All of a row at one end of the range, and at both."""
+    """All scores of a row are at one end of the safe range, or at both ends."""
     qkv = np.zeros((1, 6, 3 * D), np.float32)
     unit = normal(seed, D) / np.linalg.norm(normal(seed, D))
     size = np.sqrt(nearly * attention.MAX_SAFE_SCORE * np.sqrt(D))
@@ -60,9 +60,9 @@ def test_the_largest_unguarded_scores_are_harmless_in_float32(seed, D, nearly):
     qkv[0, :, 2 * D :] = normal(seed, 6, D)
     dy = normal(seed, 1, 6, D).astype(np.float32)
     with pytest.MonkeyPatch.context() as patch, np.errstate(all="raise", under="ignore"):
-        patch.setattr(attention, "softmax_forward", None)  # the guarded path would fail
+        patch.setattr(attention, "softmax_forward", None)  # the path that shifts would fail
         found = results(OPS, lambda: OPS.attention_forward(qkv, 1), OPS.attention_backward, dy)
-    # the scores round where they are 60: by 60 eps, which is what a probability is off by, relatively
+    # a score of 60 is off by 60 eps after rounding, so its probability is off by as much, relatively
     assert_same(
         found, results(REFERENCE, lambda: REFERENCE.attention_forward(qkv, 1), REFERENCE.attention_backward, dy), 1e4 * EPS32
     )
@@ -90,6 +90,6 @@ def test_attention_with_a_past_equals_attention_at_once(cuts, size, shifts):
         assert cache is None
         pieces.append(y)
         poison(OPS)
-    assert len(shifts) == sum(size > 1.0 or y.shape[1] == 1 for y in pieces)  # for one row, the shift is the faster way
+    assert len(shifts) == sum(size > 1.0 or y.shape[1] == 1 for y in pieces)  # a single row is always shifted, which is faster
     expected, _ = REFERENCE.attention_forward(qkv, 2)
     assert_same([np.concatenate(pieces, axis=1)], [expected])

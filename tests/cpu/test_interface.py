@@ -1,4 +1,4 @@
-"""What the CPU backend is to a caller: its ops, and what they refuse."""
+"""The interface of the CPU backend: its ops, and the arguments that they refuse."""
 
 import inspect
 import sys
@@ -21,7 +21,7 @@ OWN = [name for name in CASES if f"{name}_forward" in vars(cpu.CPUOps)]
 @settings(max_examples=5)
 @given(data=st.data())
 def test_arrays_of_a_gpu_are_refused(name, data):
-    """By what is written for NumPy's functions; what is inherited takes them."""
+    """The ops of this backend, written for NumPy, refuse them; inherited ops accept them."""
     inputs = data.draw(CASES[name].inputs) | ({"p": 0.5, "key": KEY} if name in ("attention", "dropout", "residual") else {})
     module = fake_cupy.module()
     moved = {k: module.asarray(v) if isinstance(v, np.ndarray) else v for k, v in inputs.items()}
@@ -34,7 +34,7 @@ def test_arrays_of_a_gpu_are_refused(name, data):
 @pytest.mark.parametrize("name", OWN)
 @given(data=st.data())
 def test_what_the_reference_refuses_is_refused_in_its_words(name, data):
-    """Each array in turn loses its last column, its last axis, or its type."""
+    """Each array in turn loses its last column or its last axis, or gets another type."""
     inputs = data.draw(CASES[name].inputs)
     for k, v in inputs.items():
         if isinstance(v, np.ndarray):

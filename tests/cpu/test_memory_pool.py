@@ -1,4 +1,4 @@
-"""Memory of the CPU backend: a block is used again when nobody holds it, and not before."""
+"""The memory pool of the CPU backend: a block is reused once no array is on it, and not before."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from cases import CASES
 from cpu_results import OPS, as_tuple, normal, poison
 from gpt.config import TrainConfig
 from gpt.models import MODELS
-from gpt.training.step import train_step
+from gpt.training.step import Task, train_step
 from small import config_of, start, text
 from tensorlite import cpu
 from tensorlite.cpu import memory_pool
@@ -22,7 +22,7 @@ def address(array):
 
 
 def blocks(store):
-    """Addresses of all blocks that nobody holds, sorted."""
+    """Return the sorted addresses of all free blocks."""
     return sorted(block.ctypes.data for free in store._free.values() for block, _ in free)
 
 
@@ -32,7 +32,7 @@ def test_a_block_is_used_again_when_the_last_view_has_gone():
     at, view = address(array), array[1:].T
     del array
     other = store.empty((3, 4), like)
-    assert address(other) != at  # the view lives
+    assert address(other) != at  # the view is alive
     assert blocks(store) == []
     del view
     assert blocks(store) == [at]
@@ -107,7 +107,7 @@ def test_small_arrays_are_numpys_own(monkeypatch):
 
 
 def test_memory_that_cannot_be_had_is_one_error():
-    """And no second one out of a pooled block that never had memory."""
+    """Nor does a pooled block that never had memory raise a second error."""
     store = MemoryPool()
     with pytest.raises(MemoryError):
         store.empty((1 << 50,), np.ones(1))
@@ -133,7 +133,7 @@ def test_constants_and_scratch():
 @pytest.mark.parametrize("name", CASES)
 @given(data=st.data())
 def test_a_result_that_someone_holds_keeps_its_bits(name, data):
-    """Value, gradients and cache, over later calls on other numbers of the same shapes."""
+    """The value, gradients and cache survive later calls on other values of the same shapes."""
     inputs, (forward, backward) = data.draw(CASES[name].inputs), CASES[name].on(OPS)
     y, cache = forward(**inputs)
     dy = np.asarray(np.random.default_rng(0).standard_normal(y.shape))
@@ -151,21 +151,22 @@ def test_a_result_that_someone_holds_keeps_its_bits(name, data):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_a_repeated_step_allocates_nothing(dropout):
-    """From the second step on: the blocks are those of the first."""
+    """From the second step on, the blocks are those of the first."""
     config, ops = config_of("gpt", dropout=dropout), cpu.CPUOps(check=False)
     train = TrainConfig(batch_size=4, max_iters=10, learning_rate=0.01, min_lr=0.001, grad_clip=1.0)
-    data, state = np.random.default_rng(0).integers(0, config.vocab_size, 300), start(config, std=0.3, dtype=np.float32)
-    train_step(ops, MODELS["gpt"], state, data, config, train, 0)
+    data = np.random.default_rng(0).integers(0, config.vocab_size, 300)
+    task, state = Task(MODELS["gpt"], config, train, data, seed=0), start(config, std=0.3, dtype=np.float32)
+    train_step(ops, task, state)
     first = blocks(ops.memory)
     assert len(first) > 20
-    assert len(set(first)) == len(first)  # and no block was handed back twice
+    assert len(set(first)) == len(first)  # no block was freed twice
     for _ in range(4):
-        train_step(ops, MODELS["gpt"], state, data, config, train, 0)
+        train_step(ops, task, state)
         assert blocks(ops.memory) == first
 
 
 def test_a_cache_that_is_dropped_gives_its_memory_back():
-    """Evaluation keeps no cache: a deeper model then needs no more blocks, where training needs more for every layer."""
+    """Evaluation saves no cache, so a deeper model needs no more blocks. Training needs more for every layer."""
     needed = {}
     for with_cache in (True, False):
         for n_layer in (2, 6):
@@ -179,7 +180,7 @@ def test_a_cache_that_is_dropped_gives_its_memory_back():
 
 
 def test_two_memories_share_nothing():
-    """So that two threads, each with a backend of its own, cannot meet."""
+    """So two threads, each with a backend of its own, do not share memory."""
     one, two, like = MemoryPool(), MemoryPool(), np.ones(1)
     one.empty((3,), like)
     assert len(blocks(one)) == 1

@@ -1,4 +1,4 @@
-"""The CPU backend's values and gradients are the reference's. What holds for any backend is in tests/reference."""
+"""The CPU backend's values and gradients are the reference's. Tests of every backend are in tests/reference."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from cases import CASES
 from cpu_results import OPS, REFERENCE, assert_same, normal, op_results, results
 from gpt.config import TrainConfig
 from gpt.models import MODELS
-from gpt.training.step import train_step
+from gpt.training.step import Task, train_step
 from small import config_of, start, text
 from tensorlite.cpu import activations, optim
 from tensorlite.testing.properties import EPS32
@@ -53,20 +53,21 @@ def test_a_model_and_every_gradient(variant):
 
 @every_variant
 def test_a_model_in_float32(variant):
-    """No op on the way widens, or loses more than rounding."""
+    """No op returns a wider dtype, or loses more than rounding."""
     found, expected = (loss_and_gradients(ops, variant, np.float32) for ops in (OPS, REFERENCE))
     assert {a.dtype for a in found} == {np.dtype(np.float32)}
     assert_same(found, expected, 1000 * EPS32)
 
 
 def test_a_training_run():
-    """Loss, norm before clipping and parameters over ten steps with dropout and clipping."""
+    """Compare the loss, the norm before clipping and the parameters over ten steps with dropout and clipping."""
     config = config_of("gpt", dropout=0.2)
     train = TrainConfig(batch_size=4, max_iters=10, learning_rate=0.01, min_lr=0.001, grad_clip=1.0)
     data = np.random.default_rng(0).integers(0, config.vocab_size, 300)
+    task = Task(MODELS["gpt"], config, train, data, seed=0)
     states = [start(config, std=0.3) for _ in range(2)]
     for _ in range(10):
-        steps = [train_step(o, MODELS["gpt"], s, data, config, train, 0) for o, s in zip((OPS, REFERENCE), states, strict=True)]
+        steps = [train_step(o, task, s) for o, s in zip((OPS, REFERENCE), states, strict=True)]
         assert_same(*steps, 1e-10)
     assert_same([states[0].params], [states[1].params], 1e-10)
 
@@ -77,7 +78,7 @@ def test_a_training_run():
 @pytest.mark.parametrize("n_decay", [None, 0, 9, 23])
 @pytest.mark.parametrize("tile", [1, 7, 23, 1 << 16])
 def test_adamw_over_tiles(tile, n_decay, monkeypatch):
-    """Whole tiles, a last one that is shorter, and one that is longer than the buffer; the decay ends within a tile."""
+    """Full tiles, a shorter last tile, and a tile longer than the buffer. The decay ends within a tile."""
     monkeypatch.setattr(optim, "TILE", tile)
     options = {"lr": 0.02, "beta1": 0.8, "beta2": 0.95, "eps": 1e-3, "weight_decay": 0.3, "n_decay": n_decay}
     found, expected = ([normal(0, 23), np.zeros(23), np.zeros(23)] for _ in range(2))
@@ -90,7 +91,7 @@ def test_adamw_over_tiles(tile, n_decay, monkeypatch):
 
 @pytest.mark.parametrize("tile", [1, 7, 45, 1 << 17])
 def test_gelu_over_tiles(tile, monkeypatch):
-    """45 elements: six tiles of 7 and a last one of 3."""
+    """45 elements are six tiles of 7 and a last tile of 3."""
     monkeypatch.setattr(activations, "TILE", tile)
     x = 2 * normal(0, 5, 9)
     assert_same(op_results(OPS, "gelu", {"x": x}), op_results(REFERENCE, "gelu", {"x": x}))

@@ -13,13 +13,13 @@ from tensorlite.cuda.runtime import nvrtc
 
 @pytest.fixture(scope="session")
 def compiler():
-    """The kernels can be compiled for the CPU."""
+    """Skip the test unless kernels can be compiled for the CPU."""
     require_compiler()
 
 
 @pytest.fixture
 def fake_gpu(monkeypatch, tmp_path):
-    """Puts a stand-in of CuPy and cuBLASLt in the place of the real ones. Kernels are compiled to nothing."""
+    """Replace CuPy and cuBLASLt by stand-ins. Kernels are not really compiled."""
 
     def make(algos=1, **options):
         gpus = Gpus(**options)

@@ -1,4 +1,4 @@
-"""What arrays an op of the CUDA backend may be given: any layout, another precision, no rows."""
+"""The arrays that an op of the CUDA backend accepts: any layout, another precision, no rows."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from tensorlite import cuda
 
 
 def arguments_of(name, machine):
-    """The arrays of an op, as (inputs, dy), small."""
+    """Return small arrays for an op, as (inputs, dy)."""
     r, H = generator(7), 2
     n = machine.draw
     targets = r.integers(0, 7, 6)
@@ -47,7 +47,7 @@ OPS = [name for name in cuda.CUDAOps.op_table if name != "softmax"] + [
 
 
 def changed(value, how):
-    """Every array of floats, or of ids, in another form."""
+    """Change the form of every array of floats, or of ids."""
     if isinstance(value, tuple):
         return tuple(changed(v, how) for v in value)
     return how(value) if isinstance(value, np.ndarray) else value
@@ -57,7 +57,7 @@ def changed(value, how):
 @pytest.mark.parametrize("how", [every_second, transposed, off_by_one])
 @pytest.mark.parametrize("name", OPS)
 def test_arrays_in_any_layout(name, how, precision):
-    """The results are bitwise identical, those of a transposed matrix too: the shim's matmul has one order."""
+    """The results are bitwise identical, also for a transposed matrix, because the shim's matmul has one order."""
     machine = both(precision)
     inputs, dy, options = arguments_of(name, machine)
     for ops in machine.ops:
@@ -79,7 +79,7 @@ def test_add_and_pack_grads_of_arrays_in_any_layout(how):
 
 @pytest.mark.parametrize("name", [name for name in OPS if name != "cross_entropy"])
 def test_float32_arrays_are_rounded_to_the_precision(name):
-    """Once, to bf16: then it is as if they had come so. (Logits are taken as they are, float32 out of a head.)"""
+    """They are rounded once, to bf16, as if the caller had done it. Logits stay as they are, float32 from a head."""
     machine = both("bf16")
     inputs, dy, options = arguments_of(name, machine)
 
@@ -89,7 +89,7 @@ def test_float32_arrays_are_rounded_to_the_precision(name):
     for ops in machine.ops:
         expected = results(ops, name, inputs, dy, options)
         for a, b in zip(expected, results(ops, name, changed(inputs, widened), changed(dy, widened), options), strict=True):
-            assert a.dtype == b.dtype or b.dtype == np.float32  # dx that is dy itself
+            assert a.dtype == b.dtype or b.dtype == np.float32  # where dx is dy itself
             np.testing.assert_array_equal(a.astype(np.float32), b.astype(np.float32))
 
 
@@ -102,7 +102,7 @@ def test_float32_logits_stay_float32_in_bf16():
 @every_precision
 @pytest.mark.parametrize("name", [name for name in OPS if name not in ("cross_entropy", "linear_cross_entropy")])
 def test_an_empty_batch(name, precision):
-    """No rows out, and gradients of weights that are zero."""
+    """The result has no rows, and the gradients of weights are zero."""
     machine = both(precision)
     inputs, dy, options = arguments_of(name, machine)
     weights = {"linear": (1, 2), "embedding": (1,), "position_embedding": (1,), "layernorm": (1, 2), "prenorm_layernorm": (1, 2)}

@@ -1,4 +1,4 @@
-"""Which backend gpt.training.backends chooses where CUDA is: the kernels in bf16, or the reference and the reason."""
+"""The backend that gpt.training.backends chooses where CUDA is: the kernels in bf16, or the reference with a reason."""
 
 import re
 
@@ -50,7 +50,7 @@ def test_a_gpu_that_cannot_run_them(monkeypatch):
 def test_a_cpu_has_float32_alone(want):
     cpu = Device("cpu", np, "")
     assert select_backend(want, cpu, "float32").itemsize == 4
-    with pytest.raises(ConfigError, match="precision bf16 is of the fast backend on a CUDA device"):
+    with pytest.raises(ConfigError, match="precision bf16 needs the fast backend on a CUDA device"):
         select_backend(want, cpu, "bf16")
 
 
@@ -89,7 +89,7 @@ def test_auto_falls_back_where_a_kernel_or_a_matmul_fails(algos, load, words, fa
 
 
 def test_auto_falls_back_where_a_launch_fails(fake_gpu):
-    """CuPy's own errors too; but a GPU whose memory is taken is no reason to try it another way."""
+    """This includes CuPy's own exceptions. But a GPU without free memory is no reason to try another backend on it."""
     gpus = fake_gpu()
     error = RuntimeError("cudaErrorNoKernelImageForDevice")
 

@@ -1,4 +1,4 @@
-"""The compiler of real GPUs, which needs none: the kernel files compile and nothing spills. And what the files say."""
+"""The kernel files compile for real GPUs, no register spills, and headers name what they replace."""
 
 import itertools
 import re
@@ -8,9 +8,10 @@ import types
 import pytest
 
 from compiled_files import files_of_a_run
-from shim.host import ENTRY, KERNELS
+from shim.host import KERNELS
 from tensorlite import DeviceError
 from tensorlite.cuda.runtime import device, nvrtc
+from tensorlite.cuda.runtime.signature import read_signatures
 
 ARCHITECTURES = (80, *(pytest.param(architecture, marks=pytest.mark.long) for architecture in (89, 90, 100)))
 
@@ -34,7 +35,7 @@ def test_a_file_compiles_for_a_gpu_and_nothing_spills(file, defines, architectur
     assert code[:4] == b"\x7fELF"
     assert "warning" not in log
     usage = nvrtc.usage(log)
-    assert set(usage) == set(ENTRY.findall((KERNELS / file).read_text()))
+    assert set(usage) == set(read_signatures(file, (KERNELS / file).read_text()))
     assert {name: (u.spilled, u.stack) for name, u in usage.items()} == dict.fromkeys(usage, (0, 0))
 
 
@@ -63,7 +64,7 @@ def test_what_spills_is_seen(compiler, tmp_path):
 
 
 def test_compiled_code_is_kept(compiler, tmp_path, monkeypatch):
-    """Under a name made of all that it depends on; where nothing can be written, it is compiled again."""
+    """Its file name depends on everything that the code depends on. Where no file can be written, it is compiled again."""
     calls, compile_file = [], nvrtc.compile_file
     monkeypatch.setattr(nvrtc, "compile_file", lambda *args: calls.append(args) or compile_file(*args))
     monkeypatch.setenv("TENSORLITE_CACHE", str(tmp_path / "cache"))
@@ -89,7 +90,7 @@ def test_a_missing_compiler_is_a_device_error(monkeypatch):
 
 
 def test_code_for_a_gpu_is_of_its_family(monkeypatch):
-    """Of compute capability 8.x code for 8.0 to 8.x runs, and none of 9.0."""
+    """A device of compute capability 8.x runs code for 8.0 to 8.x, and no code for 9.0."""
     monkeypatch.setattr(nvrtc, "architectures", lambda: (75, 80, 86, 90, 100))
     monkeypatch.setattr(nvrtc, "version", lambda: (12, 8))
     for architecture, target in ((80, 80), (86, 86), (87, 86), (89, 86), (90, 90), (100, 100), (103, 100)):
@@ -113,7 +114,7 @@ def test_assembly_is_in_one_file():
 
 @pytest.mark.parametrize("file", [name for name in SOURCES if name.endswith(".cu")])
 def test_a_kernel_file_names_what_it_replaces(file):
-    """In its first lines: the file of the reference, or the kernel file that names it. Sums and a wait replace nothing."""
+    """Its first lines name the file of the reference, or a kernel file that names it. Sums, copies and a wait replace nothing."""
     header = "".join(itertools.takewhile(lambda line: line.startswith("//"), SOURCES[file].splitlines(keepends=True)))
     named = re.findall(r"[\w/]+\.(?:py|cu)\b", header)
     root = KERNELS.parents[2]

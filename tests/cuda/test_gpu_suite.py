@@ -1,4 +1,4 @@
-"""The tests that need a GPU, looked at without one: what they ask for, and that one process runs them all."""
+"""The tests that need a GPU, checked without one: their GEMMs, and that one process runs them all."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("compiler")
 
 
 class Refusing(HostRuntime):
-    """Epilogues by the library alone; where it is not asked for one, the error of a CudaRuntime."""
+    """A runtime that only fuses epilogues; where we do not ask the library to, it raises the error of a CudaRuntime."""
 
     def gemm(self, a, b, out, *, compute, unfused=None, **extras):
         epilogue = epilogue_name(**extras)
@@ -36,7 +36,7 @@ class Refusing(HostRuntime):
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("name", UNFUSED)
 def test_the_gpu_suite_asks_for_epilogues_that_the_library_has(name, precision):
-    """Of an op and precision of that suite some size must work, and of one that it leaves out none can."""
+    """For each op and precision in that suite, some size must work; for each that it leaves out, no size does."""
     both = Both(precision)
     both.ops = [cuda.CUDAOps(precision, runtime=Refusing())] * 2
     function, shapes = CHECKS[name]
@@ -63,7 +63,7 @@ def test_some(i):
 @pytest.mark.program
 @pytest.mark.parametrize("flags", [["-n", "3"], ["-n", "3", "tests/cuda/gpu"]])
 def test_the_suite_for_a_gpu_runs_in_one_process(flags, tmp_path):
-    """However pytest is called, with the project's own settings, where CuPy is (an empty package is enough here)."""
+    """This holds however pytest is called, with the project's settings and with CuPy (an empty package is enough here)."""
     (tmp_path / "tests" / "cuda" / "gpu").mkdir(parents=True)
     for name in ("test_ops.py", "test_steps.py"):
         (tmp_path / "tests" / "cuda" / "gpu" / name).write_text(SUITE)
@@ -84,6 +84,6 @@ def test_the_suite_for_a_gpu_runs_in_one_process(flags, tmp_path):
 
 
 def test_all_tests_of_a_gpu_are_in_one_folder():
-    """And it has no others."""
+    """The suite has no other tests."""
     marked = {path for path in TESTS.rglob("test_*.py") if "pytest.mark.gpu" in path.read_text()}
     assert marked - {Path(__file__)} == {*(TESTS / "cuda" / "gpu").glob("test_*.py")}  # here it is a text

@@ -1,4 +1,4 @@
-"""What the CUDA backend is to a caller: signatures, precisions, and what it refuses."""
+"""The interface of the CUDA backend: signatures, precisions, and the arguments that it refuses."""
 
 import inspect
 import sys
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("compiler")
 
 
 def test_signatures_equal_the_references():
-    """On objects, as a model sees them; a backend may add methods, not change or lose one."""
+    """They are compared on objects, as a model sees them. A backend may add methods, but not change or remove one."""
     ops = ops_of()
     for name, member in inspect.getmembers(ReferenceOps(), callable):
         if not name.startswith("_"):
@@ -42,7 +42,7 @@ def test_precisions():
 
 
 def test_tf32_differs_in_its_gemms_alone():
-    """Which the runtime is told; on the CPU they are float32's."""
+    """The runtime receives the precision; on the CPU the GEMMs are float32 GEMMs."""
     told = []
 
     class Told(HostRuntime):
@@ -60,7 +60,7 @@ def zeros(*shape):
 
 
 IDS = np.zeros(3, np.int64)
-ARGUMENTS = {  # of each op that has kernels: float arrays, and ids
+ARGUMENTS = {  # float arrays and ids for each op that has kernels
     "linear": (zeros(3, 4), zeros(4, 5), zeros(5)),
     "embedding": (IDS, zeros(7, 4)),
     "position_embedding": (zeros(3, 4), zeros(5, 4)),
@@ -88,7 +88,7 @@ def test_every_op_is_asked():
 
 
 def with_each(arguments, change):
-    """The arguments with one float array changed, for each in turn."""
+    """Yield the arguments with one float array changed, for each array in turn."""
     for i, a in enumerate(arguments):
         if isinstance(a, np.ndarray) and a.dtype == np.float32:
             yield (*arguments[:i], change(a), *arguments[i + 1 :])
@@ -106,7 +106,7 @@ def test_float64_is_refused(name, precision):
 
 @pytest.mark.parametrize("name", ["add", "pack_grads", "global_norm", "clip_grad_norm_", "adamw_", "cross_entropy_backward"])
 def test_float64_is_refused_where_no_op_is(name):
-    """By the backend itself: a kernel would read it as what it is not."""
+    """The backend refuses it, because a kernel would misread its bytes."""
     ops, a, b = ops_of(), zeros(8), np.zeros(8)
     _, cache = ops.cross_entropy_forward(zeros(3, 4), IDS)
     calls = {
@@ -143,7 +143,7 @@ def test_arrays_of_two_libraries_are_refused(name, monkeypatch):
 
 @every_op
 def test_what_the_reference_refuses_is_refused_in_its_words(name):
-    """Each array in turn loses its last column, or its last axis, or gets one more."""
+    """Each array in turn loses its last column, loses its last axis, or gains an axis."""
     arguments = ARGUMENTS[name]
     for i, a in enumerate(arguments):
         for wrong in (lambda a: a[..., :-1], lambda a: a[..., 0], lambda a: a[None]) if isinstance(a, np.ndarray) else ():
@@ -155,7 +155,7 @@ def test_what_the_reference_refuses_is_refused_in_its_words(name):
                     said.append(None)
                 except (TypeError, ValueError, IndexError) as error:
                     said.append((type(error), str(error)))
-            if said[0] is not None and not said[0][1].startswith("cross_entropy: logits"):  # of a head, which has none to name yet
+            if said[0] is not None and not said[0][1].startswith("cross_entropy: logits"):  # a head has no logits to name yet
                 assert said[0] == said[1], i
             assert (said[0] is None) >= (said[1] is None), (i, said)
 

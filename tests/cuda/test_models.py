@@ -1,4 +1,4 @@
-"""Whole models on the CUDA backend, its kernels on the CPU: a first step, logits and generation follow the reference's."""
+"""Whole models on the CUDA backend, with kernels on the CPU: the first step, logits and generation agree with the reference."""
 
 import numpy as np
 import pytest
@@ -16,13 +16,13 @@ every_variant = pytest.mark.parametrize("variant", [name for name in VARIANTS if
 @every_precision
 @every_variant
 def test_the_first_step_follows_the_reference(variant, precision):
-    """Loss and every parameter's gradient, before clipping; later steps magnify what they begin with and say less."""
+    """Compare the loss and every gradient before clipping. Later steps magnify earlier differences and say less."""
     run = Run(ops_of(precision), variant)
-    run.state.params[...] = run.state.params.astype(run.ops.dtype)  # both start from the numbers that are computed with
+    run.state.params[...] = run.state.params.astype(run.ops.dtype)  # both start from values that the precision can hold
 
     def loss_and_views(ops, params):
         state = TrainState.start(run.state.table, params, np)
-        loss = loss_and_gradients(ops, run.model, state, run.data, run.config, run.train, run.seed)
+        loss = loss_and_gradients(ops, run.task, state)
         return [np.asarray(loss), *state.table.views(state.grads)]
 
     params = run.state.params.astype(np.float64)
@@ -42,7 +42,7 @@ def model_in(ops, variant="gpt", **fields):
 @every_precision
 @pytest.mark.parametrize("variant", ["gpt", "tied", "residual", "head", "bigram"])
 def test_logits_with_a_past_follow_the_reference(variant, precision):
-    """At once, and in pieces whose keys and values are kept: 5 positions, then 1 three times, then 2 more of a context of 10."""
+    """At once, and in pieces with a KV cache: 5 positions, then three times 1, then 2, in a context of 10."""
     ops = ops_of(precision)
     run = Run(ops, variant, block_size=10)
     idx = np.random.default_rng(1).integers(0, run.config.vocab_size, (2, 10))
@@ -65,7 +65,7 @@ def test_logits_with_a_past_follow_the_reference(variant, precision):
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_generation_writes_what_the_reference_writes(cached):
-    """Within the context and beyond it."""
+    """Generate within the context and beyond it."""
     run = Run(ops_of())
     params = run.state.table.tree(run.state.params)
     tokens = [

@@ -76,7 +76,7 @@ FEW = (
 
 @pytest.mark.parametrize("name", FEW)
 def test_few_blocks_do_the_work_of_many(name, monkeypatch):
-    """The grids are made for a GPU: small arrays never fill them, so no block would come to its second turn."""
+    """The grids suit a GPU. Small arrays never fill them, so no block would loop a second time."""
     monkeypatch.setattr(launch, "GRID", 2)
     monkeypatch.setattr(layernorm, "ROW_BLOCKS", 2)
     monkeypatch.setattr(layernorm, "PARTIAL_BLOCKS", 2)
@@ -95,7 +95,7 @@ def test_cross_entropy_of_more_rows_than_a_grid_has_warps(precision):
 @every_precision
 @pytest.mark.parametrize(("function", "options"), [(linear, {"D": 65}), (linear_cross_entropy, {"V": 65}), (embedding, {"C": 65})])
 def test_gemms_of_an_odd_width_are_padded(function, options, precision, monkeypatch):
-    """Every row that a GEMM reads or writes is whole pieces of 16 bytes, as the fast ones ask."""
+    """Every row that a GEMM reads or writes is a multiple of 16 bytes, as the fast GEMMs require."""
     widths, machine = [], both(precision)
 
     def spied(gemm):
@@ -132,9 +132,7 @@ def test_composites_without_kernels_of_their_own_are_their_ops_in_a_row(precisio
         expected += [y, *ops.linear_backward(ops.attention_backward(da, att), qkv), *dproj]
         for a, b in zip(found, expected, strict=True):
             np.testing.assert_array_equal(as_bytes(a), as_bytes(b))
-        s, residual_cache = ops.residual_forward(
-            x, dy, 0.3, KEY
-        )  # what the fused kernel draws and sums is what the separate ones do
+        s, residual_cache = ops.residual_forward(x, dy, 0.3, KEY)  # the fused kernel draws and sums as the separate ones do
         h, norm = ops.layernorm_forward(s, proj_b, fc_b[:32])
         ds, dw, db = ops.prenorm_layernorm_backward((x, dy), norm)
         expected = [s, h, *ops.residual_backward(ds, residual_cache), dw, db]
@@ -147,7 +145,7 @@ def test_composites_without_kernels_of_their_own_are_their_ops_in_a_row(precisio
 
 
 def test_which_attention_is_on_tensor_cores():
-    """And why not; attention_mma.cu is right for these alone."""
+    """Also test the reasons against; attention_mma.cu is correct for these sizes alone."""
     float32, bf16 = both("float32").ops[0], both("bf16").ops[0]
     for D, T, dropout, kv_cache in ((16, 9, False, False), (64, 8, True, False), (128, 256, True, False), (112, 1, False, False)):
         assert on_tensor_cores(bf16, D, T, dropout, kv_cache) == (True, "tensor cores")

@@ -1,4 +1,4 @@
-"""The optimizer's end of a step on the CUDA backend."""
+"""The optimizer part of a step on the CUDA backend."""
 
 import functools
 
@@ -54,7 +54,7 @@ def test_norm_and_clipping(n, max_norm):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_norm_that_is_no_number_shows(bad):
-    """NaN leaves the others to be looked at, as the reference does; an infinite one makes zeros of them."""
+    """A NaN norm leaves the gradients unchanged, as in the reference; an infinite norm makes them zero."""
     machine = both("float32")
     grads = np.array([1.0, 2.0, bad, 4.0, 5.0], np.float32)
 
@@ -78,7 +78,7 @@ def test_pack_grads(count, add):
 
 @pytest.mark.parametrize("C", [32, 33])
 def test_gradients_of_layernorm_can_be_packed(C):
-    """dw and db lie side by side in one array: for an odd C, db begins where no vector load may."""
+    """dw and db lie side by side in one array. For an odd C, db begins at an address that no vector load may have."""
     machine, r = both("float32"), generator(C)
     x, w, b, dy = machine.draw(r, 7, C), machine.draw(r, C), machine.draw(r, C), machine.draw(r, 7, C)
 

@@ -1,4 +1,4 @@
-"""Mistakes planted in the kernels of the CUDA backend: a check of cuda_op_checks.py or cuda_step_checks.py must notice each."""
+"""Mistakes planted in the CUDA kernels: a check of cuda_op_checks.py or cuda_step_checks.py must notice each of them."""
 
 import functools
 import re
@@ -24,12 +24,12 @@ from tensorlite import Key
 MMA, SCALAR, TILES = "attention_mma.cu", "attention.cu", "attention_tiles.cuh"
 BARRIER = "__syncthreads();"
 tiles = functools.partial(attention, B=1, T=76, H=1)  # two of the tensor cores' tiles, the second with 12 of 64 rows
-masked = functools.partial(attention, B=1, T=76, p=0.3)  # and two heads, after three rows of a batch
+masked = functools.partial(attention, B=1, T=76, p=0.3)  # and two heads, with three earlier rows of the batch
 rows = functools.partial(attention, B=1, T=40, H=1)  # two tiles of the scalar kernels, five blocks
 masked_rows = functools.partial(attention, B=1, T=40, p=0.3)
-# A file, what is in it once, what to put in its place, the precision, and the check that must notice.
+# A file, a text that it contains once, the text that replaces it, the precision, and the check that must notice.
 PLANTED = [
-    # a barrier less
+    # a missing barrier
     (MMA, "__syncthreads();\n        float p[TILE / 8][4];\n", "float p[TILE / 8][4];\n", "bf16", tiles),
     (MMA, "__syncthreads();  // before the next tile overwrites k and v", "", "bf16", tiles),
     (MMA, "__syncthreads();\n        float ds[TILE / 8][4], dp", "float ds[TILE / 8][4], dp", "bf16", tiles),
@@ -48,7 +48,7 @@ PLANTED = [
     ("random.cuh", BARRIER, "", "float32", dropout),
     ("embedding.cu", BARRIER, "", "float32", batch),
     ("optim.cu", BARRIER, "", "float32", adamw),
-    # where a matrix's elements are
+    # wrong positions of matrix elements
     (TILES, "PITCH + d + lane / 16 * 8);\n#pragma", "PITCH + d + lane / 8 % 2 * 8);\n#pragma", "bf16", tiles),
     (TILES, "d + lane / 8 % 2 * 8", "d + lane / 16 * 8", "bf16", tiles),
     (TILES, "(8 * j + lane % 16)", "(8 * j + lane % 8)", "bf16", tiles),
@@ -56,7 +56,7 @@ PLANTED = [
     (TILES, "if (r + 8 < valid_rows)", "if (r + 7 < valid_rows)", "bf16", tiles),
     (TILES, "(r + 8) * row_stride + 8 * j", "(r + 7) * row_stride + 8 * j", "bf16", tiles),
     (SCALAR, "PITCH = D + 1", "PITCH = D + 2", "float32", rows),
-    # which scores count, and what is done with them
+    # wrong masking or use of the scores
     (MMA, "p[j][i] = column <= row", "p[j][i] = column < row", "bf16", tiles),
     (MMA, "float p = column <= row + 8 * r", "float p = column <= row + 1 + 8 * r", "bf16", tiles),
     (MMA, "<= q0 + query", "< q0 + query", "bf16", tiles),
@@ -90,7 +90,7 @@ PLANTED = [
      functools.partial(dropout_add_layernorm, p=0.3)),
     ("layernorm.cu", "if (dropout.threshold) apply_dropout(g, dropout, key, dropout.offset + n * C);", "", "float32",
      functools.partial(dropout_add_layernorm, p=0.3)),
-    # a few of all the rest
+    # a few others
     ("layernorm.cu", "if (channel(i) < C) row", "row", "float32", layernorm_alone),
     ("layernorm.cu", "+ (warp ? sums[1][c] : 0.0f)", "", "float32", layernorm_alone),
     ("layernorm.cu", "round_to_storage(s, row.x[i] + branch.x[i])", "row.x[i] + branch.x[i]", "bf16", dropout_add_layernorm),
@@ -131,5 +131,5 @@ def test_a_planted_mistake_is_noticed(planted):
 
 @functools.cache
 def unharmed(function, precision):
-    """As the kernels stand, the check passes."""
+    """Assert that the check passes with the unchanged kernels."""
     function(both(precision))

@@ -1,4 +1,4 @@
-"""Randomness of the CUDA backend: bitwise identical to the reference's."""
+"""The random bits of the CUDA backend are bitwise identical to the reference's."""
 
 import numpy as np
 import pytest

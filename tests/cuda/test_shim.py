@@ -1,4 +1,4 @@
-"""The shim itself, on its right.cu and wrong.cu: kernels on the CPU compute what a GPU would, and what CUDA forbids is reported."""
+"""The shim itself: right.cu computes what a GPU would compute, and the shim reports what wrong.cu does against CUDA's rules."""
 
 import shutil
 
@@ -27,8 +27,8 @@ def host(request, kernels):
     return HostRuntime(request.param, kernels=kernels)
 
 
-def launch(host, name, grid, block, *args, **options):
-    host.launch("right.cu", name, grid, block, *args, SIZE=5, **options)
+def launch(host, kernel, grid, block, **args):
+    host.launch("right.cu", kernel, grid, block, defines={"SIZE": 5}, **args)
 
 
 def filled(host, values, dtype=np.float32):
@@ -39,14 +39,14 @@ def filled(host, values, dtype=np.float32):
 
 
 def numbers(*shape, seed=0):
-    """Small whole numbers, which bf16 and every order of summation get exactly."""
+    """Return small integers, which bf16 holds, and every order of summation adds, exactly."""
     return np.random.default_rng(seed).integers(-8, 9, shape).astype(np.float32)
 
 
 def row_sums(host, threads=256):
     x = numbers(3, threads)
     y, z = host.empty(x.shape, np.float32), host.empty(x.shape, np.float64)
-    launch(host, "row_sums", 3, threads, filled(host, x), y, z)
+    launch(host, "row_sums", 3, threads, x=filled(host, x), y=y, z=z)
     return np.array_equal(y, np.broadcast_to((x + x**2).sum(1, keepdims=True), x.shape)) and np.array_equal(
         z, np.broadcast_to(x.sum(1, keepdims=True), x.shape)
     )
@@ -70,14 +70,14 @@ def test_edits_must_occur(kernels):
 
 def test_three_dimensions(host):
     out = host.empty((24, 30), np.int32)
-    launch(host, "where", (2, 3, 4), (5, 3, 2), out)
+    launch(host, "where", (2, 3, 4), (5, 3, 2), out=out)
     np.testing.assert_array_equal(out, 1000 * np.arange(24)[:, None] + np.arange(30))
 
 
 def test_shuffles_and_votes(host):
     arrays = [host.empty((4, 32), dtype) for dtype in (np.int32, np.float32, np.int64, np.float64)]
     votes = host.empty(32, np.uint32)
-    launch(host, "shuffles", 1, 32, *arrays, votes)
+    launch(host, "shuffles", 1, 32, **dict(zip("abcd", arrays, strict=True)), votes=votes)
     t = np.arange(32)
     expected = np.array([np.full(32, 3), t ^ 5, np.where(t + 7 < 32, t + 7, t), np.where(t >= 9, t - 9, t)])
     for array, factor in zip(arrays, [1, 1, 1 << 40, 1], strict=True):
@@ -87,21 +87,21 @@ def test_shuffles_and_votes(host):
 
 def test_parts_of_a_warp(host):
     out = host.empty(32, np.int32)
-    launch(host, "halves", 1, 32, out)
+    launch(host, "halves", 1, 32, out=out)
     t = np.arange(32)
     np.testing.assert_array_equal(out, np.where(t < 16, t ^ 1, 100 * (t ^ 2)))
     out = filled(host, np.zeros(37))
-    launch(host, "partial_warp", 1, 37, out)
+    launch(host, "partial_warp", 1, 37, out=out)
     expected = np.arange(37) ^ 1
     np.testing.assert_array_equal(out[[0, 1, 4, 35]], expected[[0, 1, 4, 35]])
     assert out[2] == 0
-    assert np.isnan(out[[3, 36]]).all()  # lane 2 has returned, lane 37 never was
+    assert np.isnan(out[[3, 36]]).all()  # lane 2 has returned, and there is no lane 37
 
 
 def test_shared_memory_starts_as_nan_in_each_block(host):
     out = host.empty((3, 64), np.float32)
     out[...] = 0
-    launch(host, "unwritten", 3, 32, out, shared=128)
+    launch(host, "unwritten", 3, 32, out=out, shared=128)
     assert np.isnan(out).all()
 
 
@@ -110,13 +110,13 @@ def test_blocks_in_both_orders(kernels):
     for order in "forward", "reversed":
         host = HostRuntime(order, kernels=kernels)
         out = host.empty(4, np.int32)
-        launch(host, "in_block_order", 4, 32, out)
+        launch(host, "in_block_order", 4, 32, out=out)
         results.append(list(out))
     assert results == [[0, 1, 2, 3], [0, 0, 0, 0]]  # reversed: -1, the poison, + 1
 
 
 def fragments(x, rows, columns):
-    """The pairs of bf16 that the lanes hold, as uint32: element [lane, i] from x[rows, columns], x[rows, columns + 1]."""
+    """Return the pairs of bf16 that the lanes own, as uint32. Element [lane, i] is x[rows, columns] and x[rows, columns + 1]."""
     bits = x.astype(BF16).view(np.uint16).astype(np.uint32)
     return bits[rows, columns] | bits[rows, columns + 1] << 16
 
@@ -128,7 +128,7 @@ def test_mma_by_the_documented_layout(host):
     b_lanes = fragments(b.T.copy(), r + 0 * i[:2], 2 * t + 8 * i[:2])
     at = r + 8 * (i // 2), 2 * t + i % 2
     c_lanes = filled(host, c[at])
-    launch(host, "one_mma", 1, 32, filled(host, a_lanes, np.uint32), filled(host, b_lanes, np.uint32), c_lanes)
+    launch(host, "one_mma", 1, 32, a=filled(host, a_lanes, np.uint32), b=filled(host, b_lanes, np.uint32), c=c_lanes)
     np.testing.assert_array_equal(c_lanes, (c + a @ b)[at])
 
 
@@ -136,16 +136,17 @@ def test_mma_by_the_documented_layout(host):
 def test_a_tile_through_ldmatrix(host, transposed):
     a, b = numbers(16, 64), numbers(64, 16, seed=1)
     out = host.empty((16, 16), np.float32)
-    launch(host, "tile", 1, 32, filled(host, a, BF16), filled(host, b.T if transposed else b, BF16), out, transposed)
+    a_, b_ = filled(host, a, BF16), filled(host, b.T if transposed else b, BF16)
+    launch(host, "tile", 1, 32, a=a_, b=b_, c=out, b_transposed=transposed)
     np.testing.assert_array_equal(out, a @ b)
 
 
 def test_pack_bf16_rounds_as_ml_dtypes(host):
-    """Every upper half, and the lower halves that matter: exact, just above, around the tie, just below."""
+    """Test every upper half with the lower halves that matter: exact, just above, around the tie, just below."""
     low = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
     x = (np.arange(1 << 16, dtype=np.uint32)[:, None] << 16 | low).ravel().view(np.float32)
     out = host.empty(x.shape, np.uint32)
-    launch(host, "pack", ceil_div(x.size, 256), 256, filled(host, x), out, x.size)
+    launch(host, "pack", ceil_div(x.size, 256), 256, x=filled(host, x), out=out, n=x.size)
     with np.errstate(over="ignore", invalid="ignore"):
         expected = x.astype(BF16).view(np.uint16)
     got = out.astype(np.uint16)
@@ -156,27 +157,27 @@ def test_pack_bf16_rounds_as_ml_dtypes(host):
 
 
 PAIR = np.dtype([("n", np.int32), ("x", np.float32), ("m", np.int64)])
+SHORT_PAIR = np.dtype([("n", np.int32), ("x", np.float32)])
 
 
 def test_arguments_by_value(host):
     out = host.empty(1, np.float64)
-    launch(host, "by_value", 1, 1, np.array((1, 0.5, 1 << 40), PAIR), 0.25, True, out)
+    launch(host, "by_value", 1, 1, pair=np.array((1, 0.5, 1 << 40), PAIR), f=0.25, b=True, out=out)
     assert out[0] == (1 << 40) + 2.75
 
 
 @pytest.mark.parametrize(
-    ("args", "message"),
+    ("kernel", "args", "message"),
     [
-        ((None, 1), r"argument 1 has 8 bytes \(i\), its parameter 4 \(i\)"),
-        ((None, np.float32(1)), r"argument 1 has 4 bytes \(f\), its parameter 4 \(i\)"),
-        ((5, np.int32(1)), r"argument 0 has 8 bytes \(i\), its parameter 8 \(F\)"),
-        ((np.zeros(3), np.int32(1)), "argument 0 is a pointer to float64, its parameter to float"),
-        ((None,), "1 arguments for 2 parameters"),
+        ("write_at", {"x": np.zeros(3), "at": 1}, "argument x is a pointer to float64, its parameter to float"),
+        ("by_value", {"pair": np.zeros((), SHORT_PAIR)}, r"argument pair has 8 bytes \(s\), its parameter 16 \(s\)"),
     ],
 )
-def test_wrong_arguments(host, args, message):
-    with pytest.raises(TypeError, match=f"right.cu: write_at: {message}"):
-        launch(host, "write_at", 1, 1, *args)
+def test_wrong_arguments(host, kernel, args, message):
+    """What the compiled parameters say, beyond their names and types in the source, which test_signature.py is about."""
+    args = {"f": 0.25, "b": True, "out": host.empty(1, np.float64)} | args if kernel == "by_value" else args
+    with pytest.raises(TypeError, match=f"right.cu: {kernel}: {message}"):
+        launch(host, kernel, 1, 1, **args)
 
 
 @pytest.mark.parametrize(("at", "where"), [(12, "behind"), (12 + GUARD // 4 - 1, "behind"), (-1, "before")])
@@ -186,66 +187,77 @@ def test_guard_zones(host, at, where):
     assert x.ctypes.data % 256 == 0
     for argument in x, x[1:]:
         offset = (argument.ctypes.data - x.ctypes.data) // 4
-        with pytest.raises(KernelError, match=f"wrote {where} the array of argument 0, float32"):
-            launch(host, "write_at", 1, 1, argument, np.int32(at - offset))
-    launch(host, "write_at", 1, 1, x[1:], np.int32(-1))
+        with pytest.raises(KernelError, match=f"wrote {where} the array x, float32"):
+            launch(host, "write_at", 1, 1, x=argument, at=at - offset)
+    launch(host, "write_at", 1, 1, x=x[1:], at=-1)
     assert x[0, 3] == 7
 
 
 def test_a_kernel_may_be_named_as_a_function_of_c(host):
     out = host.empty((), np.int32)
-    launch(host, "sync", 1, 1, out)
+    launch(host, "sync", 1, 1, out=out)
     assert out == 5
-    host.launch("right.cu", "sync", 1, 1, out, SIZE=6)
+    host.launch("right.cu", "sync", 1, 1, out=out, defines={"SIZE": 6})
     assert out == 6
 
 
 def test_what_does_not_compile_or_exist(host):
     with pytest.raises(KernelError, match=r"(?s)right\.cu does not compile.*SIZE"):
-        host.launch("right.cu", "sync", 1, 1, None)
+        host.launch("right.cu", "sync", 1, 1, out=None)
     with pytest.raises(AssertionError, match="not 'absent'"):
         launch(host, "absent", 1, 1)
 
 
+X = {"x": "float32"}
+
+
 @pytest.mark.parametrize(
-    ("name", "threads", "args", "options", "message"),
+    ("name", "threads", "args", "message"),
     [
-        ("missed_barrier", 64, "x", {}, r"40 threads wait at __syncthreads \(wrong.cu:4\) that 24 others never reach \[block \(0"),
-        ("two_barriers", 64, "x", {}, r"waits at __syncthreads of wrong.cu:\d, others at that of wrong.cu:\d"),
-        ("half_a_shuffle", 64, "x", {}, r"lanes 0-7 wait in __shfl_sync \(wrong.cu:\d+\), lanes 8-31 wait in __syncthreads"),
-        ("half_a_shuffle", 4, "x", {}, None),
-        ("two_shuffles", 32, "x", {}, "lanes 0-7 wait in __shfl_sync .* lanes 8-31 wait in __shfl_xor_sync"),
-        ("not_in_mask", 32, "x", {}, "the mask 000000ff lacks the lane itself"),
-        ("not_waited_for", 32, "x", {}, "has not waited for its asynchronous copies"),
-        ("copy_misaligned", 32, "x", {}, "copy_async_16 .* is no multiple of 16"),
-        ("copy_to_global", 32, "x", {}, "copy_async_16 .* is not shared memory"),
-        ("overrun", 1, (np.int32(100),), {"shared": 100}, None),
-        ("overrun", 1, (np.int32(101),), {"shared": 100}, "a write outside the 100 bytes of dynamic shared memory"),
-        ("overrun", 1, (np.int32(1),), {}, "a write outside the 0 bytes of dynamic shared memory"),
-        ("overrun", 1, (np.int32(1),), {"shared": 1 << 20}, "more shared memory than a block can have"),
-        ("misaligned", 1, "x", {}, r"wrong.cu:\d+: 0x\w+ is misaligned for .*float4"),
-        ("out_of_bounds", 1, ("x", np.int32(31)), {}, None),
-        ("out_of_bounds", 1, ("x", np.int32(32)), {}, r"wrong.cu:\d+: index 32 out of bounds of 'float \[32\]'"),
-        ("shift", 1, ("x", np.int32(31)), {}, None),
-        ("shift", 1, ("x", np.int32(32)), {}, r"wrong.cu:\d+: a shift by 32"),
-        ("divide", 1, ("i", np.int32(0)), {}, "an integer divided by zero"),
-        ("deep", 1, ("i", np.int32(3)), {}, "an access to 0x"),  # more than the stack of a thread
-        ("null", 32, (None,), {}, r"an access to (\(nil\)|0x\w+), which is no memory of this process \[block \(0, 0, 0\), thread"),
-        ("fine", 1025, "x", {}, "a block that CUDA refuses"),
+        (
+            "missed_barrier",
+            64,
+            X,
+            r"40 threads wait at __syncthreads \(wrong.cu:4\) that 24 others never reach \[block \(0",
+        ),
+        ("two_barriers", 64, X, r"waits at __syncthreads of wrong.cu:\d, others at that of wrong.cu:\d"),
+        (
+            "half_a_shuffle",
+            64,
+            X,
+            r"lanes 0-7 wait in __shfl_sync \(wrong.cu:\d+\), lanes 8-31 wait in __syncthreads",
+        ),
+        ("half_a_shuffle", 4, X, None),
+        ("two_shuffles", 32, X, "lanes 0-7 wait in __shfl_sync .* lanes 8-31 wait in __shfl_xor_sync"),
+        ("not_in_mask", 32, X, "the mask 000000ff lacks the lane itself"),
+        ("not_waited_for", 32, {"source": "float32"}, "has not waited for its asynchronous copies"),
+        ("copy_misaligned", 32, {"source": "float32"}, "copy_async_16 .* is no multiple of 16"),
+        ("copy_to_global", 32, X, "copy_async_16 .* is not shared memory"),
+        ("overrun", 1, {"n": 100, "shared": 100}, None),
+        ("overrun", 1, {"n": 101, "shared": 100}, "a write outside the 100 bytes of dynamic shared memory"),
+        ("overrun", 1, {"n": 1}, "a write outside the 0 bytes of dynamic shared memory"),
+        ("overrun", 1, {"n": 1, "shared": 1 << 20}, "more shared memory than a block can have"),
+        ("misaligned", 1, X, r"wrong.cu:\d+: 0x\w+ is misaligned for .*float4"),
+        ("out_of_bounds", 1, {"x": "float32", "i": 31}, None),
+        ("out_of_bounds", 1, {"x": "float32", "i": 32}, r"wrong.cu:\d+: index 32 out of bounds of 'float \[32\]'"),
+        ("shift", 1, {"x": "uint32", "by": 31}, None),
+        ("shift", 1, {"x": "uint32", "by": 32}, r"wrong.cu:\d+: a shift by 32"),
+        ("divide", 1, {"x": "int32", "by": 0}, "an integer divided by zero"),
+        ("deep", 1, {"x": "int32", "n": 3}, "an access to 0x"),  # more than the stack of a thread
+        ("null", 32, {"x": None}, r"an access to (\(nil\)|0x\w+), which is no memory of this process \[block \(0, 0, 0\), thread"),
+        ("fine", 1025, X, "a block that CUDA refuses"),
     ],
 )
-def test_what_cuda_forbids_is_reported(host, name, threads, args, options, message):
+def test_what_cuda_forbids_is_reported(host, name, threads, args, message):
     x = filled(host, np.zeros(1024))
-    args = [
-        {"x": x.view(np.uint32) if name == "shift" else x, "i": x.view(np.int32)}.get(a, a) if isinstance(a, str) else a
-        for a in args
-    ]
+    pointers = {"float32": x, "uint32": x.view(np.uint32), "int32": x.view(np.int32)}
+    args = {parameter: pointers.get(value, value) for parameter, value in args.items()}
     if message is None:
-        host.launch("wrong.cu", name, 1, threads, *args, **options)
+        host.launch("wrong.cu", name, 1, threads, **args)
     else:
         with pytest.raises(KernelError, match=f"wrong.cu: {name}: .*{message}"):
-            host.launch("wrong.cu", name, 1, threads, *args, **options)
-    host.launch("wrong.cu", "fine", 1, 1024, x)  # the threads that stopped halfway are in nobody's way
+            host.launch("wrong.cu", name, 1, threads, **args)
+    host.launch("wrong.cu", "fine", 1, 1024, x=x)  # the stopped threads do not disturb a later launch
     np.testing.assert_array_equal(x, 1)
 
 
@@ -253,7 +265,7 @@ def test_an_asynchronous_copy_arrives_at_the_wait(host):
     x = numbers(32, 4)
     out = host.empty((2, 32), np.float32)
     out[...] = 0
-    host.launch("wrong.cu", "early_read", 1, 32, filled(host, x), out)
+    host.launch("wrong.cu", "early_read", 1, 32, source=filled(host, x), out=out)
     assert np.isnan(out[0]).all()
     np.testing.assert_array_equal(out[1], x[:, 3])
 
@@ -263,13 +275,13 @@ def test_capture_and_replay(host):
     by = np.array(2, np.float32)
 
     def work():
-        launch(host, "scale", 1, 8, x, by[()])
+        launch(host, "scale", 1, 8, x=x, by=by[()])
         host.gemm(a, a.T, out)
 
     graph = host.capture(work)
-    np.testing.assert_array_equal(x, 1)  # nothing has run
+    np.testing.assert_array_equal(x, 1)  # the capture runs no kernel
     assert np.isnan(out).all()
-    by[...] = 100  # too late
+    by[...] = 100  # the capture has copied the value
     graph.launch()
     np.testing.assert_array_equal(host.read(x), 2)
     x[...] = 5  # memory is read at the launch

@@ -1,4 +1,4 @@
-"""Whole runs of the trainer with the CUDA backend, its kernels on the CPU."""
+"""Whole runs of the trainer with the CUDA backend, whose kernels run on the CPU."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def trainer(corpus, out, ops=None, resume=False):
         preset = Preset(config_of("gpt", dropout=0.2, block_size=8, n_layer=1), TRAIN, "")
         p = run_setup.new_run(preset, {}, {}, out, corpus, seed=1)
     out.mkdir(exist_ok=True)
-    return Trainer.of(p, Workers.of(ops or CUDAOps("float32", check=False, runtime=HostRuntime())), np)
+    return Trainer(p, Workers.of(ops or CUDAOps("float32", check=False, runtime=HostRuntime())), np)
 
 
 def losses(run):
@@ -42,7 +42,7 @@ def losses(run):
 
 
 def test_a_run_follows_the_reference_and_leaves_its_losses_unread(corpus, tmp_path):
-    """12 steps, 6 between evaluations: fewer than the backend may leave unread, so they are read at the evaluations alone."""
+    """12 steps with 6 between evaluations are fewer than may stay unread, so losses are read only at the evaluations."""
     run, reads = trainer(corpus, tmp_path / "a"), []
     sync = run.sync
     run.sync = lambda: reads.append(len(run.pending)) or sync()
@@ -54,12 +54,12 @@ def test_a_run_follows_the_reference_and_leaves_its_losses_unread(corpus, tmp_pa
 
 
 def test_resume_equals_a_straight_run(corpus, tmp_path):
-    """Bit for bit, though the straight run's graph was captured at another step."""
+    """The results are bitwise identical, though the uninterrupted run captured its graph at another step."""
     straight = trainer(corpus, tmp_path / "a")
     straight.run()
     first = trainer(corpus, tmp_path / "b")
-    step = first.step_fn
-    first.step_fn = lambda *args: (os.kill(os.getpid(), signal.SIGINT) if first.state.step == 7 else None) or step(*args)
+    step = first.workers.train_step
+    first.workers.train_step = lambda *args: (os.kill(os.getpid(), signal.SIGINT) if first.state.step == 7 else None) or step(*args)
     assert first.run() == signal.SIGINT
     assert checkpoint.load(run_dir.last_checkpoint(tmp_path / "b")).step == 8
     second = trainer(corpus, tmp_path / "b", resume=True)
@@ -71,7 +71,7 @@ def test_resume_equals_a_straight_run(corpus, tmp_path):
 def test_timed_steps_leave_no_trace(corpus, tmp_path):
     run, twin = trainer(corpus, tmp_path / "a"), trainer(corpus, tmp_path / "b")
     with run.rolled_back():
-        for _ in range(3):  # one that compiles, one that is captured, one that is replayed
+        for _ in range(3):  # the first compiles, the second is captured, the third is replayed
             run.train_step()
             run.sync()
         assert run.state.step == 3
@@ -82,14 +82,14 @@ def test_timed_steps_leave_no_trace(corpus, tmp_path):
 
 def test_a_loss_that_is_no_number_is_noticed_at_the_next_reading(corpus, tmp_path):
     run = trainer(corpus, tmp_path / "a")
-    step = run.step_fn
+    step = run.workers.train_step
 
     def poisoned(*args):
         if run.state.step == 8:
             run.state.params[:] = np.nan
         return step(*args)
 
-    run.step_fn = poisoned
+    run.workers.train_step = poisoned
     with pytest.raises(TrainingError, match=r"^step 9: the loss is nan"):
         run.run()
     assert checkpoint.load(run_dir.last_checkpoint(tmp_path / "a")).step == 6

@@ -1,4 +1,4 @@
-"""The corpus, the tokenizer, the split."""
+"""The corpus: its texts, its tokenizer, its split."""
 
 import hashlib
 import subprocess

@@ -1,10 +1,11 @@
-"""What a process may use: control groups as file trees, and, where this machine lets a test make them, as real ones."""
+"""What a process may use, with control groups as file trees and, if this machine allows it, as real groups."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from failing import failing
@@ -98,6 +99,25 @@ def test_processors_by_the_wish_of_openmp(words, expected, tmp_path, monkeypatch
     assert limits.processors(tmp_path) == expected
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process its memory in this way")
+def test_memory_in_use_grows_by_what_is_used():
+    before = limits.memory_in_use()
+    block = np.ones(64 * 2**20, np.uint8)
+    grown = limits.memory_in_use() - before
+    assert 0.75 * block.nbytes < grown < 1.5 * block.nbytes
+
+
+@pytest.mark.skipif(not hasattr(os, "sysconf"), reason="this system does not say how much memory it has")
+def test_the_memory_of_the_machine(tmp_path, monkeypatch):
+    """As /proc/meminfo gives it, in KiB, less what the kernel keeps for itself."""
+    monkeypatch.setattr(limits, "_shell_limits", lambda _: iter(()))
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        pytest.skip("no /proc/meminfo here")
+    total = int(meminfo.read_text().split("MemTotal:")[1].split()[0]) * 1024
+    assert limits.available_memory(tmp_path) == pytest.approx(total, rel=0.1)
+
+
 LIMITS = "from gpt.limits import *; print(available_memory(), memory_in_use())"
 
 
@@ -110,7 +130,7 @@ def said(command, **options):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts the addresses of a process for others to read")
 @pytest.mark.parametrize("flag", ["-v", "-d"])
 def test_the_limit_of_a_shell(flag):
-    """What is reserved and not used is taken off, and what is in use stays."""
+    """Addresses that are reserved but unused are subtracted."""
     command = ["sh", "-c", f'ulimit {flag} 4000000 && exec "$@"', "sh", sys.executable, "-c", LIMITS]
     memory, in_use = said(command, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})
     assert in_use < memory <= 4000000 * 1024
@@ -155,9 +175,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.fixture
 def train(tmp_path):
-    """Run train.py after some words of a shell: the status, what was printed, and the most memory that it had.
+    """Run train.py after some shell commands. Returns the exit status, the output, and the peak memory.
 
-    It says so itself: what the system tells of a child's memory counts the parent's too, from before it became another program.
+    The program reports its own peak, because what the system reports for a child includes memory of its parent.
     """
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 900)
 
@@ -222,7 +242,7 @@ def test_a_container_of_600_mb(train):
 @pytest.mark.program
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts the addresses of a process for others to read")
 def test_limits_of_addresses_end_in_one_line_or_not_at_all(train):
-    """Whatever `ulimit -v` is: a run that begins comes to its end."""
+    """For any `ulimit -v`, a run that starts also finishes."""
     statuses = []
     for mebibytes in range(350, 1000, 50):
         status, out, _ = train(f"ulimit -v {mebibytes * 1024}", "--threads", "2")

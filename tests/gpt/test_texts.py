@@ -86,7 +86,7 @@ REFUSED = {
     ),
     "byte 0 is 0xd6; it is in another encoding; convert it: iconv -f ENCODING": "中文的文本。\n".encode("gbk"),
     "byte 5 is 0xe2; its end is cut off, or ": "abcde€".encode()[:-1],
-    "t has 10 NUL characters, the first at byte 0; it is no text, or a damaged one: tr -d": bytes(range(256)) * 10,
+    "t has 10 NUL characters, the first at byte 0; it is not a text, or a damaged one: tr -d": bytes(range(256)) * 10,
     "t is not UTF-16 text: byte 8 is 0x00; it is damaged": codecs.BOM_UTF16_LE + "abc".encode("utf-16-le") + b"\x00\xd8a\0",
     "t, as UTF-8, has 1 NUL characters, the first at byte 1": codecs.BOM_UTF16_LE + "a\0b".encode("utf-16-le"),
 }
@@ -181,7 +181,7 @@ def test_standard_input(tmp_path):
         reader, writer = os.pipe()
         os.set_blocking(reader, False)
         os.write(writer, b"begun")
-        assert "gpt.errors.DataError: standard input cannot be read: it gives up waiting" in read_stdin(stdin=reader).stderr
+        assert "gpt.errors.DataError: standard input cannot be read: it is non-blocking" in read_stdin(stdin=reader).stderr
         os.close(reader), os.close(writer)
         closed = subprocess.run(["sh", "-c", '"$0" -c "$1" <&-', sys.executable, STDIN], cwd=ROOT, capture_output=True, text=True)
         assert "gpt.errors.DataError: standard input is closed; name a file" in closed.stderr

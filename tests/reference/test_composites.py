@@ -1,4 +1,4 @@
-"""Composites are exactly their primitives in a row: every argument goes where it belongs, dropout keys included."""
+"""Composites equal their primitives in sequence: every argument, dropout keys included, goes where it belongs."""
 
 import numpy as np
 import pytest
@@ -89,7 +89,7 @@ def test_linear_cross_entropy(ops):
 
 
 def test_nothing_drops_by_default(ops):
-    """A key alone, without a probability, changes nothing."""
+    """A key without a probability changes nothing."""
     x, y, w, qkv_w, proj_w = R((2, 5, 6)), R((2, 5, 6)), R(6), R((6, 18)), R((6, 6))
     for name, arguments in {
         "attention_forward": (R((2, 5, 18)), 3),

@@ -1,4 +1,4 @@
-"""What is true of one op alone: the facts that finite differences cannot see, because the backward would follow a wrong forward."""
+"""Facts about single ops that finite differences cannot see, because the backward would follow a wrong forward."""
 
 import math
 import re
@@ -119,7 +119,7 @@ def test_layernorm_of_a_constant_row_is_finite(ops):
 
 
 def test_layernorm_survives_a_large_mean(ops):
-    """Two passes: E[x^2] - E[x]^2 would lose all digits here."""
+    """The variance takes two passes; E[x^2] - E[x]^2 would lose all digits here."""
     x, w = normal(0, 3, 8), np.ones(8)
     y, _ = ops.layernorm_forward(x, w)
     np.testing.assert_allclose(ops.layernorm_forward(x + 1e6, w)[0], y, rtol=1e-8, atol=1e-8)
@@ -160,7 +160,7 @@ def test_gelu_is_its_own_mirror(ops, v):
 
 @pytest.mark.parametrize("act", ["gelu", "relu"])
 def test_activations_pass_nan_on(ops, act):
-    """A NaN that a layer swallows is a bug that nobody finds."""
+    """A layer that swallows a NaN hides its cause."""
     y, _ = ops.activation_forward(np.array([np.nan, 1.0]), act)
     assert np.isnan(y[0])
 
@@ -182,7 +182,7 @@ def attentions(draw):
 
 @given(attentions(), st.data())
 def test_attention_cannot_see_the_future(ops, case, data):
-    """Changing inputs after t leaves outputs up to t bit-equal; a gradient at t or before leaves inputs after t exactly alone."""
+    """Outputs up to t do not depend on inputs after t, bit for bit; a dy up to t gives inputs after t a gradient of exactly 0."""
     qkv, H = case
     t = data.draw(st.integers(0, qkv.shape[1] - 2))
     y, cache = ops.attention_forward(qkv, H)
@@ -213,13 +213,13 @@ def test_attention_with_equal_scores_is_the_running_mean(ops, case):
 
 @given(attentions())
 def test_attention_scale_is_one_over_root_d(ops, case):
-    """Two positions, one head: the ratio of the probabilities gives the scale away."""
+    """With two positions, the ratio of the probabilities reveals the scale."""
     qkv, H = case
     C = qkv.shape[-1] // 3
     D = C // H
     one = qkv[:1, :2].copy()
     one[..., 2 * C :] = 0
-    one[:, 1, 2 * C :] = 1  # y at position 1 is then the probability of looking at itself
+    one[:, 1, 2 * C :] = 1  # y at position 1 is then its probability of attending to itself
     p = ops.attention_forward(one, H)[0][0, 1, ::D]
     q, k = one[0, 1, :C].reshape(H, D), one[0, :, C : 2 * C].reshape(2, H, D)
     gap = ((q * k[1]).sum(-1) - (q * k[0]).sum(-1)) / math.sqrt(D)
@@ -239,7 +239,7 @@ def test_attention_heads_are_independent(ops, case, seed):
 
 @given(attentions())
 def test_a_bias_on_the_keys_could_learn_nothing(ops, case):
-    """Adding one vector to all keys shifts each row of scores, which softmax ignores: so y is unchanged and dk sums to 0 over T."""
+    """One vector added to all keys shifts each row of scores, which softmax ignores, so dk sums to 0 over T."""
     qkv, H = case
     C = qkv.shape[-1] // 3
     y, cache = ops.attention_forward(qkv, H)
@@ -249,7 +249,7 @@ def test_a_bias_on_the_keys_could_learn_nothing(ops, case):
 
 @given(attentions(), st.data())
 def test_attention_in_pieces_equals_attention_at_once(ops, case, data):
-    """With the past cached, feeding the text in pieces gives the outputs of the whole."""
+    """With a KV cache, feeding the text in pieces gives the outputs of the whole text."""
     qkv, H = case
     T = qkv.shape[1]
     cut = data.draw(st.integers(1, T - 1))
@@ -317,7 +317,7 @@ def test_cross_entropy_does_not_mind_the_leading_axes(ops, seed, B, T, V):
 
 @pytest.mark.parametrize("far", [-1e6, 1e6])
 def test_cross_entropy_far_from_zero_is_finite(ops, far):
-    """Exactly the largest logit is taken out before exp; nearly would overflow here."""
+    """The largest logit must be subtracted exactly before exp; an approximate one would overflow here."""
     logits = np.array([[0.0, 1.0, -1.0]])
     near, _ = ops.cross_entropy_forward(logits, np.array([2]))
     loss, cache = ops.cross_entropy_forward(logits + far, np.array([2]))
@@ -355,7 +355,7 @@ def test_dropout_keeps_values_scaled_exactly(ops, seed, p):
     y, cache = ops.dropout_forward(x, p, Key(seed, 7))
     inv_keep = 65536 / (65536 - round(p * 65536))
     kept = y != 0
-    assert cache[0].dtype == bool  # one byte an element
+    assert cache[0].dtype == bool  # one byte per element
     np.testing.assert_array_equal(y[kept], (x * inv_keep)[kept])
     np.testing.assert_array_equal(ops.dropout_backward(np.ones_like(x), cache), kept * inv_keep)
 
@@ -396,8 +396,8 @@ def test_residual_refuses_to_broadcast(ops):
         ops.residual_forward(np.ones((2, 3)), np.ones((1, 3)))
 
 
-def test_add_makes_an_array_of_its_own(ops):
-    """Of the dtype that the two promote to: a gradient that is used twice may meet one of another."""
+def test_add_returns_an_array_of_its_own(ops):
+    """Its dtype is the promotion of the two, because gradients of different dtypes may be added."""
     a, b = normal(0, 2, 3), normal(1, 2, 3).astype(np.float32)
     before = a.copy(), b.copy()
     for x, y in ((a, b), (b, a), (b, b), (a, a)):

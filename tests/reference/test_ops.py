@@ -1,4 +1,4 @@
-"""Every property that holds for all ops, on every op of the table and every backend."""
+"""Every property that all ops have, on every op of the table and every backend."""
 
 import pytest
 from hypothesis import given
@@ -12,7 +12,7 @@ every_op = pytest.mark.parametrize("name", CASES)
 
 
 def drawn(ops, name, data):
-    """Inputs for an op: forward with its options bound, backward, arrays."""
+    """Draw inputs; return forward with its options bound, backward, and the arrays."""
     return CASES[name].split(ops, data.draw(CASES[name].inputs))
 
 

@@ -15,7 +15,7 @@ from tensorlite.testing.properties import seeds
 
 
 def scalar_adamw(params, grads_of_step, lr, beta1, beta2, eps, weight_decay, n_decay):
-    """One number at a time, textbook order."""
+    """AdamW on one element at a time, in the order of the textbook."""
     params, m, v = list(params), [0.0] * len(params), [0.0] * len(params)
     for t, grads in enumerate(grads_of_step, start=1):
         for i, g in enumerate(grads):
@@ -51,7 +51,7 @@ def test_the_first_step_is_lr_times_the_sign(ops):
 
 @every_backend
 def test_decay_is_decoupled_from_the_gradient(ops):
-    """With no gradient, decay alone shrinks the prefix, by exactly lr * weight_decay, and the moments stay zero."""
+    """Without a gradient, decay shrinks the prefix by exactly lr * weight_decay, and the moments stay zero."""
     params, m, v = np.array([1.0, 2.0, 3.0]), np.zeros(3), np.zeros(3)
     ops.adamw_(params, np.zeros(3), m, v, t=1, lr=0.1, weight_decay=0.5, n_decay=2)
     np.testing.assert_allclose(params, [0.95, 1.9, 3.0], rtol=1e-15)
@@ -107,13 +107,13 @@ def test_the_defaults_are_the_papers(ops):
     ops.adamw_(expected[0], grads, *expected[1:], t=3, lr=0.1, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)
-    tiny = [np.zeros(1) for _ in range(3)]  # eps is what a tiny gradient is measured against
+    tiny = [np.zeros(1) for _ in range(3)]  # eps matters where a gradient is as small
     ops.adamw_(tiny[0], np.array([1e-8]), *tiny[1:], t=1, lr=1.0)
     np.testing.assert_allclose(tiny[0], -0.5, rtol=1e-6)
 
 
 def test_cosine_lr():
-    """A line up, half a cosine down, then the floor; constant where min_lr is lr."""
+    """A linear warm-up, half a cosine down, then min_lr; constant if min_lr equals lr."""
     lr = [cosine_lr(s, 1.0, 0.1, 10, 110) for s in range(130)]
     assert lr[0] == 1 / 11
     assert lr[9] == 10 / 11

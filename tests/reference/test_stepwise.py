@@ -1,7 +1,7 @@
-"""Two derivations, one test: the closed forms of the library against a backward with one d-variable for every intermediate.
+"""The closed forms of the library against stepwise backward passes, with one d-variable per intermediate value.
 
-Each oracle takes the smallest steps there are: one operation a line, its backward one line, in reverse order. Slow to run, hard to
-get wrong, and the way to find which step of a closed form is at fault.
+Each oracle takes the smallest possible steps: one operation per line, and its backward in one line, in reverse order. It is slow to
+run, hard to get wrong, and shows which step of a closed form is at fault.
 """
 
 import math
@@ -54,7 +54,7 @@ def stepwise_layernorm(x, w, b, eps, dy):
 @given(seeds(), sizes(4), st.integers(2, 8), st.sampled_from([1e-5, 0.1]))
 def test_layernorm(ops, seed, N, C, eps):
     random = np.random.default_rng(seed)
-    x = random.standard_normal((N, C)) + np.arange(C)  # a spread of at least one: nearly constant rows lose digits either way
+    x = random.standard_normal((N, C)) + np.arange(C)  # nearly constant rows lose digits in any formula
     w, b, dy = gains(random, C), random.standard_normal(C), random.standard_normal((N, C))
     y, cache = ops.layernorm_forward(x, w, b, eps)
     for found, expected in zip((y, *ops.layernorm_backward(dy, cache)), stepwise_layernorm(x, w, b, eps, dy), strict=True):
@@ -163,7 +163,7 @@ def test_gelu(ops, seed, N, C):
 
 
 def stepwise_attention(qkv, H, dy):
-    """One head of one sequence at a time, and one query at a time: no batched product, no transpose of four axes."""
+    """One query of one head of one sequence at a time: no batched matmul, no transpose of four axes."""
     B, T, C3 = qkv.shape
     C, D = C3 // 3, C3 // 3 // H
     y, dqkv = np.zeros((B, T, C)), np.zeros_like(qkv)

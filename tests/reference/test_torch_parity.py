@@ -1,4 +1,4 @@
-"""Live parity with PyTorch in float64: every op, the whole model, AdamW, clipping and a training run.
+"""Parity with PyTorch in float64: every op, the whole model, AdamW, clipping and a training run.
 
 Finite differences cannot see a wrong forward; another library can.
 """
@@ -14,7 +14,7 @@ from cases import CASES
 from gpt.config import TrainConfig
 from gpt.models import gpt
 from gpt.params import get
-from gpt.training.step import train_step
+from gpt.training.step import Task, train_step
 from small import config_of, start, text
 from tensorlite import Key, ReferenceOps
 from tensorlite.op_info import OP_INFO
@@ -27,13 +27,13 @@ from torch.nn import functional  # noqa: E402
 
 import torch_model  # noqa: E402
 
-torch.set_num_threads(1)  # small matrices, and a test process for each core
+torch.set_num_threads(1)  # small matrices, and one test process per core
 
 OPS = ReferenceOps()
 
 
 def assert_same(ours, theirs, what, tolerance=1e-12):
-    """Equal to 1e-12 of the largest entry, or of 1 where all are smaller. Found on x86: 3e-14 and less."""
+    """Equal to 1e-12 of the largest entry, or of 1 if all are smaller. On x86 we found at most 3e-14."""
     theirs = np.asarray(theirs)
     assert np.shape(ours) == theirs.shape, what
     scale = max(1.0, float(np.abs(theirs).max(initial=0.0)))
@@ -44,7 +44,7 @@ def assert_same(ours, theirs, what, tolerance=1e-12):
 
 
 def dropout(x, p=0.0, key=None):
-    """Our mask, PyTorch's arithmetic: the two generators differ."""
+    """Dropout with our mask and the arithmetic of PyTorch, because the two generators differ."""
     if key is None:
         return x
     return x * torch.from_numpy(keep_mask(np, key, tuple(x.shape), p)) / (1 - drop_threshold(p) / 65536)
@@ -75,7 +75,7 @@ PEERS = {
 
 
 def check_op(name, inputs):
-    """Value, and the gradient of every differentiable input for a random dy."""
+    """Compare the value, and the gradient of every differentiable input for a random dy."""
     forward, backward = CASES[name].on(OPS)
     y, cache = forward(**inputs)
     dy = np.random.default_rng(0).standard_normal(y.shape)
@@ -141,7 +141,7 @@ def test_the_model_and_every_gradient(activation, tied, bias):
 @pytest.mark.parametrize("max_norm", [0.0, 1.5])
 @pytest.mark.parametrize(("n_decay", "weight_decay"), [(0, 0.1), (7, 0.1), (20, 0.1), (7, 0.0)])
 def test_adamw_and_clipping(n_decay, weight_decay, max_norm):
-    """50 steps of random gradients, on both sides of the largest norm."""
+    """50 steps of random gradients, some of them above the largest norm."""
     random = np.random.default_rng(0)
     params, m, v = random.standard_normal(20), np.zeros(20), np.zeros(20)
     decayed, rest = (torch.tensor(a, requires_grad=True) for a in (params[:n_decay], params[n_decay:]))
@@ -163,7 +163,7 @@ def test_adamw_and_clipping(n_decay, weight_decay, max_norm):
 
 @pytest.mark.parametrize(("variant", "accumulate"), [({}, 1), ({}, 3), ({"activation": "relu", "tied": True, "bias": False}, 1)])
 def test_a_training_run(variant, accumulate):
-    """50 steps of gpt.step.train_step: losses, gradient norms and parameters. PyTorch sees micro-batches as one batch."""
+    """50 steps of train_step: losses, gradient norms and parameters agree. PyTorch gets the micro-batches as one batch."""
     config = config_of("gpt", init_std=0.2, **variant)
     train = TrainConfig(
         batch_size=4,
@@ -177,6 +177,7 @@ def test_a_training_run(variant, accumulate):
         grad_clip=0.8,
     )
     state, data = start(config), np.arange(300) ** 2 % config.vocab_size
+    task = Task(gpt, config, train, data, seed=7)
     theirs = torch_model.GPT(config).double()
     torch_model.load(theirs, state.table.tree(state.params))
     optimizer = torch_model.adamw(theirs, train)
@@ -196,7 +197,7 @@ def test_a_training_run(variant, accumulate):
         scheduler.step()
         their_losses.append(their_loss.item())
 
-        loss, norm = train_step(OPS, gpt, state, data, config, train, seed=7)
+        loss, norm = train_step(OPS, task, state)
         losses.append(float(loss))
         norms.append(float(norm))
         assert_same(norm, their_norm, f"norm of step {step}", 1e-10)
@@ -204,5 +205,5 @@ def test_a_training_run(variant, accumulate):
     params = state.table.tree(state.params)
     for name, value in torch_model.values(theirs).items():
         assert_same(get(params, name), value, f"{name} after the run", 1e-10)
-    assert losses[-1] < losses[0] - 0.3  # it trained
-    assert min(norms) < train.grad_clip < max(norms)  # and was clipped, though not always
+    assert losses[-1] < losses[0] - 0.3  # the model has learned
+    assert min(norms) < train.grad_clip < max(norms)  # some steps were clipped, some were not

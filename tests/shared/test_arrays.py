@@ -26,7 +26,7 @@ def cupy(monkeypatch):
 
 
 def test_errors_of_the_device_itself():
-    """CuPy's in the middle of a run; all others are nobody's to explain away."""
+    """Errors of CuPy in the middle of a run are translated; all others are left alone."""
     out_of_memory = type("OutOfMemoryError", (MemoryError,), {"__module__": "cupy.cuda.memory"})
     runtime = type("CUDARuntimeError", (RuntimeError,), {"__module__": "cupy_backends.cuda.api.runtime"})
     assert isinstance(device_failure(out_of_memory("9 GB")), MemoryError)
@@ -70,8 +70,8 @@ def test_array_namespace_tells_the_library(cupy):
 @pytest.mark.parametrize("name", CASES)
 @settings(max_examples=20)
 @given(data=st.data())
-def test_ops_on_cupy_arrays_give_the_same_numbers(name, data):
-    """The same code on another array library: every op asks `array_namespace`, none falls back on NumPy."""
+def test_ops_on_cupy_arrays_give_the_same_values(name, data):
+    """The same code runs on another array library: every op asks `array_namespace`, and none falls back on NumPy."""
     inputs, (forward, backward) = data.draw(CASES[name].inputs), CASES[name].on(ReferenceOps())
     module = fake_cupy.module()
     with pytest.MonkeyPatch.context() as patch:
@@ -96,7 +96,7 @@ def as_tuple(grads):
 @settings(max_examples=10)
 @given(data=st.data())
 def test_no_argument_may_be_of_another_library(ops, name, data):
-    """Each array in turn, dy included, is the only one on the other side."""
+    """Each array in turn, dy included, is the only one of the other library."""
     inputs, (forward, backward) = data.draw(CASES[name].inputs), CASES[name].on(ops)
     arrays = [k for k, v in inputs.items() if isinstance(v, np.ndarray)]
     module = fake_cupy.module()
@@ -121,7 +121,7 @@ def test_the_optimizer_refuses_another_library(ops, cupy):
 
 
 def test_gradcheck_on_cupy_arrays(cupy):
-    """The checker too: only scalars leave the device."""
+    """The checker works on CuPy arrays too, and only scalars leave the device."""
     ops, r = ReferenceOps(), np.random.default_rng(0).standard_normal
     inputs = {"x": cupy.asarray(r((3, 5))), "w": cupy.asarray(r(5)), "b": cupy.asarray(r(5))}
     for method in ("fd", "complex"):
@@ -133,7 +133,7 @@ def test_gradcheck_on_cupy_arrays(cupy):
 
     report = gradcheck(ops.layernorm_forward, wrong, inputs, raise_on_fail=False)
     assert [a.status for a in report.arguments] == ["pass", "pass", "fail"]
-    with pytest.raises(GradcheckError, match="db is"):
+    with pytest.raises(GradcheckError, match="db is a numpy array, b a cupy array"):
         gradcheck(ops.layernorm_forward, lambda dy, c: (*ops.layernorm_backward(dy, c)[:2], to_numpy(dy).sum(axis=0)), inputs)
 
 
@@ -164,7 +164,7 @@ def test_indices_out_of_range_raise_on_both_libraries(bad, library, cupy):
             ops.cross_entropy_forward(to(np.ones((2, 3))), to(bad.astype(kind)))
 
 
-def test_the_functions_look_at_the_range_unless_told_not_to():
+def test_the_functions_check_the_range_unless_told_not_to():
     bad, table = np.array([-1, 2, 7]), np.ones((8, 2))
     with pytest.raises(IndexError, match=r"embedding: ids must be in \[0, 8\), got -1 to 7"):
         embedding.embedding_forward(bad, table)
@@ -189,7 +189,7 @@ def test_device_without_cupy(monkeypatch):
 
 
 def refusing(cupy, words):
-    """CuPy whose driver answers so."""
+    """Return CuPy with a driver that fails with these words."""
 
     def count():
         raise RuntimeError(words)
@@ -200,7 +200,7 @@ def refusing(cupy, words):
 
 @pytest.fixture
 def install(monkeypatch):
-    """Puts a machine's CuPy in the place of the real one."""
+    """Return a function that replaces CuPy by that of an imaginary machine."""
     return lambda gpus: monkeypatch.setitem(sys.modules, "cupy", gpus.cupy) or gpus
 
 
@@ -215,7 +215,7 @@ def test_device_with_cupy_and_no_gpu(count, words, install):
 
 
 def test_device_that_cannot_compute(install):
-    """A driver and no toolkit: the count is right, the first kernel fails."""
+    """With a driver and no toolkit the count is right, and the first kernel fails."""
     gpus = install(fake_cupy.Gpus())
     gpus.cupy.ones = lambda *_: (_ for _ in ()).throw(RuntimeError("libcublas.so not found"))
     assert "cannot compute (libcublas" in pick_device("auto").reason
@@ -225,12 +225,12 @@ def test_device_that_cannot_compute(install):
 
 @pytest.mark.parametrize(("driver", "compiler", "works"), [(12, 13, False), (12, 12, True), (13, 12, True), (13, 13, True)])
 def test_a_compiler_newer_than_the_driver(driver, compiler, works, install):
-    """As two extras for two versions of CUDA bring it: what to uninstall is said before anything is compiled."""
+    """Two extras for two versions of CUDA install both. The message says what to uninstall, before anything is compiled."""
     gpus = install(fake_cupy.Gpus(driver=driver, compiler=compiler))
     if works:
         assert pick_device("cuda").name == "cuda"
         return
-    words = r"compiler is of CUDA 13, and the driver, of CUDA 12, .*; pip uninstall nvidia-cuda-nvrtc, then .*\[cuda12x\]"
+    words = r"compiler is from CUDA 13, and the driver, from CUDA 12, .*; pip uninstall nvidia-cuda-nvrtc, then .*\[cuda12x\]"
     with pytest.raises(DeviceError, match=words):
         pick_device("cuda")
     assert gpus.used == []
@@ -243,7 +243,7 @@ def test_device_with_a_gpu(install):
 
 
 def test_only_the_device_of_a_rank_is_touched(install):
-    """By its number on its machine, counted round; later looks leave it as it is."""
+    """The device is the local rank modulo the number of devices; later calls leave it current."""
     gpus = install(fake_cupy.Gpus(2))
     assert pick_device("cuda", 3).description == "Imaginary GPU 1"
     assert pick_device("cuda").description == "Imaginary GPU 1"
@@ -251,7 +251,7 @@ def test_only_the_device_of_a_rank_is_touched(install):
 
 
 def required(extra):
-    """The packages that an extra names, those of the extras that it is made of included."""
+    """Yield the packages of an extra, including those of the extras that it consists of."""
     for requirement in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][extra]:
         name, extras = re.match(r"([\w-]+)(?:\[([\w,]+)\])?", requirement).groups()
         if name == "tensorlite":
@@ -263,7 +263,7 @@ def required(extra):
 
 @pytest.mark.parametrize("extra", ["kernels", "test", "dev", "cuda12x"])
 def test_no_extra_brings_libraries_of_cuda_13_where_cuda_12_is(extra):
-    """CuPy and this library would take a compiler of CUDA 13 before one of 12, wherever both are installed."""
+    """If both are installed, CuPy and this library would take a compiler of CUDA 13 before one of 12."""
     of_nvidia = [name for name in required(extra) if name.startswith(("nvidia", "cupy"))]
     assert of_nvidia
     assert all(name.endswith(("-cu12", "-cuda12x")) for name in of_nvidia)
@@ -273,7 +273,7 @@ def test_no_extra_brings_libraries_of_cuda_13_where_cuda_12_is(extra):
 # ---- CuPy's names ----
 
 
-def test_a_stand_in_knows_no_name_that_cupy_does_not():
+def test_the_fake_has_no_name_that_cupy_lacks():
     for part in (fake_cupy.module(), fake_cupy.Gpus().cupy.cuda):
         for use in (lambda part: part.nccl, lambda part: part.geterr, lambda part: setattr(part, "nccl", 1)):
             with pytest.raises(AttributeError, match=f"module '{part.__name__}' has no attribute"):
@@ -284,7 +284,7 @@ def test_a_stand_in_knows_no_name_that_cupy_does_not():
 
 
 def chain(node):
-    """["xp", "cuda", "Device", "id"] of xp.cuda.Device(0).id."""
+    """Return ["xp", "cuda", "Device", "id"] for xp.cuda.Device(0).id."""
     if isinstance(node, ast.Call):
         return chain(node.func)
     if isinstance(node, ast.Attribute):
@@ -293,7 +293,7 @@ def chain(node):
 
 
 def used_of_cupy(path):
-    """(part, name) of what a file asks CuPy for: through what is called xp or cupy, or is imported from it."""
+    """Yield (part, name) for every name of CuPy that a file uses, through xp, cupy or an import."""
     tree, roots = ast.parse(path.read_text()), {"xp": "cupy", "cupy": "cupy"}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in ("cupy", "cupy_backends"):
@@ -303,7 +303,8 @@ def used_of_cupy(path):
                 yield (part, None) if part in fake_cupy.NAMES else (node.module, name.name)
     for node in ast.walk(tree):
         words = chain(node) if isinstance(node, ast.Attribute) else []
-        for root in {"xp", "cupy", *words[:1]} & roots.keys() & set(words[:-1]):  # self.xp too, but of imported names no attribute
+        candidates = {"xp", "cupy", *words[:1]}  # self.xp too, but no attribute with the name of an import
+        for root in candidates & roots.keys() & set(words[:-1]):
             part = roots[root]
             for name in words[words.index(root) + 1 :]:
                 if part in fake_cupy.NAMES and not name.startswith("__"):

@@ -1,4 +1,4 @@
-"""The folder of downloaded and compiled files, on a system without a home folder too."""
+"""The folder of downloaded and compiled files, also on a system without a home folder."""
 
 import errno
 import os
@@ -21,9 +21,9 @@ def test_no_home_folder(monkeypatch, tmp_path):
     write_whole(where / "x", b"1")
     assert cache_folder() == where
     if os.name == "posix":
-        assert where.stat().st_mode & 0o077 == 0  # nobody else may put anything there
+        assert where.stat().st_mode & 0o077 == 0  # no other user may write there
     monkeypatch.setattr("tempfile.gettempdir", failing(FileNotFoundError("No usable temporary directory found")))
-    with pytest.raises(OSError, match=re.escape(os.strerror(errno.ENOTDIR))):  # which every caller passes over
+    with pytest.raises(OSError, match=re.escape(os.strerror(errno.ENOTDIR))):  # every caller ignores an OSError
         write_whole(cache_folder() / "x", b"1")
 
 
@@ -39,7 +39,7 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 
 
 def test_two_writers_of_one_number_do_not_meet(tmp_path, monkeypatch):
-    """Two hosts with one home folder: each has its own partial file, though their processes have the same number."""
+    """Two hosts share a home folder. Each has its own partial file, though their process ids are equal."""
     partial, replace = [], Path.replace
     monkeypatch.setattr(os, "getpid", lambda: 7)
     monkeypatch.setattr(Path, "replace", lambda self, target: partial.append(self.name) or replace(self, target))

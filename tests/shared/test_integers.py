@@ -1,4 +1,4 @@
-"""Division that rounds up, on all small integers, and beyond what a float holds."""
+"""Division that rounds up, on all small integers and on one that no float represents."""
 
 from fractions import Fraction
 from math import ceil

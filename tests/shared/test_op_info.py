@@ -30,7 +30,7 @@ def test_every_op_has_a_row_and_a_case_and_a_backward():
 
 
 def test_composites_take_the_backend_first():
-    """So that an overridden primitive is felt inside an inherited composite."""
+    """An inherited composite must use a primitive that the backend overrides."""
     calls = []
 
     class Loud(ReferenceOps):
@@ -47,7 +47,7 @@ def test_composites_take_the_backend_first():
 
 
 def test_signatures_of_a_backend_equal_the_reference():
-    """On objects, as a model sees them; a backend may add methods, not change or lose one."""
+    """Compared on objects, as a model sees them. A backend may add methods but not change or lose one."""
     for backend in (MetaOps(), cpu.CPUOps()):
         for name, member in inspect.getmembers(ReferenceOps(), callable):
             if not name.startswith("_"):
@@ -59,19 +59,21 @@ def test_signatures_of_a_backend_equal_the_reference():
 @every_backend
 @given(data=st.data())
 def test_a_row_says_what_the_op_does(ops, name, data):
-    """Output shape, gradient shapes, the inputs that the cache refers to and its own bytes are those of the real op."""
+    """Shapes of output and gradients, inputs that the cache refers to and bytes of its own are those of the real op."""
     inputs = data.draw(CASES[name].inputs)
     shapes = {k: MetaArray(v.shape, v.itemsize) if isinstance(v, np.ndarray) else v for k, v in inputs.items()}
-    row, shape_ops, (forward, backward) = ops.op_table[name], MetaOps(ops.op_table), CASES[name].on(ops)
+    row = ops.op_table[name]
+    shape_ops = MetaOps(ops.op_table)
+    forward, backward = CASES[name].on(ops)
     shape_forward, shape_backward = CASES[name].on(shape_ops)
     y, cache = forward(**inputs)
     y_shape, shape_cache = shape_forward(**shapes)
     assert y_shape.shape == y.shape
-    refs = cache_bytes(cache, inputs)  # what it refers to of its inputs is not its own
+    own_bytes = cache_bytes(cache, inputs)
     if row.saved_refs == ("y",):
         assert cache_bytes(cache) == y.nbytes
     else:
-        assert refs == cache_bytes(shape_cache, shapes), (name, inputs)
+        assert own_bytes == cache_bytes(shape_cache, shapes), (name, inputs)
     everything = cache_bytes(cache)
     refers_to = {k for k, v in inputs.items() if isinstance(v, np.ndarray) and cache_bytes(cache, [v]) < everything}
     assert refers_to == set(row.saved_refs) - {"y"}
@@ -96,8 +98,8 @@ def shape_run(preset, op_table=OP_INFO, **fields):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_models_are_made_of_op_calls_alone(preset):
-    """They run on arrays that refuse arithmetic, indexing and allocation, and every gradient has its parameter's shape."""
+def test_models_consist_of_op_calls_alone(preset):
+    """They run on arrays that refuse arithmetic, indexing and allocation; every gradient has the shape of its parameter."""
     config, table, params, ops, idx = shape_run(preset)
     model = MODELS[config.model]
     loss, cache = model.forward(ops, params, idx, idx, config, ops.step_key(0, 0))
@@ -121,7 +123,7 @@ def test_shape_arrays_refuse_arithmetic():
 @pytest.mark.parametrize(("preset", "dropout"), [("residual", 0.0), ("layernorm", 0.0), ("layernorm", 0.2)])
 @every_backend
 def test_the_estimated_cache_is_the_real_one(ops, preset, dropout):
-    """Bytes counted on shapes equal the bytes of a real forward pass."""
+    """The bytes counted on shapes equal those of a real forward pass."""
     config, _, params, shape_ops, idx = shape_run(preset, ops.op_table, dropout=dropout)
     model, key = MODELS[config.model], ops.step_key(0, 0)
     _, cache = model.forward(shape_ops, params, idx, idx, config, key)
@@ -130,11 +132,11 @@ def test_the_estimated_cache_is_the_real_one(ops, preset, dropout):
     real_idx = np.zeros(idx.shape, np.int64)
     _, real_cache = model.forward(ops, real_params, real_idx, real_idx.copy(), config, key)
     counted = cache_bytes(cache, [params, idx])
-    assert counted == cache_bytes(real_cache, [flat, real_idx]) - real_idx.nbytes  # the targets, which shapes share with idx
+    assert counted == cache_bytes(real_cache, [flat, real_idx]) - real_idx.nbytes  # the targets; on shapes they are idx itself
 
 
 def test_a_view_and_its_array_count_once():
-    """Whoever lends an array its memory: NumPy itself, or an object that is no array."""
+    """Whether NumPy owns the memory, or an object that is no array."""
     own = np.ones((SMALL, 2))  # too large for the backend to take it from NumPy
     lent = cpu.CPUOps().add(own, own)
     assert not isinstance(lent.base, np.ndarray)
@@ -144,7 +146,7 @@ def test_a_view_and_its_array_count_once():
 
 
 def test_flops_of_the_full_model_match_the_usual_count():
-    """6 FLOPs per matrix parameter and token, plus 12 L C T for attention: the scaling-law papers' count, within 10 %."""
+    """The scaling-law papers count 6 FLOPs per matrix parameter and token, plus 12 L C T for attention; ours is within 10 %."""
     config, table, params, ops, idx = shape_run("shakespeare")
     model = MODELS[config.model]
     _, cache = model.forward(ops, params, idx, idx, config)

@@ -1,4 +1,4 @@
-"""The counter-based generator: the published vectors, the shards, and that nothing correlates that should not."""
+"""The counter-based generator: published vectors, shards, and independence of masks."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ import references
 from tensorlite import Key, ReferenceOps
 from tensorlite.random import CHUNK, SMALL_BATCH, drop_threshold, fold_in, keep_mask, random_uint64, step_key, threefry2x32
 
-# Known answers published with the paper's own library: rounds, counter, key, result.
+# Known answers, published with the library of the paper: rounds, counter, key, result.
 KNOWN = [
     (13, (0, 0), (0, 0), (0x9D1C5EC6, 0x8BD50731)),
     (13, (0xFFFFFFFF, 0xFFFFFFFF), (0xFFFFFFFF, 0xFFFFFFFF), (0xFD36D048, 0x2D17272C)),
@@ -42,7 +42,7 @@ def test_equals_the_plain_integer_version(k0, k1, c0, c1):
 
 @given(st.integers(0, 1000), st.integers(1, 6), st.integers(1, 9), st.sampled_from([0.1, 0.2, 0.5]))
 def test_a_shard_sees_its_rows_of_the_whole_mask(first, rows, width, p):
-    """Whatever row a caller starts at, and however the lanes fall, the mask is a cut of one long mask."""
+    """The mask is a slice of one long mask, whatever the first row and the position in a counter."""
     key = Key(11, 22)
     whole = keep_mask(np, key, (first % 50 + rows, width), p)
     shard = keep_mask(np, key._replace(row0=first % 50), (rows, width), p)
@@ -50,7 +50,7 @@ def test_a_shard_sees_its_rows_of_the_whole_mask(first, rows, width, p):
 
 
 def test_chunks_leave_no_seam():
-    """One mask over several chunks equals its pieces."""
+    """A mask over several chunks equals masks of its parts."""
     n = 4 * (2 * CHUNK + 5)
     whole = keep_mask(np, Key(1, 2), (n,), 0.5)
     rows = [keep_mask(np, Key(1, 2, row0=r), (4,), 0.5) for r in (4 * CHUNK - 4, 4 * CHUNK, 8 * CHUNK)]
@@ -58,7 +58,7 @@ def test_chunks_leave_no_seam():
 
 
 def test_counters_beyond_32_bits():
-    """A batch of more than 2^34 elements does not start over."""
+    """The stream does not repeat after 2^34 elements."""
     far = Key(1, 2, row0=2**34)
     assert not np.array_equal(keep_mask(np, far, (64,), 0.5), keep_mask(np, Key(1, 2), (64,), 0.5))
     x = np.ones(64)
@@ -85,8 +85,8 @@ def test_masks_of_different_steps_sites_and_rows_do_not_correlate():
 
 def test_neighbouring_lanes_do_not_correlate():
     mask = keep_mask(np, Key(5, 6), (1 << 18,), 0.5) * 2.0 - 1
-    for max_in_flight in (1, 2, 3, 4, 8, 64, 384):
-        assert abs((mask[max_in_flight:] * mask[:-max_in_flight]).mean()) < 5 / math.sqrt(len(mask)), max_in_flight
+    for lag in (1, 2, 3, 4, 8, 64, 384):
+        assert abs((mask[lag:] * mask[:-lag]).mean()) < 5 / math.sqrt(len(mask)), lag
 
 
 def test_keys_are_values():
@@ -97,7 +97,7 @@ def test_keys_are_values():
 
 
 def test_batches_are_a_function_of_the_global_row():
-    """Two shards draw the windows of one batch; windows cover the text to its last character."""
+    """Two shards draw the windows of one batch, and windows reach the last character of the text."""
     ops, data = ReferenceOps(), np.arange(100)
     key = ops.step_key(1, 2)
     idx, targets = ops.get_batch(data, key, 6, 8)
@@ -109,8 +109,8 @@ def test_batches_are_a_function_of_the_global_row():
 
 
 def test_rows_are_the_words_of_their_counters():
-    """Pinned, so that a batch of today is a batch of next year."""
-    for n in (3, SMALL_BATCH + 1):  # on integers, on arrays
+    """Pinned, so that batches never change between versions."""
+    for n in (3, SMALL_BATCH + 1):  # computed with integers, with arrays
         expected = [(hi << 32) | lo for hi, lo in (references.threefry(3, 4, row, 0) for row in range(5, 5 + n))]
         assert random_uint64(np, Key(3, 4, row0=5), n).tolist() == expected
     assert step_key(2**40 + 1, 2**33 + 5)[:2] == references.threefry(1, 256, 5, 2)
@@ -118,7 +118,7 @@ def test_rows_are_the_words_of_their_counters():
 
 
 def test_rows_are_uniform():
-    """Chi-squared over 64 cells, 5 sigma."""
+    """Chi-squared over 64 cells is within 5 sigma."""
     counts = np.bincount((random_uint64(np, Key(1, 1), 1 << 16) >> np.uint64(58)).astype(int), minlength=64)
     chi2 = ((counts - 1024) ** 2 / 1024).sum()
     assert abs(chi2 - 63) < 5 * math.sqrt(2 * 63)

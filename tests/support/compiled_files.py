@@ -5,7 +5,7 @@ import numpy as np
 from gpt.config import PRESETS, TrainConfig
 from gpt.models import MODELS
 from gpt.params import ParamTable
-from gpt.training.step import TrainState, train_step
+from gpt.training.step import Task, TrainState, train_step
 from tensorlite import KVCache, cuda
 from tensorlite.cuda.ops import PRECISIONS
 from tensorlite.cuda.runtime.dry_run import DryRunRuntime
@@ -18,8 +18,9 @@ class Recorder(DryRunRuntime):
         super().__init__()
         self.files = {}
 
-    def launch(self, file, name, grid, block, *args, shared=0, flops=0.0, touches=(), **defines):
-        self.files[file, tuple(sorted(defines.items()))] = True
+    def launch(self, file, kernel, grid, block, /, *, defines=None, **options):
+        super().launch(file, kernel, grid, block, defines=defines, **options)
+        self.files[file, tuple(sorted((defines or {}).items()))] = True
 
     def gemm(self, a, b, out, *, unfused=None, **options):
         if unfused:
@@ -30,13 +31,14 @@ def files_of_a_run():
     """What the full Shakespeare model needs, in float32 and bf16, to train and to write; and attention of other head sizes."""
     preset, files = PRESETS["shakespeare"], {}
     table = ParamTable(MODELS["gpt"].init(preset.model))
-    data = np.zeros(1000, np.uint16)
+    train = TrainConfig(batch_size=2, grad_clip=1.0)
+    task = Task(MODELS["gpt"], preset.model, train, data=np.zeros(1000, np.uint16), seed=0)
     for precision in PRECISIONS:
         ops = cuda.CUDAOps(precision, check=False, runtime=Recorder())
         state = TrainState(table, *(np.zeros(table.size, np.float32) for _ in range(4)))
-        train_step(ops, MODELS["gpt"], state, data, preset.model, TrainConfig(batch_size=2, grad_clip=1.0), 0)
+        train_step(ops, task, state)
         kv_cache = KVCache(preset.model.n_layer, preset.model.block_size)
-        MODELS["gpt"].logits(ops, table.tree(ops.compute_params(state.params)), data[None, :1], preset.model, kv_cache)
+        MODELS["gpt"].logits(ops, table.tree(ops.compute_params(state.params)), task.data[None, :1], preset.model, kv_cache)
         files |= ops.runtime.files
     sums = sorted(file for file in files if file[0] == "reduce.cu")  # of many widths: two of them are enough
     files = {file: True for file in files if file not in sums[2:-2]}

@@ -1,12 +1,12 @@
-"""How far a result of the CUDA backend may be from the reference in float64: roundings, counted.
+"""Bounds on the distance of a CUDA backend's result from the float64 reference, by counting roundings.
 
-Both sides start from the same values, which the precision can hold. Every value the kernels store is a sum of terms, and every
-term has an error of some roundings of its size. One rounding is at most UNIT of what is rounded: half of the last bit. So
+Both sides start from the same values, which the precision can hold. Every value that the kernels store is a sum of terms, and each
+term has an error of some roundings of its size. One rounding is at most UNIT of the rounded value, half of its last bit. So
 
     |found - expected| <= UNIT[dtype] |expected| + inexact
 
-where the first part is the rounding of the stored value itself and `inexact` is what its terms were off by. Per op, the functions
-below give `inexact` for the value and each gradient, as arrays: a small entry has a small bound, however large its neighbours are.
+where the first part is the rounding of the stored value itself, and `inexact` is the error of its terms. Per op, the functions
+below return `inexact` for the value and each gradient, as arrays: a small entry has a small bound, however large its neighbours.
 
 The factors in front of the sizes are counts of roundings, or constants set by what was measured: the tests keep the worst error of
 each op over all draws between 1/4 of its bound and the bound itself, so that no bound can be loosened.
@@ -21,13 +21,13 @@ from tensorlite import ReferenceOps
 
 BF16, FLOAT32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)
 UNIT = {FLOAT32: 2.0**-24, BF16: 2.0**-8}
-F = UNIT[FLOAT32]  # what all arithmetic is done in
-TINY = 2.0**-120  # below 2^-126 floats lose bits, or become zero; then they are multiplied
+F = UNIT[FLOAT32]  # all arithmetic is in float32
+TINY = 2.0**-120  # an error below this is allowed: floats below 2^-126 lose bits or become zero before they are multiplied
 REFERENCE = ReferenceOps()
 
 
 def close(found, expected, dtype, inexact=0.0):
-    """Assert the bound of the head of this file, and the dtype and shape. Returns the worst error in bounds: 1 is just allowed."""
+    """Assert the bound in this file's docstring, the dtype and the shape. Return the worst error in units of the bound."""
     assert (found.dtype, found.shape) == (dtype, expected.shape)
     error = np.abs(found.astype(np.float64) - expected)
     allowed = np.broadcast_to(UNIT[np.dtype(dtype)] * np.abs(expected) + inexact, error.shape)
@@ -48,58 +48,58 @@ def close(found, expected, dtype, inexact=0.0):
 
 
 def added(*terms):
-    """The rounding of a float32 sum of terms given by their sizes, one after the other as a matmul adds them.
+    """Bound the rounding error of a float32 sum of terms of given sizes, which are added one after the other, as in a matmul.
 
-    Of random signs the partial sums grow as the root of their number, and their roundings add up as random values do. So the
-    error grows as the sum of sizes does: the worst of a million sums is 2 roundings of it for 5 terms, 5 for 130, 3 for 400.
+    With random signs, partial sums grow as the square root of the number of terms, and their roundings add up as random values do.
+    So the error grows as the sum of the sizes: the worst of a million sums is 2 roundings of it for 5 terms, 5 for 130, 3 for 400.
     """
     return 6 * F * sum(terms)
 
 
 def summed(x):
-    """The same of a sum over rows, of which each part is short: a warp's, a block's, a lane's."""
+    """Bound the same for a sum over rows, whose parts (per lane, warp and block) are short."""
     return 3 * F * np.abs(flat(x)).sum(0)
 
 
 def matmul_terms(a, b):
-    """Sizes of the terms of a matmul, summed."""
+    """Return the sums of the sizes of a matmul's terms."""
     return np.abs(a) @ np.abs(b)
 
 
 def through(errors, w):
-    """What errors of a make of a w. In the worst case they all add; of many, each on its own, five sigma are less."""
+    """Bound the error of a w, given the errors of a. At worst they all add up; for many independent errors five sigma are less."""
     return np.minimum(np.abs(errors) @ np.abs(w), 3.0 * np.sqrt(errors**2 @ w**2))
 
 
 def usual(bound):
-    """Of errors that add up in a later sum it is not the largest that counts but the usual one."""
+    """Return the typical error for a bound. Where errors add up in a later sum, the typical one counts, not the largest."""
     return bound / 3
 
 
 def t(x):
-    """The transpose of the last two axes."""
+    """Transpose the last two axes."""
     return np.swapaxes(x, -1, -2)
 
 
 def flat(x):
-    """(N, C): the rows of x."""
+    """Return the rows of x: (N, C)."""
     return x.reshape(-1, x.shape[-1])
 
 
-# ---- ops: what the value, and each gradient in the op's order, are off by before they are stored ----
+# ---- ops: the errors of the value and of each gradient, in the op's order, before they are stored ----
 
 
 def linear(x, w, b, dy, unfused_unit=0.0):
-    """Products of two bf16 values are exact in float32, those of float32 values round: the sums are what counts.
+    """Products of two bf16 values are exact in float32 and those of float32 values round, so the sums dominate.
 
-    unfused_unit: the UNIT of the GEMM's output that is stored, and rounded, before a kernel of its own adds the bias.
+    unfused_unit: the UNIT of the GEMM's output, where it is stored, and so rounded, before a separate kernel adds the bias.
     """
     y = added(matmul_terms(x, w), 0 if b is None else np.abs(b)) + (0 if b is None else unfused_unit * np.abs(x @ w))
     return y, added(matmul_terms(dy, w.T)), *weights_of(x, dy, b)
 
 
 def weights_of(x, dy, b, off=None):
-    """dw and db of a linear layer whose dy is off by so much already."""
+    """Bound dw and db of a linear layer whose dy has the errors `off`."""
     x, dy = flat(x), flat(dy)
     off = np.zeros_like(dy) if off is None else flat(off)
     dw, db = t(through(t(off), x)) + added(matmul_terms(t(x), dy)), through(np.ones((1, len(x))), off)[0] + summed(dy)
@@ -113,7 +113,7 @@ def embedding(ids, table, dy):
 
 
 def position_embedding(x, wpe, start, dy):
-    """One sum, rounded when it is stored; dx is dy."""
+    """The value is one sum, rounded when it is stored; dx is dy."""
     T, C = x.shape[-2:]
     dwpe = np.zeros_like(wpe)
     dwpe[start : start + T] = summed(dy.reshape(-1, T * C)).reshape(T, C)
@@ -121,33 +121,33 @@ def position_embedding(x, wpe, start, dy):
 
 
 def dropout(x, dy, p=0.0, key=None):
-    """inv_keep rounds."""
+    """The only error is the rounding of inv_keep."""
     y, cache = REFERENCE.dropout_forward(x, p, key)
     return F * np.abs(y), F * np.abs(REFERENCE.dropout_backward(dy, cache))
 
 
 def residual(x, y, dy, p=0.0, key=None):
-    """inv_keep rounds, and so does the multiplication by it; dx is dy."""
+    """inv_keep and the multiplication by it round; dx is dy."""
     forward, backward = dropout(y, dy, p, key)
     return 2 * forward, 0.0, backward
 
 
 def gelu(x, dy, one=2.0**-53):
-    """exp(-2u) is off by the roundings of 2u, relatively, and s = 1 / (1 + exp) by those where exp is not small beside 1.
+    """exp(-2u) has the relative error of the roundings of 2u, and so has s = 1 / (1 + exp) where exp is not small beside 1.
 
-    1 - s, which the slope has, is off by the rounding of s. And the reference itself, which takes 1 + tanh and 1 - tanh^2, is
-    off by float64's rounding of the 1. one: that rounding, for a library that does the same in float32.
+    1 - s, a factor of the slope, is off by the rounding of s. The reference itself, which computes 1 + tanh and 1 - tanh^2, is off
+    by the float64 rounding of the 1. one: that rounding, or float32's for a library that does the same in float32.
     """
     u, du = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3), math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x**2)
     s = (1 + np.tanh(u)) / 2
-    off = 4 * F * (1 + 2 * np.abs(u) * (1 - s))  # of s, relatively
-    times = np.abs(x) * du  # what a difference from 1 is multiplied by
+    off = 4 * F * (1 + 2 * np.abs(u) * (1 - s))  # the relative error of s
+    times = np.abs(x) * du  # the factor of a difference from 1
     dx = off * (s + 2 * s * (1 - s) * times) + 1.5 * F * s * 2 * times + one * (1 + times)
     return off * np.abs(x * s) + one * np.abs(x), np.abs(dy) * dx
 
 
 def layernorm(x, w, b, dy, eps=1e-5, skip=None):
-    """xhat is off by the rounding of the mean, of x - mean and of rstd; the means of dx are float32 sums."""
+    """xhat has the roundings of the mean, of x - mean and of rstd; the means in dx are float32 sums."""
     mean, rstd = x.mean(-1, keepdims=True), 1 / np.sqrt(x.var(-1, keepdims=True) + eps)
     xhat, g = (x - mean) * rstd, dy * w
     off = F * (3 * np.abs(xhat) + 4 * rstd * np.abs(x).mean(-1, keepdims=True))  # of xhat
@@ -159,9 +159,9 @@ def layernorm(x, w, b, dy, eps=1e-5, skip=None):
 
 
 def attention(qkv, n_head, dy, y_dtype, rounds_p, p=0.0, key=None):
-    """y and dqkv. The scores' sums round, and p by as much as its exponent, relatively; on tensor cores p is rounded to bf16.
+    """Bound y and dqkv. The scores' sums round; p has the error of its exponent, relatively. Tensor cores round p to bf16.
 
-    delta = dy . y is computed from the stored y. An error of it is the same for all keys of a row.
+    delta = dy . y is computed from the stored y. Its error is the same for all keys of a row.
     """
     B, T, C3 = qkv.shape
     C, D = C3 // 3, C3 // 3 // n_head
@@ -171,8 +171,8 @@ def attention(qkv, n_head, dy, y_dtype, rounds_p, p=0.0, key=None):
     scale, bf16 = 1 / math.sqrt(D), UNIT[BF16] if rounds_p else 0.0
     p_dropped = probs if mask is None else np.where(mask[0], mask[1], 0.0) * probs
     exponent = np.abs(np.log(np.maximum(probs, 1e-99)))
-    off = F * (2 * scale * matmul_terms(q, t(k)) + exponent + 1)  # of exp(score), relatively
-    off = off + (probs * off).sum(-1, keepdims=True)  # and of p, which the sum of the row divides
+    off = F * (2 * scale * matmul_terms(q, t(k)) + exponent + 1)  # the relative error of exp(score)
+    off = off + (probs * off).sum(-1, keepdims=True)  # that of p, which is divided by the sum of its row
     out = through(off * p_dropped, v) + through(bf16 * p_dropped, v) + added(matmul_terms(p_dropped, v))
 
     dp_dropped = dy @ t(v)
@@ -189,9 +189,9 @@ def attention(qkv, n_head, dy, y_dtype, rounds_p, p=0.0, key=None):
 
 
 def cross_entropy(logits, targets, dloss, off=0.0):
-    """The loss is a mean of float32 values of the size of lse; p is off by the rounding of its exponent, relatively.
+    """The loss is a mean of float32 values of the size of lse; p has the rounding of its exponent, relatively.
 
-    off: of the logits.
+    off: the errors of the logits.
     """
     z, N, p, lse = softmax(logits)
     off_p = p * (F * (np.abs(lse - z) + np.abs(lse) + 2) + off + (p * off).sum(-1, keepdims=True)) + F
@@ -201,18 +201,18 @@ def cross_entropy(logits, targets, dloss, off=0.0):
 
 
 def softmax(logits):
-    """The rows of the logits, how many, their softmax and its lse."""
+    """Return the rows of the logits, their number, their softmax and its lse."""
     z = flat(logits)
     max_logit = z.max(-1, keepdims=True)
     lse = max_logit + np.log(np.exp(z - max_logit).sum(-1, keepdims=True))
     return z, len(z), np.exp(z - lse), lse
 
 
-# ---- composites that are one kernel, or one GEMM: what is rounded on the way counts on ----
+# ---- composites that are one kernel or one GEMM: intermediate roundings carry over ----
 
 
 def mlp(x, fc_w, fc_b, proj_w, proj_b, dy, dtype, unfused_unit=0.0):
-    """h is saved rounded, for backward; gelu(h) and dh are rounded as operands of the next GEMM."""
+    """h is rounded when it is saved for backward; gelu(h) and dh are rounded as operands of the next GEMM."""
     unit = UNIT[np.dtype(dtype)]
     h = x @ fc_w + (0 if fc_b is None else fc_b)
     a, slope = REFERENCE.gelu_forward(h)[0], REFERENCE.gelu_backward(np.ones_like(h), h)
@@ -245,10 +245,12 @@ def linear_cross_entropy(x, w, b, targets, dloss, dtype):
 
 
 def as_rounded(function, params, dtype, draws=8):
-    """How far the arrays of function(params) may be off: as far as it would move them to round all parameters once.
+    """Bound the errors of the arrays of function(params) by their change when all parameters are rounded once.
 
-    What is rounded within a step is as many values as large, so a step is as sensitive to that. Measured: 0.2 to 1 of this for
-    bf16; 1 to 3 for float32, whose matmuls round each term besides. Returns function(params) and the bounds, one for each array.
+    A step rounds about as many values of about the same size, so it is as sensitive to these roundings. Measured errors are 0.2 to
+    1 of the change for bf16, and 1 to 3 for float32, whose matmuls also round each term.
+
+    Return function(params) and a bound per array.
     """
     unit, times, random = UNIT[np.dtype(dtype)], 4 if dtype == FLOAT32 else 1.5, np.random.default_rng(0)
     exact = function(params)

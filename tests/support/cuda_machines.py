@@ -1,7 +1,7 @@
-"""What the checks of the CUDA backend run on: its kernels on a CPU, in two orders of threads.
+"""The machines on which the checks of the CUDA backend run: its kernels on a CPU, in two orders of threads.
 
-The tests of a GPU put a machine of their own in the place of `Both`, and its ways to copy, read and compare arrays in the place of
-`guarded`, `as_bytes` and `close`: so checks take a machine as argument, and these functions from this module when they are called.
+The tests of a GPU replace `Both` by a machine of their own, and `guarded`, `as_bytes` and `close` by functions for its arrays. So
+checks take a machine as argument, and look these functions up in this module when they are called.
 """
 
 import functools
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cuda_bounds import UNIT
-from cuda_bounds import close as close  # what the checks use
+from cuda_bounds import close as close  # for the checks
 from shim.host import HostRuntime, require_compiler
 from tensorlite import Key, cuda
 
@@ -20,22 +20,22 @@ every_precision = pytest.mark.parametrize("precision", PRECISIONS)
 
 
 def as_arrays(value):
-    """The arrays of nested tuples in a row, absent ones included."""
+    """Flatten nested tuples into a list of arrays, absent ones included."""
     return [a for part in value for a in as_arrays(part)] if isinstance(value, tuple) else [value]
 
 
 def guarded(ops, a):
-    """A copy of an array between guard zones: a write out of bounds is reported."""
+    """Copy an array between guard zones, so that a write out of bounds is reported."""
     copy = ops.runtime.empty(a.shape, a.dtype)
     copy[...] = a
     return copy
 
 
 def surrounded(a):
-    """A copy of an array amid large values: a read out of bounds is felt. NaN would look like a guard zone where it is written."""
+    """Copy an array into the middle of large values, so that a read out of bounds shows. NaN would look like a guard zone."""
     if not isinstance(a, np.ndarray):
         return a
-    room = np.full(a.nbytes + 1024, 0x7E, np.uint8)  # in float32 and bf16 8e37, as an id or an integer too large
+    room = np.full(a.nbytes + 1024, 0x7E, np.uint8)  # 8e37 in float32 and bf16, and too large for an id
     start = 256 + -room.ctypes.data % 256
     copy = room[start : start + a.nbytes].view(a.dtype).reshape(a.shape)
     copy[...] = a
@@ -43,7 +43,7 @@ def surrounded(a):
 
 
 class Both:
-    """The backend on two machines, whose threads run in opposite orders."""
+    """The backend on two machines whose threads run in opposite orders."""
 
     def __init__(self, precision, edits=None, separate=False):
         require_compiler()
@@ -53,7 +53,7 @@ class Both:
         self.unfused_unit = UNIT[self.dtype] if separate else 0.0
 
     def run(self, function, *arrays):
-        """function(ops, *arrays), as a flat list: bitwise identical on both, and the arrays as they were."""
+        """Return function(ops, *arrays) as a flat list. Assert that both machines agree bitwise and leave the arrays unchanged."""
         results = []
         for ops in self.ops:
             moved = [surrounded(a) for a in arrays]
@@ -65,7 +65,7 @@ class Both:
         return results[0]
 
     def draw(self, random, *shape, size=1.0):
-        """Normal values that the precision can hold."""
+        """Draw normal values that the precision can hold."""
         return np.asarray(size * random.standard_normal(shape)).astype(self.dtype)
 
 

@@ -1,6 +1,6 @@
-"""A check of each op of the CUDA backend against the reference in float64, on a machine of cuda_machines.py.
+"""A check of each op of the CUDA backend against the float64 reference, on a machine of cuda_machines.py.
 
-A check takes shapes and a seed and returns the worst errors in bounds. cuda_bounds.py derives how near is near enough.
+A check takes shapes and a seed, and returns the worst errors in units of their bounds, which cuda_bounds.py derives.
 """
 
 import numpy as np
@@ -12,23 +12,26 @@ from cuda_machines import KEY, as_arrays, generator, in_float64
 from shim.host import KernelError
 from tensorlite import Key
 
-EXACT = None  # in the place of a bound: the reference's very value
+EXACT = None  # in the place of a bound: the value must equal the reference's
 
 
 def worst(both, found, expected, dtype, off):
-    """The error in bounds of a result that is stored in the precision; of the others, within theirs, None.
+    """Assert the bound. Return the error in units of it if the result is stored in the precision, else None.
 
-    Sums in float32 of bf16 values are often exact, so that nothing says how tight their bound is; those of float32 values do.
+    Float32 sums of bf16 values are often exact and so do not show how tight their bound is; sums of float32 values do.
     """
     ratio = machines.close(found, expected, dtype, off)
     return ratio if dtype == both.dtype else None
 
 
 def check(both, name, inputs, dy, inexact, dtypes, **options):
-    """An op, its value and gradients: the worst errors in bounds, None for those that must be exact.
+    """Check an op's value and gradients. Return the worst errors in units of their bounds, None for exact ones.
 
-    inputs: arrays by name, or None. inexact: given the inputs and dy in float64, the bounds of value and gradients, or EXACT.
-    dtypes: of value and gradients. Backward is called twice, as the contract allows, and must say the same.
+    inputs: arrays by name, or None.
+    inexact: a function of the inputs and dy in float64, which returns the bounds of value and gradients, or EXACT.
+    dtypes: the dtypes of value and gradients.
+
+    Backward is called twice, as the contract allows, and must return the same.
     """
     arrays = {k: v for k, v in inputs.items() if v is not None}
     absent = {k: None for k in inputs if k not in arrays}
@@ -91,7 +94,7 @@ def position_embedding(both, rows=(3,), T=2, C=32, start=0, more=0, seed=0):
 
 
 def spread_rows(both, r, rows, C):
-    """Rows of means and spreads near 1, both of their own."""
+    """Draw rows that have different means, and different spreads near 1."""
     return (both.draw(r, rows, C).astype(np.float64) * r.uniform(0.5, 2, (rows, 1)) + r.standard_normal((rows, 1))).astype(
         both.dtype
     )
@@ -115,7 +118,7 @@ def prenorm_layernorm(both, rows=7, C=32, bias=True, seed=0):
 
 
 def dropout_add_layernorm(both, rows=7, C=32, bias=True, p=0.0, key=KEY, seed=0):
-    """s against the reference; all else against the layernorm of the s that was found, as s is rounded before it is normalised."""
+    """Compare s with the reference, and the rest with the layernorm of the s found, which is rounded before it is normalised."""
     r = generator(rows, C, seed)
     x, y, w, b = spread_rows(both, r, rows, C), both.draw(r, rows, C), both.draw(r, C), both.draw(r, C) if bias else None
     ds, dh = both.draw(r, rows, C), both.draw(r, rows, C)
@@ -149,7 +152,7 @@ def gelu(both, shape=(1021,), size=3.0, seed=0):
 
 
 def relu(both, shape=(1021,), seed=0):
-    """Zeros included, whose slope is 0."""
+    """The inputs include zeros, whose slope is 0."""
     r = generator(*shape, seed)
     x = np.where(r.random(shape) < 0.2, 0, both.draw(r, *shape)).astype(both.dtype)
     return check(both, "relu", {"x": x}, both.draw(r, *shape), lambda *_: (EXACT, EXACT), (both.dtype, both.dtype))
@@ -176,7 +179,7 @@ def residual(both, shape=(3, 341), p=0.3, key=KEY, seed=0):
 
 
 def on_tensor_cores(both, T, D, p):
-    """As documented: bf16, a head size of 16, 32 .. 128, and with dropout a context of whole fours."""
+    """The documented condition: bf16, a head size of 16, 32 .. 128, and with dropout a context that is a multiple of 4."""
     return both.dtype == BF16 and D % 16 == 0 and D <= 128 and not (p and T % 4)
 
 
@@ -224,11 +227,12 @@ def add(both, shape=(1021,), seed=0):
 
 
 def shapes(names, *rows, seeds=1, **fixed):
-    """One dict for each row and seed."""
+    """Return one dict for each row and seed."""
     return [dict(zip(names.split(), row, strict=True)) | fixed | {"seed": seed} for row in rows for seed in range(seeds)]
 
 
-# Sizes are few, as each C, D and K is a compilation, and odd: the last block, warp, tile and piece of four is never full.
+# There are few sizes, because each C, D and K needs a compilation. They are odd, so that the last block, warp, tile or
+# vector of four is not full.
 ROWS = [(1, 32, True), (7, 32, True), (130, 32, False), (9, 33, True), (66, 33, False), (13, 384, True)]
 FLATS = [((1,),), ((3,),), ((4,),), ((1021,),), ((2, 3, 1365),)]
 DROPS = [
@@ -284,11 +288,11 @@ CHECKS = {
     ),
     "add": (add, shapes("shape", *FLATS)),
 }
-UNFUSED = ("linear", "mlp", "linear_cross_entropy")  # those with a GEMM that has an epilogue
+UNFUSED = ("linear", "mlp", "linear_cross_entropy")  # the ops with a GEMM that has an epilogue
 
 
 def check_all(name, both):
-    """All shapes of an op: the worst error in bounds of each result."""
+    """Check all shapes of an op. Return the worst error of each result, in units of its bound."""
     function, shapes = CHECKS[name]
     worst = []
     for shape in shapes:

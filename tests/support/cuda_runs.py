@@ -1,4 +1,4 @@
-"""Models in training on the CUDA backend, whose kernels run on the CPU."""
+"""Training runs of small models on the CUDA backend, whose kernels run on the CPU."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import pytest
 
 from gpt.config import TrainConfig
 from gpt.models import MODELS
-from gpt.training.step import train_step
+from gpt.training.step import Task, train_step
 from shim.host import HostRuntime
 from small import config_of, start
 from tensorlite import ReferenceOps, cuda
@@ -24,7 +24,7 @@ VARIANTS = {
     "small": {"model": "gpt"},
     "tied": {"model": "gpt", "tied": True},
     "no bias": {"model": "gpt", "bias": False},
-    "odd": {"model": "gpt", "n_embd": 15, "n_head": 3},  # nothing in memory begins where the next vector load may
+    "odd": {"model": "gpt", "n_embd": 15, "n_head": 3},  # no array begins at an address that a vector load may have
     "relu": {"model": "gpt", "activation": "relu"},
     "no dropout": {"model": "gpt", "dropout": 0.0},
     "residual": {"model": "residual"},
@@ -40,33 +40,41 @@ def ops_of(precision="float32", order="forward", **options):
 
 
 class Run:
-    """A model in training."""
+    """One training run."""
 
     def __init__(self, ops, variant="gpt", train=TRAIN, seed=7, captured=False, **fields):
-        self.ops, self.train, self.seed = ops, train, seed
-        self.config = config_of(**SIZE | VARIANTS[variant] | fields)
-        self.model = MODELS[self.config.model]
-        self.state = start(self.config, std=0.3, dtype=np.float32)
-        self.data = np.random.default_rng(0).integers(0, self.config.vocab_size, 300).astype(np.uint16)
+        self.ops = ops
+        config = config_of(**SIZE | VARIANTS[variant] | fields)
+        data = np.random.default_rng(0).integers(0, config.vocab_size, 300).astype(np.uint16)
+        self.task = Task(MODELS[config.model], config, train, data, seed)
+        self.state = start(config, std=0.3, dtype=np.float32)
         self.function = ops.compile(train_step) if captured else train_step
 
+    @property
+    def model(self):
+        return self.task.model
+
+    @property
+    def config(self):
+        return self.task.config
+
+    @property
+    def data(self):
+        return self.task.data
+
     def step(self):
-        """Loss and norm."""
-        found = self.function(self.ops, self.model, self.state, self.data, self.config, self.train, self.seed)
-        return tuple(float(x) for x in found)
+        """Make a step. Return its loss and norm."""
+        return tuple(float(x) for x in self.function(self.ops, self.task, self.state))
 
     def steps(self, n):
         return [self.step() for _ in range(n)]
 
-    def buffers(self):
-        return [self.state.params, self.state.grads, self.state.m, self.state.v]
-
 
 def assert_same_bits(one, other):
-    for a, b in zip(one.buffers(), other.buffers(), strict=True):
+    for a, b in zip(one.state.buffers(), other.state.buffers(), strict=True):
         np.testing.assert_array_equal(a.view(np.uint32), b.view(np.uint32))
 
 
 def pair(precision="float32", variant="small", train=QUICK):
-    """The same training op by op, and captured, on machines of opposite orders."""
+    """Return the same run op by op and captured, on machines with opposite orders of threads."""
     return Run(ops_of(precision), variant, train), Run(ops_of(precision, "reversed"), variant, train, captured=True)

@@ -1,4 +1,4 @@
-"""What a training step of the CUDA backend needs besides its ops, against the reference: random bits, batches, the optimizer."""
+"""Checks of the CUDA backend's random bits, batches and optimizer against the reference."""
 
 import numpy as np
 
@@ -17,7 +17,7 @@ def mask_of(key, shape, p):
 
 
 def masks_of_dropout_and_residual(both, shape, row0, p):
-    """Of ones: what is not 0 was kept. With rows before, and arrays whose elements begin within a counter."""
+    """The inputs are ones, so an element that is not 0 was kept. There are earlier rows, and arrays that begin within a counter."""
     key = Key(1, 2**31 + 7, row0)
     ones, zeros, expected = np.ones(shape, both.dtype), np.zeros(shape, both.dtype), mask_of(key, shape, p)
 
@@ -44,7 +44,7 @@ def masks_of_dropout_add_layernorm(both, C, row0):
 
 
 def masks_of_attention(both, T, D, row0):
-    """All scores are 0 and v is the identity, so y_ts is not 0 where probability (t, s) was kept; of dv with dy, the same."""
+    """All scores are 0 and v is the identity, so y_ts is not 0 where probability (t, s) was kept. The same holds for dv and dy."""
     B, H, p, key = 2, 2, 0.4, Key(11, 12, row0)
     expected = mask_of(key, (B, H, T, T), p) & np.tri(T, dtype=bool)
     identity = np.broadcast_to(np.eye(T, D)[:, None], (B, T, H, D))
@@ -70,7 +70,7 @@ def threshold(both, element=0):
 
 
 def device_key(both, seed=7, step=3):
-    """The step number in memory, the key derived in the kernel: bitwise identical to the key derived on the host."""
+    """A kernel derives the key from a step number in memory. It must equal the key derived on the host bitwise."""
     r, row0 = generator(6), 3
     x, y, w = both.draw(r, 2, 8, 32), both.draw(r, 2, 8, 32), both.draw(r, 32)
     small, wide = both.draw(r, 2, 8, 3 * 15), both.draw(r, 2, 8, 3 * 32)
@@ -98,7 +98,7 @@ def device_key(both, seed=7, step=3):
 
 
 def batch(both, dtype=np.uint8, rows=5, T=300, row0=3, counted=None):
-    """counted: a step number, which is in the device's memory."""
+    """Check get_batch. counted: a step number in device memory, or None."""
     key = Key(4, 5, row0) if counted is None else fold_in(step_key(9, counted, row0), 2, "batch")
     data = generator(8).integers(0, 100, T + 1000).astype(dtype)
 
@@ -117,10 +117,10 @@ SCHEDULE = {"lr": 0.02, "min_lr": 0.003, "warmup": 3, "total": 7}
 
 
 def adamw(both, n=1003, n_decay=501, steps=9, counted=False):
-    """Every step of a run, over warmup, cosine and what comes after, against one update of the reference from the same values.
+    """Compare every step of a run, over warmup, cosine and the rest, with one update of the reference from the same values.
 
-    Returns the worst errors of params, m and v. Each of these is rounded a few times; the update itself, lr m / sqrt(v), is
-    off by the roundings of its factors.
+    Return the worst errors of params, m and v. Each of these is rounded a few times; the update itself, lr m / sqrt(v), has the
+    roundings of its factors.
     """
     r, worst = generator(n, n_decay or 0), [0.0] * 3
     params, m, v = r.standard_normal(n).astype(np.float32), np.zeros(n, np.float32), np.zeros(n, np.float32)
@@ -141,7 +141,7 @@ def adamw(both, n=1003, n_decay=501, steps=9, counted=False):
         REFERENCE.adamw_(params_64, grads.astype(np.float64), m_64, v_64, step + 1, lr, n_decay=n_decay, **UPDATE)
         moved = np.abs(params_64 - before * np.where(decayed > 0, 1 - lr * UPDATE["weight_decay"], 1.0))
         terms = np.abs(0.8 * m) + np.abs(0.2 * grads)
-        slope = np.abs(moved / np.maximum(np.abs(m_64), 1e-30))  # of params by m
+        slope = np.abs(moved / np.maximum(np.abs(m_64), 1e-30))  # the derivative of params by m
         inexact = [2 * F * decayed + 5 * F * moved + 2 * F * slope * terms, 2 * F * terms, 3 * F * np.abs(v_64)]
         params, m, v = both.run(update, params, grads, m, v)
         ratios = [machines.close(a, e, FLOAT32, off) for a, e, off in zip((params, m, v), expected, inexact, strict=True)]
@@ -150,7 +150,7 @@ def adamw(both, n=1003, n_decay=501, steps=9, counted=False):
 
 
 def cosine_lr(both, *schedule):
-    """Read off an update of the size of the rate: without memory and eps, m / sqrt(v) is the sign of the gradient."""
+    """Read the rate off the size of an update: with beta1 = beta2 = eps = 0, m / sqrt(v) is the sign of the gradient."""
     for step in range(9):
 
         def update(ops, step=step):
@@ -164,7 +164,7 @@ def cosine_lr(both, *schedule):
 
 
 def clipped(both, n=1003, max_norm=1.0):
-    """A sum of squares in pieces is off by few roundings, and half as many in its root; clipping adds three."""
+    """A sum of squares in pieces has few roundings, and its root half as many; clipping adds three."""
     grads = generator(n).standard_normal(n).astype(np.float32)
 
     def clip(ops, grads):
@@ -188,7 +188,7 @@ def transposed(a):
 
 
 def off_by_one(a):
-    """Contiguous, and at an address that no vector load may have."""
+    """Copy an array, contiguously, to an address that no vector load may have."""
     room = np.zeros(a.size + 17, a.dtype)
     start = next(i for i in range(1, 17) if (room.ctypes.data + i * a.itemsize) % 16)
     view = room[start : start + a.size].reshape(a.shape)
@@ -197,7 +197,7 @@ def off_by_one(a):
 
 
 def pack_grads(both, add=True, count=301):
-    """Arrays of one and of many blocks, transposed ones, odd addresses; more of them than a launch takes twice, or just so many."""
+    """Pack arrays of one and of many blocks, transposed ones and ones at odd addresses, by default in three launches."""
     r = generator(10)
     kinds = (1,), (3,), (4, 5), (17, 3), (1001,), (33,)
     shapes = [kinds[i % 6] for i in range(count - 1)] + [(70, 300)]
@@ -216,12 +216,12 @@ def pack_grads(both, add=True, count=301):
 
 
 def end_of_step(both):
-    """Its loss and norm into slot step % ring_size of the ring, and the count goes on."""
+    """end_step stores loss and norm in slot step % ring_size of the ring, and increments the step number."""
 
     def end(ops, ring, loss, norm):
         counter, ring = machines.guarded(ops, np.array(2**33 + 5, np.int64)), machines.guarded(ops, ring)
         for _ in range(2):
-            ops.launch("optim.cu", "end_step", 1, 1, counter, loss, norm, ring, 7)
+            ops.launch("optim.cu", "end_step", 1, 1, step=counter, loss=loss, norm=norm, loss_ring=ring, ring_size=7)
         return counter, ring
 
     counter, ring = both.run(end, np.zeros((7, 2), np.float32), np.float32(1.5)[None], np.float32(2.5)[None])

@@ -7,7 +7,7 @@ from gpt.models import MODELS
 from gpt.training.data_parallel import Workers
 from gpt.training.distributed import SingleProcess
 from gpt.training.evaluate import split_loss
-from gpt.training.step import TrainState
+from gpt.training.step import Task, TrainState
 from small import config_of, start
 from tensorlite import ReferenceOps, cpu
 
@@ -25,6 +25,6 @@ def curve(
         batch_size=batch, gradient_accumulation_steps=accumulation, shards=shards, learning_rate=0.01, min_lr=0.001, grad_clip=1.0
     )
     workers = Workers(BACKENDS[backend], shards, threads, ranks)
-    model, state = MODELS["gpt"], start(CONFIG)
-    losses = [workers.train_step(model, state, DATA, CONFIG, train, 3)[0] for _ in range(STEPS)]
-    return losses, state, split_loss(workers, model, state.table.tree(state.params), DATA, CONFIG, 7)
+    task, state = Task(MODELS["gpt"], CONFIG, train, DATA, seed=3), start(CONFIG)
+    losses = [workers.train_step(task, state)[0] for _ in range(STEPS)]
+    return losses, state, split_loss(workers, task, state.table.tree(state.params), DATA)

@@ -1,4 +1,4 @@
-"""cuBLASLt without a GPU: a NumPy stand-in for its one call that computes reads the real descriptors back and does what they say.
+"""cuBLASLt without a GPU: a NumPy stand-in for cublasLtMatmul, which follows the real descriptors.
 
 It knows only what cublasLt.h states: column-major matrices, their leading dimensions, transposes, and the epilogues. So swapped
 operands or a wrong leading dimension give wrong values here as they would there. FakeLibrary needs no library at all.
@@ -17,12 +17,12 @@ def get(library, what, owned, attribute, ctype):
     value, written = ctype(), c_size_t()
     function = getattr(library.lib, f"cublasLt{what}GetAttribute")
     assert function(owned, attribute, ctypes.byref(value), c_size_t(ctypes.sizeof(ctype)), ctypes.byref(written)) == 0
-    assert written.value == ctypes.sizeof(ctype)  # the size it has there is the one that is set here
+    assert written.value == ctypes.sizeof(ctype)  # the library has the attribute in the size that we set
     return value.value
 
 
 def layout(library, owned):
-    """CUBLASLT_MATRIX_LAYOUT_TYPE, ROWS, COLS and LD of an ORDER_COL layout."""
+    """Return CUBLASLT_MATRIX_LAYOUT_TYPE, ROWS, COLS and LD of an ORDER_COL layout."""
     assert get(library, "MatrixLayout", owned, 1, c_int32) == 0
     kinds = ((0, c_uint32), (2, c_uint64), (3, c_uint64), (4, c_int64))
     return tuple(get(library, "MatrixLayout", owned, attribute, kind) for attribute, kind in kinds)
@@ -44,7 +44,7 @@ def from_bfloat16(bits):
 class Memory:
     """A device array: an address, a dtype, and values in C order."""
 
-    known: ClassVar = {}  # address -> its type's number, and how many elements are there
+    known: ClassVar = {}  # address -> the number of its type, and its number of elements
 
     def __init__(self, values, dtype):
         values = np.ascontiguousarray(values, np.float32)
@@ -58,7 +58,7 @@ class Memory:
 
 
 class Matrix:
-    """`columns` columns of `rows` elements, `ld` elements from one to the next: what cuBLAS takes memory for."""
+    """Memory as cuBLAS reads it: `columns` columns of `rows` elements, `ld` elements from one column to the next."""
 
     def __init__(self, pointer, type_, rows, columns, ld):
         assert ld >= rows
@@ -79,7 +79,7 @@ class Matrix:
 def fake_matmul(
     library, seen, handle, plan_desc, alpha, a, a_layout, b, b_layout, beta, c, c_layout, d, d_layout, algo, space, size, stream
 ):
-    """cublasLtMatmul in NumPy: reads the descriptors back and does what they say. seen: notes the other arguments."""
+    """Compute cublasLtMatmul in NumPy, by the descriptors. seen: receives the other arguments."""
     vars(seen).update(handle=handle, algo=algo, workspace=(space, size), stream=stream)
 
     def of(attribute, ctype):
@@ -124,7 +124,7 @@ def fake_matmul(
 
 
 class FakeLibrary:
-    """cuBLASLt that knows so many algorithms for a matmul, and takes its pointers without a word."""
+    """A cuBLASLt that knows `algos` algorithms for every matmul, and computes nothing."""
 
     def __init__(self, algos=1):
         self.algos = algos

@@ -23,7 +23,7 @@ def trainer(corpus, out, train_fields=None, resume=False, **fields):
     else:
         setup = run_setup.new_run(preset(**fields), {}, train_fields or {}, out, corpus, seed=1)
     out.mkdir(exist_ok=True)
-    return Trainer.of(setup, Workers.of(ReferenceOps()), np)
+    return Trainer(setup, Workers.of(ReferenceOps()), np)
 
 
 def without_time(records):

@@ -1,4 +1,4 @@
-"""The exercises as a reader meets them."""
+"""The exercises as a reader uses them."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ PAIR = next(i for i, m in enumerate(BUGS, 1) if m.name == "no causal mask")
 
 
 def run(*arguments):
-    """Run the module in a process of its own, nobody at the keyboard."""
+    """Run the module in a process of its own, without a terminal."""
     command = [sys.executable, "-m", "tensorlite.exercises", *arguments]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert "Traceback" not in done.stderr, done.stderr

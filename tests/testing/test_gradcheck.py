@@ -1,4 +1,4 @@
-"""The checker itself: it must pass the right, fail the wrong, and say where and why."""
+"""The checker itself: it must pass right gradients, fail wrong ones, and say where and why."""
 
 import json
 
@@ -81,7 +81,7 @@ def test_a_kink_close_by_is_stepped_around():
 
 
 def test_a_jump_is_inconclusive_not_a_pass():
-    """Numeric derivatives of rounding mean nothing; the checker says so."""
+    """Numerical derivatives of rounding mean nothing, and the checker says so."""
     report = gradcheck(
         lambda x: (np.round(x * 1e3) / 1e3, x), lambda dy, cache: dy * 1.0, {"x": RANDOM(4) + 0.0004}, raise_on_fail=False
     )
@@ -110,7 +110,7 @@ def test_broken_contracts_are_named(rule):
 
 @every_backend
 def test_rounding_is_no_broken_contract(ops):
-    """A layernorm over two channels: terms of size 1 cancel to 1e-5, so that their rounding looks large beside what is left."""
+    """In a layernorm over two channels terms of size 1 cancel to 1e-5, so their rounding is large beside the result."""
     for seed in range(150):
         x = np.random.default_rng(seed).uniform(0.5, 2.0, (4, 1)) * [1.0, -1.0]
         inputs = {"x": x, "w": RANDOM(2)}
@@ -134,7 +134,7 @@ def test_nan_is_never_a_pass():
 
 
 def test_an_in_place_forward_is_noticed_and_the_callers_arrays_survive():
-    """Idempotent, so that a second call changes nothing more; and on integers, which have no gradient."""
+    """Also where a second call changes nothing more, and for integers, which have no gradient."""
     x = RANDOM((3, 4))
     before = x.copy()
     with pytest.raises(GradcheckError, match="forward writes into its inputs"):

@@ -1,36 +1,41 @@
-// Causal attention, forward and backward, for any head size, in float32 arithmetic. It replaces tensorlite/reference/attention.py, where the derivation is.
+// Causal attention, forward and backward, for any head size, in float32 arithmetic.
+// It replaces tensorlite/reference/attention.py, where the derivation is.
 //
-// The scores are never stored. One warp owns one query (in attention_backward_key one key) and loops over tiles of 32 keys (there
-// queries), one per lane, with a running maximum (Milakov and Gimelshein 2018, arXiv:1805.02867). Backward recomputes the
-// probabilities from the log-sum-exp of each row, and sum(dprobs probs) is dy . y (Dao et al. 2022, arXiv:2205.14135). Every value
-// is summed by one warp in one order, so nothing depends on the order in which blocks run.
+// One warp owns one query row and loops over tiles of 32 keys, one key per lane. In attention_backward_key, one warp owns one key
+// row and loops over tiles of 32 queries, one query per lane. All 8 warps of a block load a tile into shared memory together.
+// Of its own row, a lane accumulates the elements d = lane, lane + 32, ...
 //
-// Names. t is the position of a query and s that of a key, T and S are how many there are. The other names are those of the
-// FlashAttention papers (arXiv:2205.14135 and 2307.08691) where this project has none of its own:
+// What differs from the reference: the scores are never stored. Forward computes softmax with a running maximum (Milakov and
+// Gimelshein 2018, arXiv:1805.02867). Backward recomputes the probabilities from lse, the log-sum-exp of each row, and uses
+// sum(dprobs probs) = dy . y (Dao et al. 2022, arXiv:2205.14135). One warp computes each sum in a fixed order, so results do not
+// depend on the order in which blocks run.
+//
+// Names. t is the position of a query, s that of a key; there are T queries and S keys. Names that this project does not define
+// are those of the FlashAttention papers (arXiv:2205.14135 and 2307.08691):
 //   paper                            here
 //   S_ij                             score
-//   P_ij, P_ij^dropped               p, p_dropped    the probability (probs in the derivation), and what dropout leaves of it
+//   P_ij, P_ij^dropped               p, p_dropped    the probability (probs in the derivation), before and after dropout
 //   O_i, dO_i                        y, dy
 //   dP_ij^dropped, dP_ij             dp_dropped, dp  (dprobs in the derivation)
 //   dS_ij                            ds              (dscores in the derivation)
-//   m_i                              m               running maximum of a row's scores; m_new with those of the next tile
+//   m_i                              m               running maximum of a row's scores; m_new includes the next tile
 //   l_i                              l               running sum of exp(score - m)
-//   e^(m_i - m_i^new)                alpha           rescales what was summed under the old maximum
+//   e^(m_i - m_i^new)                alpha           rescales the sums computed under the old maximum
 //   unscaled O_i                     acc             running sum of p_dropped v; y = acc / l at the end
 //   L_i = m_i + log l_i              lse, lse_t
 //   D_i = dO_i . O_i                 delta, delta_t
 #include "random.cuh"
 
 constexpr int WARPS = 8, TILE = 32;
-constexpr int PITCH = D + 1;                // of a row in shared memory: lanes that read one column access 32 banks
+constexpr int PITCH = D + 1;                // floats from one row to the next in shared memory: a column lies in 32 banks
 constexpr int D_PER_LANE = (D + 31) / 32;   // elements of a row that a lane owns: d = lane + 32 i
 
-// Where the rows of one head are: row t of batch entry b and head h begins at b * batch + h * head + t * row.
+// Where the rows of one head are, in elements: row t of batch entry b and head h begins at b * batch + h * head + t * row.
 struct Strides {
     long long batch, head, row;
 };
 
-// 32 rows of D elements from row `first_row` on, zeros beyond `end`.
+// Load 32 rows of D elements, from row `first_row` on, into a tile; rows from `end` on are zeros.
 __device__ inline void load_tile(float* tile, const scalar_t* from, long long row_stride, int first_row, int end) {
     constexpr unsigned VEC = D % 4 == 0 ? 4 : 1, CHUNKS = D / VEC;
     from += first_row * row_stride;
@@ -43,14 +48,14 @@ __device__ inline void load_tile(float* tile, const scalar_t* from, long long ro
     }
 }
 
-// a . b for each lane's row of a tile; b is a row of shared memory that all lanes read.
+// Return a . b, where `row` is this lane's own row of a tile and b is a row of shared memory that all lanes read.
 __device__ inline float dot(const float* row, const float* b) {
     float sum = 0.0f;
     for (int d = 0; d < D; d++) sum += row[d] * b[d];
     return sum;
 }
 
-// acc_i += w_r tile_ri over the 32 rows of a tile, where w_r is lane r's w.
+// acc_i += sum over the 32 rows r of a tile of w_r tile_ri, where w_r is the w of lane r.
 __device__ inline void add_weighted_rows(float acc[D_PER_LANE], float w, const float* tile) {
     for (int r = 0; r < TILE; r++) {
         float w_r = __shfl_sync(~0u, w, r);
@@ -62,7 +67,7 @@ __device__ inline void add_weighted_rows(float acc[D_PER_LANE], float w, const f
     }
 }
 
-// A row that the lanes of a warp own, times a scale.
+// Store a row that the lanes of a warp own together, times a scale.
 template <class T>
 __device__ inline void store_row(T* to, const float row[D_PER_LANE], float scale) {
     for (int i = 0; i < D_PER_LANE; i++) {
@@ -71,13 +76,13 @@ __device__ inline void store_row(T* to, const float row[D_PER_LANE], float scale
     }
 }
 
-// A row into shared memory, by one warp.
+// Load a row into shared memory; one warp does this together.
 __device__ inline void load_row(float* to, const scalar_t* from) {
     for (int d = threadIdx.x % 32; d < D; d += 32) to[d] = to_float(from[d]);
 }
 
-// y = dropout(softmax(mask(q k^T scale))) v, and lse, the log of each softmax's denominator.
-// q: T rows; k, v: S rows, of which the first S - T + t + 1 are visible to query t. y: (B, T, H D). lse: (B, H, T), or null.
+// y = dropout(softmax(mask(q k^T scale))) v, and lse, the log of each softmax's denominator. One warp per query.
+// q: T rows. k, v: S rows; the first S - T + t + 1 of them are visible to query t. y: (B, T, H D). lse: (B, H, T), or null.
 // Grid: (B H, queries / WARPS). Shared memory: 2 TILE PITCH + WARPS D floats.
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 3)
 attention_forward(const scalar_t* q, Strides q_strides, const scalar_t* k, const scalar_t* v, Strides kv_strides, scalar_t* y,
@@ -99,7 +104,7 @@ attention_forward(const scalar_t* q, Strides q_strides, const scalar_t* k, const
         load_tile(k_tile, k_base, kv_strides.row, kv0, end);
         load_tile(v_tile, v_base, kv_strides.row, kv0, end);
         __syncthreads();
-        if (kv0 >= n_visible) continue;  // nothing is left for this warp, but it still helps to load
+        if (kv0 >= n_visible) continue;  // this warp has no keys left, but it still helps to load tiles
 
         int s = kv0 + lane;  // this lane's key
         float score = s < n_visible ? dot(k_tile + lane * PITCH, q_row) * scale : -INFINITE;
@@ -123,8 +128,8 @@ attention_forward(const scalar_t* q, Strides q_strides, const scalar_t* k, const
 }
 
 // dq = sum over the keys of ds k scale,  ds = p (dp - delta),  dp = dropout_backward(dp_dropped),  dp_dropped = dy . v,
-// delta = dy . y. One warp per query. qkv: (B, T, 3 H D), and dq is the first third of an array like it. y, dy: (B, T, H D).
-// delta: (B, H, T), for the other kernel. Shared memory: 2 TILE PITCH + 2 WARPS D floats.
+// delta = dy . y. One warp per query. qkv: (B, T, 3 H D). dq: the first third of the last axis of an array of qkv's shape.
+// y, dy: (B, T, H D). delta: (B, H, T), which attention_backward_key reads. Shared memory: 2 TILE PITCH + 2 WARPS D floats.
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 3)
 attention_backward_query(const scalar_t* qkv, const scalar_t* y, const scalar_t* dy, const float* lse, float* delta, scalar_t* dq,
                          long long H, int T, float scale, DropoutParams dropout) {
@@ -134,7 +139,7 @@ attention_backward_query(const scalar_t* qkv, const scalar_t* y, const scalar_t*
     uint2 key = block_key(dropout);
     long long b = blockIdx.x / H, h = blockIdx.x % H, C = H * D;
     int lane = threadIdx.x % 32, t = blockIdx.y * WARPS + threadIdx.x / 32, n_visible = t < T ? t + 1 : 0;
-    const scalar_t* q_base = qkv + b * T * 3 * C + h * D;  // q of position 0; k is C further on, v 2 C
+    const scalar_t* q_base = qkv + b * T * 3 * C + h * D;  // q of position 0; k follows C elements later, v 2 C
     float lse_t = 0.0f, delta_t = 0.0f, acc[D_PER_LANE] = {};
     if (t < T) {
         const scalar_t* y_row = y + (b * T + t) * C + h * D;
@@ -168,8 +173,8 @@ attention_backward_query(const scalar_t* qkv, const scalar_t* y, const scalar_t*
     if (t < T) store_row(dq + (b * T + t) * 3 * C + h * D, acc, scale);
 }
 
-// dk = sum over the queries of ds q scale,  dv = sum over the queries of p_dropped dy. One warp per key; a lane has one query of a
-// tile. dkv: the other two thirds of dq's array.
+// dk = sum over the queries of ds q scale,  dv = sum over the queries of p_dropped dy. One warp per key.
+// dkv: the other two thirds of the array that dq is part of. Shared memory: 2 TILE PITCH + 2 WARPS D floats.
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 3)
 attention_backward_key(const scalar_t* qkv, const scalar_t* dy, const float* lse, const float* delta, scalar_t* dkv, long long H,
                        int T, float scale, DropoutParams dropout) {
@@ -185,7 +190,7 @@ attention_backward_key(const scalar_t* qkv, const scalar_t* dy, const float* lse
         load_row(k_row, q_base + s * 3 * C + C);
         load_row(v_row, q_base + s * 3 * C + 2 * C);
     }
-    for (int q0 = blockIdx.y * WARPS / TILE * TILE; q0 < T; q0 += TILE) {  // from the tile of this block's first key on
+    for (int q0 = blockIdx.y * WARPS / TILE * TILE; q0 < T; q0 += TILE) {  // begin at the tile of this block's first key
         __syncthreads();
         load_tile(q_tile, q_base, 3 * C, q0, T);
         load_tile(dy_tile, dy + b * T * C + h * D, C, q0, T);

@@ -1,18 +1,22 @@
-// Causal attention, forward and backward, on the tensor cores in bf16, for heads of 16 k. The same functions as attention.cu, which says
-// what differs from tensorlite/reference/attention.py and what the names are, for q, k and v packed in one array.
+// Causal attention, forward and backward, in bf16 on the tensor cores, for head sizes of 16 k.
+// It computes what attention.cu computes, with q, k and v packed in one array. That file says what differs from
+// tensorlite/reference/attention.py, and what the names mean.
 //
-// A block has 64 queries (or keys) of one head and loops over tiles of keys (or queries); each of its 4 warps owns 16 rows.
-// Exponentials are of base 2: scores, m and lse_t are scaled by log2(e) as well. Backward is two kernels, one over blocks of
-// queries and one over blocks of keys. Each value has one owner, so there are no atomics; the price is that scores and dp_dropped
-// are computed twice.
-// The two rows of a lane, `row` and `row + 8`, are r = 0 and 1 where arrays have an index [r].
+// A block owns 64 queries of one head and loops over tiles of 64 keys. In attention_backward_key, a block owns 64 keys and
+// loops over tiles of 32 queries. Each of the 4 warps owns 16 of the 64 rows, and a lane owns parts of two of these, `row` and
+// `row + 8`; they are r = 0 and r = 1 where an array has an index [r].
+//
+// What differs from attention.cu: exponentials have base 2, so scores, m and lse_t are also scaled by log2(e). Probabilities
+// and ds are rounded to bf16 as operands of the second GEMM. Backward is two kernels, one over blocks of queries and one over
+// blocks of keys. So each result has one owner and no kernel uses atomics; the price is that scores and dp_dropped are computed
+// twice.
 #include "attention_tiles.cuh"
 
 constexpr float LOG2_E = 1.4426950408889634f;
-// Queries of a tile that a block of keys loops over: with half a tile three blocks fit the registers at head size 64.
+// Queries per tile in attention_backward_key. With half a tile, the registers hold three blocks at head size 64.
 constexpr int QUERIES = TILE / 2;
 
-// x times scale, or 0 where the bit of the mask is 0.
+// Return x times scale, or 0 where the bit of the mask is 0.
 __device__ inline float apply_mask(float x, unsigned mask_bits, int bit, float scale) {
     return mask_bits >> bit & 1 ? x * scale : 0.0f;
 }
@@ -25,9 +29,9 @@ attention_forward(const bf16* qkv, bf16* y, float* lse, long long H, int T, floa
     bf16 *q = (bf16*)memory, *k = q + TILE_SIZE, *v = k + TILE_SIZE;
     uint2 key = block_key(dropout);
     long long b = blockIdx.x / H, h = blockIdx.x % H, C = H * D;
-    int q_tile = gridDim.y - 1 - blockIdx.y;  // those with the most keys first, so that the short ones fill the gaps at the end
+    int q_tile = gridDim.y - 1 - blockIdx.y;  // the longest tiles start first, so that short ones fill the gaps at the end
     int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16, row = q_tile * TILE + warp_row + lane / 4;
-    const bf16* q_base = qkv + b * T * 3 * C + h * D;  // q of position 0; k is C further on, v 2 C
+    const bf16* q_base = qkv + b * T * 3 * C + h * D;  // q of position 0; k follows C elements later, v 2 C
     float scale_log2 = scale * LOG2_E;
     load_tile(q, q_base + q_tile * TILE * 3 * C, 3 * C, T - q_tile * TILE);
 
@@ -63,7 +67,7 @@ attention_forward(const bf16* qkv, bf16* y, float* lse, long long H, int T, floa
         if (dropout.threshold) {
             unsigned long long offset = dropout.offset + ((long long)blockIdx.x * T + row) * T + kv_tile * TILE;
             unsigned mask_bits = dropout_mask_rows<TILE / 8>(key, dropout.threshold, offset, T);
-            for (int j = 0; j < TILE / 8; j++)  // p becomes p_dropped, but for inv_keep
+            for (int j = 0; j < TILE / 8; j++)  // p becomes p_dropped, without inv_keep
                 for (int i = 0; i < 4; i++) p[j][i] = apply_mask(p[j][i], mask_bits, 4 * j + i, 1.0f);
         }
         gemm_rs(acc, p, v);
@@ -79,8 +83,8 @@ attention_forward(const bf16* qkv, bf16* y, float* lse, long long H, int T, floa
 }
 
 // dq = sum over the keys of ds k scale,  ds = p (dropout_backward(dy v^T) - delta),  delta = dy . y, row by row.
-// A block has 64 queries. dq: the first third of an array like qkv. delta: (B, H, T), for the other kernel.
-// Grid: (B H, tiles). Shared memory: 4 tiles.
+// A block owns 64 queries. dq: the first third of the last axis of an array of qkv's shape. delta: (B, H, T), which
+// attention_backward_key reads. Grid: (B H, tiles). Shared memory: 4 tiles.
 extern "C" __global__ void __launch_bounds__(THREADS, D > 64 ? 1 : 3)
 attention_backward_query(const bf16* qkv, const bf16* y, const bf16* dy, const float* lse, float* delta, bf16* dq, long long H,
                          int T, float scale, DropoutParams dropout) {
@@ -95,7 +99,7 @@ attention_backward_query(const bf16* qkv, const bf16* y, const bf16* dy, const f
     load_tile(dy_shared, dy + (b * T + q_tile * TILE) * C + h * D, C, T - q_tile * TILE);
     float inv_keep = dropout.threshold ? dropout.inv_keep : 1.0f, scale_log2 = scale * LOG2_E;
     float lse_t[2] = {}, delta_t[2] = {}, acc[D / 8][4] = {};
-    for (int r = 0; r < 2; r++) {  // each row by the four lanes of its quad
+    for (int r = 0; r < 2; r++) {  // the four lanes of a quad sum their row together
         int t = row + 8 * r;
         if (t < T) {
             long long at = (b * T + t) * C + h * D + lane % 4 * (D / 4);
@@ -134,8 +138,8 @@ attention_backward_query(const bf16* qkv, const bf16* y, const bf16* dy, const f
     store_fragment(dq + (b * T + q_tile * TILE + warp_row) * 3 * C + h * D, 3 * C, T - q_tile * TILE - warp_row, acc, scale, scale);
 }
 
-// dk = sum over the queries of ds^T q scale,  dv = sum over the queries of p_dropped^T dy. A block has 64 keys, and everything is
-// transposed: a fragment's rows are keys, its columns queries. dkv: the other two thirds of dq's array.
+// dk = sum over the queries of ds^T q scale,  dv = sum over the queries of p_dropped^T dy. A block owns 64 keys. Fragments are
+// transposed: their rows are keys and their columns are queries. dkv: the other two thirds of the array that dq is part of.
 // Shared memory: 2 tiles of keys and values, 2 half tiles of queries and dy, and lse and delta of these QUERIES.
 extern "C" __global__ void __launch_bounds__(THREADS)
 attention_backward_key(const bf16* qkv, const bf16* dy, const float* lse, const float* delta, bf16* dkv, long long H, int T,
@@ -181,7 +185,7 @@ attention_backward_key(const bf16* qkv, const bf16* dy, const float* lse, const 
             for (int i = 0; i < 4; i++) {
                 int query = 8 * j + lane % 4 * 2 + i % 2, bit = 4 * j + i;
                 dp[j][i] = p[j][i] * (apply_mask(dp[j][i], mask_bits, bit, inv_keep) - delta_shared[query]);  // 2., 3. ds
-                p[j][i] = apply_mask(p[j][i], mask_bits, bit, 1.0f);  // becomes p_dropped, but for inv_keep
+                p[j][i] = apply_mask(p[j][i], mask_bits, bit, 1.0f);  // becomes p_dropped, without inv_keep
             }
         gemm_rs(dv, p, dy_shared);  // 1. dv
         gemm_rs(dk, dp, q);  // 4. dk

@@ -1,18 +1,20 @@
-// GEMMs of tiles on the tensor cores: what attention_mma.cu is built from.
+// GEMMs of tiles on the tensor cores, from which attention_mma.cu is built.
 //
-// A tile is 64 or 32 rows of D bf16 elements in shared memory. A warp computes 16 rows of a matmul as an accumulator fragment of N8
-// pieces of 8 columns each (8 or 4 pieces, as many columns as the other tile has rows). It owns them as mma_16x8x16 leaves them
-// (ptx.cuh): of piece j, lane 4r + t has acc[j][0 1] = row r, columns 8j + 2t, 8j + 2t + 1, and acc[j][2 3] = row r + 8, the same
-// columns. So a lane has two rows, and the four lanes 4r .. 4r + 3 that share them are a quad.
+// A tile is 64 or 32 rows of D bf16 elements in shared memory. A warp computes 16 rows of a matmul in registers, as an
+// accumulator fragment of N8 pieces of 8 columns each; N8 is 8 or 4, as the other tile has 64 or 32 rows. The lanes own the
+// fragment in the layout of mma_16x8x16 (ptx.cuh). Of piece j, lane 4r + t owns
+//   acc[j][0], acc[j][1]   row r,     columns 8j + 2t, 8j + 2t + 1
+//   acc[j][2], acc[j][3]   row r + 8, the same columns
+// So a lane owns parts of two rows. The four lanes 4r .. 4r + 3, which share these rows, are a quad.
 #pragma once
 #include "random.cuh"
 
 constexpr int TILE = 64, WARPS = 4, THREADS = 32 * WARPS;
-constexpr int PITCH = D + 8;  // of a row, in elements: 16 bytes more, so that 8 rows of 16 bytes are in 32 different banks
+constexpr int PITCH = D + 8;  // elements from one row to the next; with 16 more bytes, 16 bytes of 8 rows are in 32 banks
 constexpr int TILE_SIZE = TILE * PITCH;
 
-// The rows of a head, row_stride elements apart, into a tile of ROWS rows. The first valid_rows exist, the others become zeros.
-// They are there after copy_async_wait.
+// Start to copy rows of a head, row_stride elements apart, into a tile of ROWS rows. The first valid_rows rows exist; the others
+// become zeros. The copy has arrived after copy_async_wait.
 template <int ROWS = TILE>
 __device__ inline void load_tile(bf16* tile, const bf16* from, long long row_stride, int valid_rows) {
     constexpr unsigned CHUNKS = D / 8;  // of 16 bytes in a row
@@ -26,7 +28,7 @@ __device__ inline void load_tile(bf16* tile, const bf16* from, long long row_str
     }
 }
 
-// acc (16 x 8 N8) = a (16 x D) b^T: 16 rows of one tile against the rows of another, the sum over D.
+// acc (16 x 8 N8) = a (16 x D) b^T, for 16 rows a of one tile and all rows b of another.
 template <int N8>
 __device__ inline void gemm_nt(float (&acc)[N8][4], const bf16* a, const bf16* b) {
     int lane = threadIdx.x % 32;
@@ -45,8 +47,7 @@ __device__ inline void gemm_nt(float (&acc)[N8][4], const bf16* a, const bf16* b
     }
 }
 
-// acc (16 x D) += p (16 x 8 N8) b: a fragment in registers against the rows of a tile in shared memory, the sum over these. p is
-// rounded to bf16.
+// acc (16 x D) += p (16 x 8 N8) b, for a fragment p in registers, which is rounded to bf16, and a tile b in shared memory.
 template <int N8>
 __device__ inline void gemm_rs(float (&acc)[D / 8][4], const float (&p)[N8][4], const bf16* b) {
     int lane = threadIdx.x % 32;
@@ -64,7 +65,7 @@ __device__ inline void gemm_rs(float (&acc)[D / 8][4], const float (&p)[N8][4], 
     }
 }
 
-// The largest value, and the sum, over the four lanes of a quad, in each of them.
+// Return the largest value, or the sum, over the four lanes of a quad. All four receive it.
 __device__ inline float quad_max(float x) {
     for (int i = 1; i < 4; i *= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, i));
     return x;
@@ -75,7 +76,7 @@ __device__ inline float quad_sum(float x) {
     return x;
 }
 
-// A fragment (16 x D) to memory, times scale0 for row r and scale1 for row r + 8; valid_rows of the 16 exist.
+// Store a fragment (16 x D), times scale0 in row r and scale1 in row r + 8. The first valid_rows of the 16 rows exist.
 __device__ inline void store_fragment(bf16* to, long long row_stride, int valid_rows, const float (&acc)[D / 8][4],
                                       float scale0, float scale1) {
     int r = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
@@ -88,19 +89,21 @@ __device__ inline void store_fragment(bf16* to, long long row_stride, int valid_
     }
 }
 
-// The dropout mask of a fragment whose rows are queries and whose columns are neighbouring keys: bit 4j + i is 1 if acc[j][i]
-// is kept. offset: the position, in the mask's stream, of column 0 of row r, a multiple of 4; queries are T positions apart.
+// Return the dropout mask of a fragment whose rows are queries and whose columns are neighbouring keys. Bit 4j + i is 1 if
+// acc[j][i] is kept. offset: the position, in the mask's stream, of column 0 of row r; it is a multiple of 4. Queries are T
+// positions apart.
 //
-// One Threefry counter yields 4 neighbouring columns of a row but a lane owns only 2 of them. So for every two pieces, 16 columns,
-// each lane t of a quad draws one counter for row r and one for row r + 8, and the quad exchanges the bits by shuffle. For one row:
+// One Threefry counter yields 4 neighbouring columns of a row, but a lane owns only 2 of them. So for every two pieces, which
+// are 16 columns, each lane t of a quad draws one counter for row r and one for row r + 8. Then the quad exchanges the bits by
+// shuffle. For one row:
 //
 //   columns of piece      j: 0 1 2 3 4 5 6 7   j + 1: 0 1 2 3 4 5 6 7
 //   drawn by lane t =        0 0 0 0 1 1 1 1          2 2 2 2 3 3 3 3     its counter: offset / 4 + 2j + t
 //   as its bit               0 1 2 3 0 1 2 3          0 1 2 3 0 1 2 3     (row r + 8: bits 4 .. 7)
 //   owned by lane t =        0 0 1 1 2 2 3 3          0 0 1 1 2 2 3 3
 //
-// So lane t reads the draw of lane t / 2 for piece j and of lane 2 + t / 2 for piece j + 1, and takes from each the bits 2 (t % 2)
-// and 2 (t % 2) + 1.
+// So lane t reads the draw of lane t / 2 for piece j, and that of lane 2 + t / 2 for piece j + 1. From each draw it takes the
+// bits 2 (t % 2) and 2 (t % 2) + 1.
 template <int N8>
 __device__ inline unsigned dropout_mask_rows(uint2 key, unsigned threshold, unsigned long long offset, long long T) {
     int lane = threadIdx.x % 32, t = lane % 4;
@@ -118,12 +121,13 @@ __device__ inline unsigned dropout_mask_rows(uint2 key, unsigned threshold, unsi
     return mask_bits;
 }
 
-// The same for a fragment whose rows are neighbouring keys and whose columns are queries. offset: the position of key 0 of this
-// warp's rows and query 0 of the columns, a multiple of 4; queries are T positions apart.
+// Return the same for a fragment whose rows are neighbouring keys and whose columns are queries. offset: the position of the
+// warp's first key and the first query of the columns; it is a multiple of 4. Queries are T positions apart.
 //
-// Here a counter yields 4 rows of a column, and of these each of four lanes owns one: the lanes 4r + t of the same t and of r =
-// 4g .. 4g + 3 exchange. Each lane owns rows r and r + 8 of columns 2t and 2t + 1, so the four of them need 4 counters per piece.
-// Lane own = r % 4 of the four draws one, and with i = 0 .. 3 each then reads all four draws, of each the bit of its own row:
+// Here a counter yields 4 rows of a column, and each of four lanes owns one of these rows. They are the lanes 4r + t with the
+// same t and with r = 4g .. 4g + 3. Each lane owns rows r and r + 8 of columns 2t and 2t + 1, so the four lanes need 4 counters
+// per piece. Each of them, own = r % 4, draws one counter. Then each reads all four draws, i = 0 .. 3, and takes the bit of its
+// own row:
 //
 //   drawn by lane own =      0          1           2          3
 //   column                   2t         2t + 1      2t         2t + 1        2t + own % 2

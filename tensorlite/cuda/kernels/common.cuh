@@ -1,8 +1,8 @@
-// Types, vector loads and stores, warp sums: what every kernel file begins with. It needs no header of CUDA's, so that the run-time compiler is enough to build it.
+// Types, vector loads and stores, and sums over a warp or block, which every kernel file includes. It needs no CUDA header, so
+// the run-time compiler alone can build it.
 //
-// scalar_t is the type in which activations are stored, float or bf16: a file is compiled once per type, with -Dscalar_t=float or
-// -Dscalar_t=bf16. All arithmetic is in float32. A Python int arrives as long long, a Python float as float, an absent array as
-// null.
+// scalar_t is the type in which activations are stored, float or bf16. A file is compiled once per type, with -Dscalar_t=float or
+// -Dscalar_t=bf16. All arithmetic is in float32. An absent array is a null pointer.
 #pragma once
 #include "ptx.cuh"
 
@@ -17,11 +17,11 @@ __device__ inline float to_float(bf16 x) { return __uint_as_float((unsigned)x.bi
 __device__ inline void store(float* p, float x) { *p = x; }
 __device__ inline void store(bf16* p, float x) { p->bits = (unsigned short)pack_bf16(x, 0.0f); }
 
-// x as it will be read back after a store through a pointer of this type.
+// Return x as it reads after a store through a pointer of this type.
 __device__ inline float round_to_storage(const float*, float x) { return x; }
 __device__ inline float round_to_storage(const bf16*, float x) { return __uint_as_float(pack_bf16(x, 0.0f) << 16); }
 
-// Four neighbouring elements, loaded and stored at once. The address is a multiple of their size: 16 bytes of float, 8 of bf16.
+// Four neighbouring elements, loaded or stored at once. The address is a multiple of their size, 16 bytes of float or 8 of bf16.
 struct Vec4 {
     float elements[4];
 
@@ -45,7 +45,7 @@ __device__ inline void store4(bf16* p, Vec4 x) {
     *(uint2*)p = make_uint2(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]));
 }
 
-// The sum, and the largest, of all 32 lanes, in each of them.
+// Return the sum, or the largest value, over the 32 lanes of a warp. All lanes receive it.
 __device__ inline float warp_sum(float x) {
     for (int i = 16; i > 0; i /= 2) x += __shfl_xor_sync(~0u, x, i);
     return x;
@@ -56,7 +56,7 @@ __device__ inline float warp_max(float x) {
     return x;
 }
 
-// The sum over a block of at most 1024 threads, a multiple of 32; in thread 0.
+// Return the sum over a block, whose number of threads is a multiple of 32, at most 1024. Thread 0 receives it.
 __device__ inline float block_sum(float x) {
     __shared__ float warp_sums[32];
     x = warp_sum(x);
@@ -65,7 +65,8 @@ __device__ inline float block_sum(float x) {
     return threadIdx.x < 32 ? warp_sum(threadIdx.x < blockDim.x / 32 ? warp_sums[threadIdx.x] : 0.0f) : 0.0f;
 }
 
-// What a thread of an elementwise kernel processes at a time: the elements i .. i + count - 1. count is 4, or 1 for the last few.
+// The elements i .. i + count - 1, which a thread of an elementwise kernel processes at a time. count is 4, or 1 for the last
+// few.
 struct Chunk {
     long long i;
     int count;
@@ -83,7 +84,7 @@ struct Chunk {
     }
 };
 
-// Grid-stride loop: calls body(chunk) for all n elements, spread over the threads of the grid.
+// Grid-stride loop: call body(chunk) for all n elements, spread over the threads of the grid.
 template <class Body>
 __device__ inline void grid_stride_vec4(long long n, Body body) {
     long long thread = blockIdx.x * (long long)blockDim.x + threadIdx.x, threads = gridDim.x * (long long)blockDim.x;

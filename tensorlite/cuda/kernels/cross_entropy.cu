@@ -1,13 +1,16 @@
-// Softmax cross-entropy. It replaces tensorlite/reference/cross_entropy.py, where the derivation is.
+// Softmax cross-entropy, forward and backward. It replaces tensorlite/reference/cross_entropy.py, where the derivation is.
 //
-// One warp owns a row, which it reads twice. Rows lie `stride` elements apart and V of these are in use: linear_cross_entropy pads
-// the vocabulary for the tensor cores. The logits are logit_t, float32 out of the head; the gradient is scalar_t; the targets are
-// index_t.
+// One warp owns one row of logits; a lane reads every 32nd logit of it. Forward reads the row twice, once for the maximum and
+// once for the sum.
+//
+// What differs from the reference: rows lie `stride` elements apart and have V logits and then padding, because
+// linear_cross_entropy pads the vocabulary for the tensor cores. The logits have the type logit_t, their gradient scalar_t, and
+// the targets index_t; the head computes float32 logits in any precision.
 #include "common.cuh"
 
 constexpr int WARPS = 8;
 
-// lse_n = log sum_v exp(logits_nv), and this block's partial sum of lse_n - logits_n,target.
+// lse_n = log sum_v exp(logits_nv), and partial, this block's sum of lse_n - logits_n,target.
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
 cross_entropy_forward(const logit_t* logits, long long stride, long long V, const index_t* targets, float* lse, float* partial,
                       long long rows) {
@@ -29,7 +32,7 @@ cross_entropy_forward(const logit_t* logits, long long stride, long long V, cons
     if (threadIdx.x == 0) partial[blockIdx.x] = loss;
 }
 
-// loss = the sum of the blocks' partial sums / rows. One block.
+// loss = the sum of the blocks' partial sums, over rows. One block.
 extern "C" __global__ void mean_loss(const float* partial, long long count, long long rows, float* loss) {
     float sum = 0.0f;
     for (long long i = threadIdx.x; i < count; i += blockDim.x) sum += partial[i];
@@ -37,7 +40,7 @@ extern "C" __global__ void mean_loss(const float* partial, long long count, long
     if (threadIdx.x == 0) *loss = sum / rows;
 }
 
-// dlogits = dloss (p - onehot) / rows; the padding gets zeros. dloss is `value`, times *dloss_ptr where that is not null.
+// dlogits = dloss (p - onehot) / rows, and zeros in the padding. dloss is `value`, times *dloss_ptr unless that is null.
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
 cross_entropy_backward(float value, const float* dloss_ptr, const logit_t* logits, long long stride, long long V,
                        const index_t* targets, const float* lse, scalar_t* dlogits, long long rows) {

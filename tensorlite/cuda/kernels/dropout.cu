@@ -1,7 +1,10 @@
 // Dropout, alone and with the residual connection. It replaces tensorlite/reference/dropout.py, where the derivation is.
+//
+// A thread processes four neighbouring elements at a time, as many as one Threefry counter yields. What differs from the
+// reference: no mask is stored; backward draws it again.
 #include "random.cuh"
 
-// x times inv_keep, or 0 where dropped.
+// Return x times inv_keep where it is kept, and 0 where it is dropped.
 __device__ inline Vec4 apply_dropout(Vec4 x, const DropoutParams& dropout, uint2 key, Chunk chunk) {
     unsigned long long element = dropout.offset + chunk.i;
     unsigned mask_bits = 0;
@@ -13,7 +16,7 @@ __device__ inline Vec4 apply_dropout(Vec4 x, const DropoutParams& dropout, uint2
     return x;
 }
 
-// out = x + dropout(y), or dropout(y) alone where x is null. dropout_backward is the same map, of dy.
+// out = x + dropout(y), or dropout(y) where x is null. dropout_backward is the same map, applied to dy.
 extern "C" __global__ void residual(const scalar_t* x, const scalar_t* y, DropoutParams dropout, scalar_t* out, long long n) {
     uint2 key = block_key(dropout);
     grid_stride_vec4(n, [&](Chunk chunk) {

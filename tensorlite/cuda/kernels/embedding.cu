@@ -1,11 +1,13 @@
-// Embeddings, and the batch that they begin with.
+// Token and position embeddings, and the batch that they read.
 // They replace tensorlite/reference/embedding.py and get_batch of tensorlite/reference/ops.py.
 //
-// The gradient of a lookup is onehot^T dy, a matmul as in the reference: it is bitwise reproducible, where atomics would sum in the
-// order of arrival. index_t is the integer type of the text.
+// A block copies one row of the batch or of the table; a warp writes one row of onehot. What differs from the reference: the
+// batch is drawn on the device. The gradient of a lookup is onehot^T dy, a matmul as in the reference, which is bitwise
+// reproducible; atomics would sum in the order of arrival. index_t is the integer type of the text.
 #include "random.cuh"
 
-// Row r: a window of the text that begins at a place drawn for the global row row0 + r, and the same one character later.
+// Row r of idx is a window of the text, which begins at a place drawn for the global row row0 + r. Row r of targets begins one
+// character later. One block per row.
 extern "C" __global__ void get_batch(const index_t* data, long long n, Key key, long long row0, index_t* idx, index_t* targets,
                                      long long T) {
     __shared__ long long start;
@@ -26,7 +28,7 @@ extern "C" __global__ void lookup(const index_t* ids, const scalar_t* table, sca
     for (long long c = threadIdx.x; c < C; c += blockDim.x) y[blockIdx.x * C + c] = row[c];
 }
 
-// onehot_nv = 1 where ids_n = v, else 0; of padded_vocab columns, some are beyond the vocabulary. One warp per row.
+// onehot_nv = 1 where ids_n = v, else 0. The last of the padded_vocab columns are beyond the vocabulary. One warp per row.
 extern "C" __global__ void write_onehot(const index_t* ids, scalar_t* onehot, long long padded_vocab, long long rows) {
     long long warps = gridDim.x * (long long)blockDim.x / 32, warp = (blockIdx.x * (long long)blockDim.x + threadIdx.x) / 32;
     for (long long n = warp; n < rows; n += warps)

@@ -1,27 +1,31 @@
-// Layer normalisation, fused with the residual connection before it and the sum of gradients after it.
+// Layer normalisation, forward and backward, fused with the residual connection before it.
 // It replaces tensorlite/reference/layernorm.py, residual in tensorlite/reference/dropout.py and dropout_add_layernorm in
-// composites.py; derivations are there.
+// composites.py; the derivations are there.
 //
-// One warp owns one row of C channels in registers, so each array is read once and written once. Mean and variance are of the sum
-// as stored, rounded, so that backward, which reads the stored one, normalises the same values.
+// One warp owns one row of C channels in registers; a lane owns every 32nd vector of four channels. So each array is read once
+// and written once.
+//
+// What differs from the reference: dropout, the residual sum and the sum of gradients are in the same pass. Mean and variance are
+// computed from the sum after it is rounded to its stored type, because backward reads the stored sum. Each block sums dw and
+// db over its rows, and reduce.cu sums the blocks' partial sums.
 #include "random.cuh"
 
-constexpr int WARPS = 4;                      // rows of a block at a time
-constexpr int VEC = C % 4 == 0 ? 4 : 1;       // neighbouring channels of a lane
-constexpr int LANE_STRIDE = 32 * VEC;         // channels of a warp at a time: from one vector of a lane to its next
+constexpr int WARPS = 4;                      // rows that a block processes at a time
+constexpr int VEC = C % 4 == 0 ? 4 : 1;       // neighbouring channels that a lane loads at once
+constexpr int LANE_STRIDE = 32 * VEC;         // channels from one vector of a lane to its next
 constexpr int VECS_PER_LANE = (C + LANE_STRIDE - 1) / LANE_STRIDE;
 constexpr int PER_LANE = VECS_PER_LANE * VEC;
-constexpr int PARTIAL_LD = (C + 3) / 4 * 4;   // floats of a block's partial sum of dw, and of db: 16 bytes are read at once
+constexpr int PARTIAL_LD = (C + 3) / 4 * 4;   // floats from a block's partial sum of dw to that of db, a multiple of 16 bytes
 
-// A lane's channels of a row. Beyond the last channel they are zeros.
+// The channels of a row that a lane owns. Beyond the last channel, values are zero.
 struct Row {
     float x[PER_LANE];
 };
 
-// The channel of a lane's value i: its vectors are LANE_STRIDE apart.
+// Return the channel of this lane's value i.
 __device__ inline int channel(int i) { return i / VEC * LANE_STRIDE + threadIdx.x % 32 * VEC + i % VEC; }
 
-// A row of any array of C channels; zeros beyond its end.
+// Load a row of C channels. p: its first channel.
 template <class T>
 __device__ inline Row load_row(const T* p) {
     Row row;
@@ -51,7 +55,7 @@ __device__ inline void store_row(T* p, const Row& row) {
     }
 }
 
-// The row times inv_keep, or 0 where dropped. offset: the position of its first element in the mask's stream.
+// Multiply kept elements of a row by inv_keep and dropped ones by 0. offset: the position of channel 0 in the mask's stream.
 __device__ inline void apply_dropout(Row& row, const DropoutParams& dropout, uint2 key, long long offset) {
 #pragma unroll
     for (int i = 0; i < PER_LANE; i += VEC) {
@@ -63,8 +67,8 @@ __device__ inline void apply_dropout(Row& row, const DropoutParams& dropout, uin
     }
 }
 
-// s = x + dropout(y),  h = (s - mean) rstd w + b. Without y, x itself is normalised and nothing is written to s.
-// x, y, s, h: (rows, C). w, b: (C,), b or null. mean, rstd: (rows,).
+// s = x + dropout(y),  h = (s - mean) rstd w + b. Where y is null, x itself is normalised and s is not written.
+// x, y, s, h: (rows, C). w, b: (C,); b may be null. mean, rstd: (rows,).
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
 layernorm_forward(const scalar_t* x, const scalar_t* y, DropoutParams dropout, scalar_t* s, const scalar_t* w, const scalar_t* b,
                   float eps, scalar_t* h, float* mean, float* rstd, long long rows) {
@@ -101,9 +105,10 @@ layernorm_forward(const scalar_t* x, const scalar_t* y, DropoutParams dropout, s
     }
 }
 
-// dx = skip + rstd (g - mean(g) - xhat mean(g xhat)),  g = dh w;   dbranch = dropout_backward(dx).
-// And this block's partial sums of dw = sum of dh xhat and db = sum of dh over rows, into partial: (blocks, 2, PARTIAL_LD).
-// skip: the gradient that x has from elsewhere, or null. dbranch: null where nothing was added before the norm.
+// dx = skip + rstd (g - mean(g) - xhat mean(g xhat)),  g = dh w,  and dbranch = dropout_backward(dx).
+// dw = sum of dh xhat and db = sum of dh over rows; each block stores its partial sums of both in partial: (blocks, 2,
+// PARTIAL_LD). skip: the gradient that reaches x past the norm, or null. dbranch: null where there was no dropout before the
+// norm.
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
 layernorm_backward(const scalar_t* dh, const scalar_t* x, const scalar_t* w, const float* mean, const float* rstd,
                    const scalar_t* skip, scalar_t* dx, DropoutParams dropout, scalar_t* dbranch, float* partial, long long rows) {
@@ -131,7 +136,7 @@ layernorm_backward(const scalar_t* dh, const scalar_t* x, const scalar_t* w, con
             store_row(dbranch + n * C, g);
         }
     }
-    // The warps' sums, one after the other, always in the same order.
+    // Add the warps' sums one after the other, always in the same order.
     __shared__ float sums[2][VECS_PER_LANE * LANE_STRIDE];
     for (int warp = 0; warp < WARPS; warp++) {
         if (threadIdx.x / 32 == warp)

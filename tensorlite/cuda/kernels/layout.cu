@@ -1,5 +1,5 @@
-// Copies of an array in another layout or precision.
-// Kernels and GEMMs ask for these; tensorlite/cuda/layout.py launches the copies.
+// Copies of an array in another layout or precision, which kernels and GEMMs require.
+// tensorlite/cuda/layout.py launches them. They replace no op of the reference.
 #include "common.cuh"
 
 // y_ij = x_ji, for y: (rows, n / rows).
@@ -8,12 +8,14 @@ extern "C" __global__ void transpose(const scalar_t* x, scalar_t* y, long long r
         y[i] = x[i % (n / rows) * rows + i / (n / rows)];
 }
 
-// Rows of another width: those of x: (rows, from) from column `at` on in y: (rows, to), as far as they fit, and zeros elsewhere.
-extern "C" __global__ void pad_columns(const scalar_t* x, long long from, scalar_t* y, long long to, long long at, long long rows) {
-    for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < rows * to; i += gridDim.x * (long long)blockDim.x) {
-        long long column = i % to - at;
-        if (0 <= column && column < from)
-            y[i] = x[i / to * from + column];
+// Copy the columns of x: (rows, x_width) to those of y: (rows, y_width) from column `at` on, as far as they fit; zeros elsewhere.
+extern "C" __global__ void pad_columns(const scalar_t* x, long long x_width, scalar_t* y, long long y_width,
+                                       long long at, long long rows) {
+    for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < rows * y_width;
+         i += gridDim.x * (long long)blockDim.x) {
+        long long column = i % y_width - at;
+        if (0 <= column && column < x_width)
+            y[i] = x[i / y_width * x_width + column];
         else
             store(y + i, 0.0f);
     }

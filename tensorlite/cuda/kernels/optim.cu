@@ -1,20 +1,21 @@
-// Gradients into the flat buffer, AdamW, clipping, the learning-rate schedule and the count of steps.
+// The flat gradient buffer, its norm, clipping, AdamW with its schedule, and the count of steps.
 // They replace tensorlite/reference/optim.py and pack_grads of tensorlite/reference/ops.py.
 //
-// What differs: in a captured step the step number is in device memory, so the schedule and the two corrections of Adam's
-// start are computed here, in double, by one thread of each block, as the reference does in Python.
+// A thread of pack_grads and adamw processes four neighbouring elements at a time. What differs from the reference: in a
+// captured step the step number is in device memory. So the schedule and the two bias corrections of Adam are computed here, in
+// double, by one thread of each block, with the reference's formulas.
 #include "common.cuh"
 
-constexpr int COPIES = 128;  // arrays per launch: their addresses and sizes fill 3 of the 4 KiB that arguments may have
+constexpr int COPIES = 128;  // arrays per launch: their addresses and sizes take 3 of the 4 KiB that arguments may have
 
-// Copy or add many arrays, each to a place of its own: the gradients into their slots of the flat buffer. One row of blocks per
-// array. tensorlite/cuda/optim.py packs it.
+// The arrays of one launch of pack_grads. tensorlite/cuda/optim.py packs this struct.
 struct Copies {
     const float* from[COPIES];
     float* to[COPIES];
     long long size[COPIES];
 };
 
+// Copy many arrays, the gradients, into their slots of the flat buffer, or add them to it. One row of blocks per array.
 extern "C" __global__ void pack_grads(Copies copies, bool add) {
     const float* from = copies.from[blockIdx.y];
     float* to = copies.to[blockIdx.y];
@@ -28,7 +29,7 @@ extern "C" __global__ void pack_grads(Copies copies, bool add) {
     });
 }
 
-// This block's partial sum of squares.
+// partial = this block's sum of squares.
 extern "C" __global__ void sum_squares(const float* grads, float* partial, long long n) {
     float sum = 0.0f;
     for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < n; i += gridDim.x * (long long)blockDim.x)
@@ -45,32 +46,32 @@ extern "C" __global__ void finish_norm(const float* partial, long long count, fl
     if (threadIdx.x == 0) *norm = sqrtf(sum);
 }
 
-// grads *= min(1, max_norm / (norm + 1e-6)); fminf takes the 1 where the norm is NaN.
+// grads *= min(1, max_norm / (norm + 1e-6)). Where the norm is NaN, fminf returns 1.
 extern "C" __global__ void clip(float* grads, const float* norm, float max_norm, long long n) {
     float scale = fminf(1.0f, max_norm / (*norm + 1e-6f));
     for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < n; i += gridDim.x * (long long)blockDim.x)
         grads[i] *= scale;
 }
 
-// The parameters of an update. tensorlite/cuda/optim.py packs them.
+// The parameters of an update. tensorlite/cuda/optim.py packs this struct.
 struct AdamWParams {
-    const long long* step;  // null: t and lr are given. Else t is the step's number plus t, and lr is that of the schedule
+    const long long* step;  // null: use t and lr. Otherwise use *step + t, and the lr of the schedule at *step
     long long t;
     double lr, min_lr;
     long long warmup, total;
     double beta1, beta2, eps, weight_decay;
 };
 
-// cosine_lr of tensorlite/reference/optim.py
+// Return the learning rate, as cosine_lr of tensorlite/reference/optim.py.
 __device__ inline double cosine_lr(const AdamWParams& hyper) {
     if (*hyper.step < hyper.warmup) return hyper.lr * (*hyper.step + 1) / (hyper.warmup + 1);
     double done = fmin(1.0, (double)(*hyper.step - hyper.warmup) / max(1LL, hyper.total - hyper.warmup));
     return hyper.min_lr + (hyper.lr - hyper.min_lr) * 0.5 * (1.0 + cospi(done));
 }
 
-// One AdamW update, in place, of n floats; the first n_decay decay.
+// Make one AdamW update, in place, of n floats; weight decay applies to the first n_decay.
 //     params -= lr sqrt(c2)/c1 m / (sqrt(v) + eps sqrt(c2)),   c1 = 1 - beta1^t,  c2 = 1 - beta2^t
-// which is the reference's, with the scalar factors moved together.
+// This is the reference's update with the scalar factors moved together.
 extern "C" __global__ void adamw(float* params, const float* grads, float* m, float* v, AdamWParams hyper, long long n_decay,
                                  long long n) {
     __shared__ float rate, epsilon, decay;
@@ -100,7 +101,7 @@ extern "C" __global__ void adamw(float* params, const float* grads, float* m, fl
     });
 }
 
-// The end of a captured step: its loss and norm into a ring, where the host reads them later, and the count goes on.
+// End a captured step: store its loss and norm in a ring buffer, which the host reads later, and increment the step number.
 extern "C" __global__ void end_step(long long* step, const float* loss, const float* norm, float* loss_ring, long long ring_size) {
     long long slot = *step % ring_size;
     loss_ring[2 * slot] = *loss;

@@ -1,7 +1,7 @@
-// Random bits and dropout masks on the device: tensorlite/random.py bit for bit.
+// Random bits and dropout masks on the device. They equal those of tensorlite/random.py bit for bit.
 //
-// The bits are the same. What differs: nothing is stored. A kernel draws the lanes it needs, in forward and again in backward. In a
-// captured step it derives the key itself, from the step number in device memory, since the arguments of a launch are frozen.
+// What differs: no mask is stored. A kernel draws the 16-bit lanes that it needs, in forward and again in backward. In a
+// captured step, where the arguments of a launch are frozen, the kernel derives the key from the step number in device memory.
 #pragma once
 #include "common.cuh"
 
@@ -23,29 +23,29 @@ __device__ inline uint2 threefry2x32(unsigned k0, unsigned k1, unsigned x0, unsi
     return make_uint2(x0, x1);
 }
 
-// The key of a place in the network. tensorlite/cuda/runtime/device_key.py packs it.
+// The key of one use of randomness, such as the dropout of one layer. tensorlite/cuda/runtime/device_key.py packs this struct.
 struct Key {
-    const long long* step;  // null: k0 and k1 are the key. Else they are the seed, from which the key is derived on the device
+    const long long* step;  // null: k0 and k1 are the key. Otherwise they are the seed, from which the device derives the key
     unsigned k0, k1;
     unsigned layer, site;
 };
 
-// The key itself, derived here if the step is only known on the device.
+// Return the key, derived here if only the device knows the step.
 __device__ inline uint2 resolve_key(const Key& key) {
     if (key.step == nullptr) return make_uint2(key.k0, key.k1);
     uint2 k = threefry2x32(key.k0, key.k1, (unsigned)*key.step, (unsigned)(*key.step >> 32));  // step_key
     return threefry2x32(k.x, k.y, key.layer, key.site);                                        // fold_in
 }
 
-// tensorlite/cuda/runtime/device_key.py packs it.
+// One dropout. tensorlite/cuda/runtime/device_key.py packs this struct.
 struct DropoutParams {
     Key key;
-    long long offset;    // position of this array's first element in the stream of the whole batch, where earlier rows come first
-    unsigned threshold;  // a 16-bit lane below it means "drop"; 0: no dropout
-    float inv_keep;      // 1 / probability of keeping an element
+    long long offset;    // position of this array's first element in the stream of the whole batch; earlier rows come before it
+    unsigned threshold;  // an element is dropped if its 16-bit lane is below this; 0: no dropout
+    float inv_keep;      // 1 / the probability of keeping an element
 };
 
-// The key, resolved by one thread for its block. All threads of the block must call it.
+// Return the key, which one thread resolves for its block. All threads of the block must call this.
 __device__ inline uint2 block_key(const DropoutParams& dropout) {
     __shared__ uint2 key;
     if (threadIdx.x == 0 && dropout.threshold) key = resolve_key(dropout.key);
@@ -53,14 +53,14 @@ __device__ inline uint2 block_key(const DropoutParams& dropout) {
     return key;
 }
 
-// The dropout mask of the elements 4 counter .. 4 counter + 3: bit i is 1 if element 4 counter + i is kept.
+// Return the dropout mask of the elements 4 counter .. 4 counter + 3. Bit i is 1 if element 4 counter + i is kept.
 __device__ inline unsigned mask4(uint2 key, unsigned threshold, unsigned long long counter) {
     uint2 x = threefry2x32(key.x, key.y, (unsigned)counter, (unsigned)(counter >> 32));
     return ((x.x & 0xffffu) >= threshold) | ((x.x >> 16) >= threshold) << 1 | ((x.y & 0xffffu) >= threshold) << 2 |
            ((x.y >> 16) >= threshold) << 3;
 }
 
-// The same of one element.
+// Return the dropout mask of one element.
 __device__ inline bool mask1(uint2 key, unsigned threshold, unsigned long long element) {
     return mask4(key, threshold, element / 4) >> (element % 4) & 1;
 }

@@ -1,11 +1,14 @@
-// Sums over the rows of a matrix, in an order that is always the same.
+// Sums over the rows of a matrix, for the gradients of biases, positions and norms. They replace the reference's NumPy sums.
+//
+// A block owns some columns of one part of the rows, one or four columns per lane. Warp w sums the rows w, w + 32, ... of the
+// part, and warp 0 adds the 32 sums. The order is always the same, so the result is bitwise reproducible.
 #include "common.cuh"
 
-constexpr int BLOCK_COLS = 32, BLOCK_ROWS = 32;       // of a block: columns, and rows at a time
-constexpr int VEC = K % 4 == 0 && K >= 4096 ? 4 : 1;  // columns per thread: 4 where there are blocks enough all the same
+constexpr int BLOCK_COLS = 32, BLOCK_ROWS = 32;       // columns of threads in a block, and rows that it sums at a time
+constexpr int VEC = K % 4 == 0 && K >= 4096 ? 4 : 1;  // columns per thread: 4 where there are still enough blocks
 
-// partial_pk = sum of x_rk over the rows r of part p: the gradient of a bias, of the positions, of a norm.
-// x: (rows, K). partial: (parts, K). Grid: (blocks of columns, parts); each part takes rows_each neighbouring rows.
+// partial_pk = sum of x_rk over the rows r of part p.
+// x: (rows, K). partial: (parts, K). Grid: (blocks of columns, parts); each part has rows_each neighbouring rows.
 extern "C" __global__ void __launch_bounds__(BLOCK_COLS * BLOCK_ROWS)
 sum_rows(const scalar_t* x, float* partial, long long rows, long long rows_each) {
     int row = threadIdx.x / BLOCK_COLS, column = threadIdx.x % BLOCK_COLS;

@@ -1,4 +1,4 @@
-// A kernel that only waits: launches queued behind it are timed without the host's gaps.
+// A kernel that only waits. Launches queued behind it run without the gaps of the host, so that they can be timed.
 extern "C" __global__ void spin(long long clocks) {
     for (long long start = clock64(); clock64() - start < clocks;) {
     }

@@ -1,1 +1,1 @@
-"""What runs the kernels: the device, the compiler, cuBLASLt, and the captured training step."""
+"""The machinery that runs the kernels: device, compiler, cuBLASLt and the captured training step."""

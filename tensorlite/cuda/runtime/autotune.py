@@ -1,7 +1,7 @@
-"""Autotuning: which of several ways to compute the same is fastest here, remembered on disk.
+"""Autotuning: time several ways to compute the same result, and store on disk which is the fastest.
 
-A later run starts faster and, choosing the same algorithms, is bitwise reproducible. A candidate is a function without
-arguments under a name: cuBLASLt's algorithms, by their hexadecimal names, compete with "unfused" on the same terms.
+A later run starts faster and, because it uses the same algorithms, is bitwise reproducible. A candidate is a named function without
+arguments. cuBLASLt's algorithms, by their hexadecimal names, compete with "unfused" on equal terms.
 
     cache = AutotuneCache("NVIDIA H200, driver 580.65, cuBLASLt 131000")
     name = cache.pick(str(problem), {algo.name: run(algo) for algo in algos} | {"unfused": unfused}, time_call)
@@ -16,16 +16,16 @@ from statistics import median
 from tensorlite.cache_dir import cache_folder, locked, write_whole
 
 Candidate = Callable[[], object]  # may be called any number of times, always with the same result
-TimeCall = Callable[[Candidate], float]  # calls it, and returns the seconds that it took
+TimeCall = Callable[[Candidate], float]  # calls a candidate, and returns the seconds that it took
 
 ROUNDS = 5
 
 
 def fastest(candidates: Mapping[str, Candidate], time_call: TimeCall) -> tuple[str, float]:
-    """The name of the candidate with the least median time, and that time in seconds; of equals the first.
+    """Return the name of the candidate with the smallest median time, the first of equals, and that time in seconds.
 
-    Each round times them all, so that a GPU that changes its clock changes it for all. One that raises RuntimeError is left out.
-    Raises RuntimeError when none is left.
+    Each round times all candidates, so that a change of the GPU's clock affects all of them. A candidate that raises RuntimeError
+    is dropped. Raises RuntimeError when no candidate is left.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     reason: RuntimeError | None = None
@@ -45,22 +45,24 @@ def fastest(candidates: Mapping[str, Candidate], time_call: TimeCall) -> tuple[s
 class AutotuneCache:
     """The winners of one machine, in one JSON file: key -> {"algo": name, "microseconds": ..., "note": ...}.
 
-    machine: all that a choice depends on, apart from the key: GPU, driver, version of cuBLASLt; it becomes the file's name.
-    warn: called, once per message, where the file cannot be read or written. Neither is an error: what is not known is timed again.
+    machine: everything but the key that a choice depends on, such as the GPU, its driver and the version of cuBLASLt. The file is
+        named after it.
+    warn: is called once per message where the file cannot be read or written. Neither is an error: the candidates are timed again.
     """
 
     def __init__(self, machine: str, warn: Callable[[str], None] = print) -> None:
         self.path = cache_folder() / f"choices-{re.sub(r'[^A-Za-z0-9.]+', '-', machine).strip('-').lower()}.json"
-        self._warn, self._warned = warn, set[str]()
+        self._warn = warn
+        self._warned: set[str] = set()
         self._known = self._read()
         self._holds_lock = False
 
     def pick(self, key: str, candidates: Mapping[str, Candidate], time_call: TimeCall) -> str:
-        """The name of the remembered candidate, else of the one that is fastest now, which is remembered.
+        """Return the name of the stored candidate; if there is none, time all candidates and store the fastest.
 
-        The remembered one is run once: a graph that is captured next then finds its kernel loaded. If it raises RuntimeError, or
-        is no longer among the candidates, all are timed. One process at a time does so, and those that wait take its choice:
-        the ranks of a run make the choices that their next run will make. Not to be called during a capture.
+        A stored candidate is run once, so that its kernel is loaded before a graph is captured. If it raises RuntimeError, or is no
+        longer among the candidates, all are timed. One process at a time does so, and the processes that waited use its choice. So
+        all ranks of a run, and their next run, choose the same. Do not call this during a capture.
         """
         if name := self._remembered(key, candidates):
             return name
@@ -73,7 +75,7 @@ class AutotuneCache:
             return name
 
     def _remembered(self, key: str, candidates: Mapping[str, Candidate]) -> str:
-        """The name of the candidate that is known for the key, which has been run; "" where there is none, or it fails."""
+        """Return the name of the stored candidate for the key, after running it; "" where there is none, or it fails."""
         name = self._known.get(key, {}).get("algo", "")
         if name in candidates:
             with contextlib.suppress(RuntimeError):
@@ -83,7 +85,7 @@ class AutotuneCache:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """One process at a time; a candidate may make choices of its own, inside."""
+        """A context for one process at a time. It may be entered again inside, by a candidate that autotunes its own parts."""
         if self._holds_lock:
             yield
             return
@@ -99,20 +101,20 @@ class AutotuneCache:
             known = json.loads(self.path.read_bytes())
             if all(isinstance(entry["algo"], str) for entry in known.values()):
                 return known
-            raise ValueError("a choice is no name")
+            raise ValueError("an algorithm has no name")
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # any other JSON, too
-            self._say(f"{self.path} cannot be read ({error}): the fastest algorithms are looked for again")
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # it may be any JSON
+            self._say(f"{self.path} cannot be read ({error}): the fastest algorithms are timed again")
             return {}
 
     def _keep(self, key: str, entry: dict) -> None:
-        """Write the file whole or not at all, with what another process has added to it meanwhile."""
+        """Write the file as a whole or not at all, with the entries that another process has added meanwhile."""
         self._known = self._read() | self._known | {key: entry}
         try:
             write_whole(self.path, json.dumps(self._known, indent=1, sort_keys=True).encode())
         except OSError as error:
-            self._say(f"{self.path} cannot be written ({error}): the next run looks for the fastest algorithms again")
+            self._say(f"{self.path} cannot be written ({error}): the next run times the algorithms again")
 
     def _say(self, text: str) -> None:
         if text not in self._warned:

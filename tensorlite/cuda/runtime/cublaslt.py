@@ -1,8 +1,10 @@
-"""GEMMs by NVIDIA's cuBLASLt, called through ctypes. It allocates no memory and is given the stream, so a capture can record it.
+"""GEMMs by NVIDIA's cuBLASLt, called through ctypes.
 
-cuBLAS reads memory column by column, and a C-contiguous (M, K) array read so is its transpose, (K, M). So for out = a b it is
-asked for out^T = b^T a^T: its A is our b, its B our a, its (m, n, k) our (N, M, K), and nothing is copied. Where an array is itself
-the transpose of a C-contiguous one, the op attribute turns it round.
+It allocates nothing and takes the stream as an argument, so calls can be captured in a CUDA graph.
+
+cuBLAS matrices are column-major, and a C-contiguous (M, K) array read column by column is its transpose, (K, M). So for out = a b
+we ask for out^T = b^T a^T: cuBLAS's A is our b, its B is our a, and its (m, n, k) are our (N, M, K). Nothing is copied. Where an
+array is itself the transpose of a C-contiguous one, the attribute TRANSA or TRANSB undoes it.
 
     library = Library()
     handle = library.create()
@@ -10,9 +12,9 @@ the transpose of a C-contiguous one, the op attribute turns it round.
     algo = plan.candidates(handle)[0]
     plan.run(handle, algo, a.data.ptr, b.data.ptr, out.data.ptr, (bias.data.ptr,), workspace=..., workspace_bytes=..., stream=...)
 
-Before a graph is captured: ask for the candidates, which some versions refuse to give during a capture, and run the chosen one
-once, since a kernel is loaded at its first launch. The constants are those of cublasLt.h, cublas_api.h and library_types.h, by
-their names there; CUDA 12 and 13 agree on them.
+Two things must happen before a graph is captured. The candidates must be known, because some versions refuse to list them during a
+capture; and the chosen algorithm must have run once, because its kernel is loaded at the first launch. The constants have their
+names in cublasLt.h, cublas_api.h and library_types.h; CUDA 12 and 13 agree on their values.
 """
 
 import ctypes
@@ -20,7 +22,7 @@ import weakref
 from collections.abc import Sequence
 from ctypes import byref, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p, sizeof
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tensorlite.arrays import INSTALL_CUDA, DeviceError
 
@@ -57,20 +59,30 @@ COMPUTE = {  # (operands, compute); sums are float32 in all of them
     ("float32", "tf32"): CUBLAS_COMPUTE_32F_FAST_TF32,
     ("bfloat16", "bf16"): CUBLAS_COMPUTE_32F,
 }
-BIAS, AUX = CUBLASLT_MATMUL_DESC_BIAS_POINTER, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER
-EPILOGUES = {  # the constant, and the pointers that go with it, `extra`, in order; they have out's dtype, cuBLASLt's default
-    "none": (CUBLASLT_EPILOGUE_DEFAULT, ()),
-    "bias": (CUBLASLT_EPILOGUE_BIAS, (BIAS,)),  # out = a b + bias; bias: (N,)
-    "gelu": (CUBLASLT_EPILOGUE_GELU_AUX, (AUX,)),  # aux = a b, out = gelu(aux), the one with tanh; aux: (M, N)
-    "gelu_bias": (CUBLASLT_EPILOGUE_GELU_AUX_BIAS, (BIAS, AUX)),  # aux = a b + bias, out = gelu(aux)
-    "dgelu": (CUBLASLT_EPILOGUE_DGELU, (AUX,)),  # out = (a b) gelu'(aux)
-    "bias_grad": (CUBLASLT_EPILOGUE_BGRADA, (BIAS,)),  # out = a b, sums: (N,) = 1^T b, so db beside dw = x^T dy
+BIAS = CUBLASLT_MATMUL_DESC_BIAS_POINTER
+AUX = CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER
+
+
+class Epilogue(NamedTuple):
+    """What a GEMM does with its result before it stores it."""
+
+    constant: int
+    pointers: tuple[int, ...]  # attributes for the arrays it uses besides, in the order of `extra`; cuBLASLt gives them out's dtype
+
+
+EPILOGUES = {
+    "none": Epilogue(CUBLASLT_EPILOGUE_DEFAULT, ()),
+    "bias": Epilogue(CUBLASLT_EPILOGUE_BIAS, (BIAS,)),  # out = a b + bias; bias: (N,)
+    "gelu": Epilogue(CUBLASLT_EPILOGUE_GELU_AUX, (AUX,)),  # aux = a b, out = gelu(aux), the one with tanh; aux: (M, N)
+    "gelu_bias": Epilogue(CUBLASLT_EPILOGUE_GELU_AUX_BIAS, (BIAS, AUX)),  # aux = a b + bias, out = gelu(aux)
+    "dgelu": Epilogue(CUBLASLT_EPILOGUE_DGELU, (AUX,)),  # out = (a b) gelu'(aux)
+    "bias_grad": Epilogue(CUBLASLT_EPILOGUE_BGRADA, (BIAS,)),  # out = a b, sums: (N,) = 1^T b, which is db beside dw = x^T dy
 }
 WORKSPACE_BYTES = 32 << 20
 
 
 class CublasError(DeviceError):
-    """A call that cuBLASLt refused: its name, the status by name and by number, and the matmul it was about."""
+    """A call that cuBLASLt refused. The message has its name, the status as a name and a number, and the matmul."""
 
     def __init__(self, text: str, status: int) -> None:
         super().__init__(text)
@@ -79,10 +91,15 @@ class CublasError(DeviceError):
 
 @dataclass(frozen=True)
 class MatmulProblem:
-    """One problem, out (M, N) = epilogue(a b) of a (M, K) and b (K, N). str() is unique to it: the key of a choice.
+    """The problem out = epilogue(a b), for a: (M, K), b: (K, N) and out: (M, N), which is C-contiguous.
 
-    a_t, b_t: whether that operand is the transpose (.T) of a C-contiguous array, else it is C-contiguous itself, as out is.
-    operands, out: "float32" or "bfloat16". compute: "float32", "tf32" or "bf16". epilogue: one of EPILOGUES.
+    a_t, b_t: whether that operand is the transpose (.T) of a C-contiguous array; otherwise it is C-contiguous itself.
+    operands: "float32" or "bfloat16", the dtype of a and b.
+    out: "float32" or "bfloat16", the dtype of out.
+    compute: "float32", "tf32" or "bf16".
+    epilogue: one of EPILOGUES.
+
+    str() is different for different problems, so it is the key under which the choice of an algorithm is stored.
     """
 
     M: int
@@ -103,11 +120,14 @@ class MatmulProblem:
 
     @property
     def fusible(self) -> bool:
-        """Whether the library is asked to fuse this epilogue."""
-        aux = AUX in EPILOGUES[self.epilogue][1]
-        if (self.epilogue == "bias_grad" and self.b_t) or (aux and self.N % 8):
-            return False  # BGRADA wants its A not transposed, AUX_LD a multiple of 8
-        return not (aux and self.operands == "float32")  # how the library makes its tanh, it does not say: our own GELU is exact
+        """Whether we ask cuBLASLt to fuse this epilogue."""
+        if self.epilogue == "bias_grad" and self.b_t:
+            return False  # BGRADA needs an A that is not transposed
+        if AUX in EPILOGUES[self.epilogue].pointers:
+            if self.N % 8:
+                return False  # AUX_LD must be a multiple of 8
+            return self.operands != "float32"  # the precision of the library's tanh is undocumented; our own GELU is exact
+        return True
 
     def __str__(self) -> str:
         a = f"({self.K}, {self.M}).T" if self.a_t else f"({self.M}, {self.K})"
@@ -117,7 +137,7 @@ class MatmulProblem:
 
 @dataclass(frozen=True)
 class Algo:
-    """One algorithm for a matmul. data: what cuBLASLt calls cublasLtMatmulAlgo_t. name: the same in hexadecimal."""
+    """One algorithm for a matmul. data: a cublasLtMatmulAlgo_t. name: the same in hexadecimal."""
 
     data: bytes
     workspace_bytes: int
@@ -139,33 +159,31 @@ class HeuristicResult(ctypes.Structure):
     )
 
 
-_SET = (c_int, c_void_p, c_int, c_void_p, c_size_t)  # status of (object, attribute, value, its size)
-SIGNATURES = (  # name, result, arguments
-    ("GetVersion", c_size_t),
-    ("GetStatusName", c_char_p, c_int),
-    ("Create", c_int, c_void_p),
-    ("Destroy", c_int, c_void_p),
-    ("MatmulDescCreate", c_int, c_void_p, c_int, c_int),
-    ("MatmulDescDestroy", c_int, c_void_p),
-    ("MatmulDescSetAttribute", *_SET),
-    ("MatrixLayoutCreate", c_int, c_void_p, c_int, c_uint64, c_uint64, c_int64),
-    ("MatrixLayoutDestroy", c_int, c_void_p),
-    ("MatmulPreferenceCreate", c_int, c_void_p),
-    ("MatmulPreferenceDestroy", c_int, c_void_p),
-    ("MatmulPreferenceSetAttribute", *_SET),
-    ("MatmulAlgoGetHeuristic", c_int, *[c_void_p] * 7, c_int, c_void_p, c_void_p),
-    ("Matmul", c_int, *[c_void_p] * 14, c_size_t, c_void_p),
-)
+_SET_ATTRIBUTE = (c_void_p, c_int, c_void_p, c_size_t)  # the object, the attribute, its value, the size of the value
+STATUS_FUNCTIONS = {  # functions that return a status: the name after "cublasLt", and the types of the arguments
+    "Create": (c_void_p,),
+    "Destroy": (c_void_p,),
+    "MatmulDescCreate": (c_void_p, c_int, c_int),
+    "MatmulDescDestroy": (c_void_p,),
+    "MatmulDescSetAttribute": _SET_ATTRIBUTE,
+    "MatrixLayoutCreate": (c_void_p, c_int, c_uint64, c_uint64, c_int64),
+    "MatrixLayoutDestroy": (c_void_p,),
+    "MatmulPreferenceCreate": (c_void_p,),
+    "MatmulPreferenceDestroy": (c_void_p,),
+    "MatmulPreferenceSetAttribute": _SET_ATTRIBUTE,
+    "MatmulAlgoGetHeuristic": (*[c_void_p] * 7, c_int, c_void_p, c_void_p),
+    "Matmul": (*[c_void_p] * 14, c_size_t, c_void_p),
+}
 
 
 class Owned(c_void_p):
-    """A handle or a descriptor of the library, which is destroyed with it."""
+    """A handle or a descriptor. When this object is garbage-collected, the library destroys it."""
 
 
 class Library:
     """cuBLASLt, loaded. Everything but a handle works without a GPU.
 
-    Raises ImportError, with what to install, where the library is not to be found.
+    Raises ImportError, with the line to install it, where the library is not found.
     """
 
     def __init__(self) -> None:
@@ -175,22 +193,23 @@ class Library:
             self.lib = ctypes.CDLL(load_nvidia_dynamic_lib("cublasLt").abs_path)
         except (ImportError, RuntimeError, OSError) as error:  # no pathfinder, not found, not loadable
             raise ImportError(f"no cuBLASLt: {error}; {INSTALL_CUDA}") from error
-        for name, result, *arguments in SIGNATURES:
-            function = getattr(self.lib, f"cublasLt{name}")
-            function.restype, function.argtypes = result, arguments
+        self.lib.cublasLtGetVersion.restype = c_size_t
+        self.lib.cublasLtGetStatusName.restype = c_char_p
+        for name, arguments in STATUS_FUNCTIONS.items():
+            getattr(self.lib, f"cublasLt{name}").argtypes = arguments
 
     def version(self) -> int:
         return int(self.lib.cublasLtGetVersion())
 
     def call(self, name: str, *arguments: Any, about: object = None) -> None:
-        """Call cublasLt<name>; raises CublasError unless it succeeds."""
+        """Call cublasLt<name>. Raises CublasError unless it succeeds. about: the matmul, for the message."""
         status = getattr(self.lib, f"cublasLt{name}")(*arguments)
         if status != CUBLAS_STATUS_SUCCESS:
             words = f"cublasLt{name}: {self.lib.cublasLtGetStatusName(status).decode()} ({status})"
             raise CublasError(f"{words}, for {about}" if about else words, status)
 
     def new(self, what: str, *arguments: Any) -> Owned:
-        """Create a handle ("") or a descriptor ("MatmulDesc" and the like)."""
+        """Create a handle (what = "") or a descriptor (what = "MatmulDesc" and the like)."""
         owned = Owned()
         self.call(f"{what}Create", byref(owned), *arguments)
         weakref.finalize(owned, getattr(self.lib, f"cublasLt{what}Destroy"), owned.value)
@@ -201,7 +220,10 @@ class Library:
         self.call(f"{what}SetAttribute", owned, attribute, byref(value), sizeof(value))
 
     def create(self) -> Owned:
-        """A handle for the current device; keep it, destroying it waits for the device. Raises CublasError where there is none."""
+        """Create a handle for the current device. Raises CublasError where there is no device.
+
+        Make it once: to destroy a handle waits for the device.
+        """
         try:
             return self.new("")
         except CublasError as error:
@@ -212,29 +234,33 @@ class Library:
 
 
 class MatmulPlan:
-    """The descriptors of one matmul. The pointers in `extra` are stored in them at each run, so a plan is for one thread."""
+    """The descriptors of one matmul. Each run stores the pointers of its epilogue in them, so a plan serves one thread only."""
 
     def __init__(self, library: Library, problem: MatmulProblem) -> None:
-        self.library, self.problem = library, problem
-        p = problem
-        epilogue, self.extra = EPILOGUES[p.epilogue]
+        self.library = library
+        self.problem = p = problem
+        self.epilogue = EPILOGUES[p.epilogue]
         self.desc = library.new("MatmulDesc", COMPUTE[p.operands, p.compute], CUDA_R_32F)
         self._set(CUBLASLT_MATMUL_DESC_TRANSA, c_int32(CUBLAS_OP_T if p.b_t else CUBLAS_OP_N))
         self._set(CUBLASLT_MATMUL_DESC_TRANSB, c_int32(CUBLAS_OP_T if p.a_t else CUBLAS_OP_N))
-        self._set(CUBLASLT_MATMUL_DESC_EPILOGUE, c_uint32(epilogue))
-        if AUX in self.extra:
+        self._set(CUBLASLT_MATMUL_DESC_EPILOGUE, c_uint32(self.epilogue.constant))
+        if AUX in self.epilogue.pointers:
             self._set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, c_int64(p.N))
-        self.A = self._layout(p.operands, *((p.N, p.K) if p.b_t else (p.K, p.N)))
-        self.B = self._layout(p.operands, *((p.K, p.M) if p.a_t else (p.M, p.K)))
-        self.D = self._layout(p.out, p.M, p.N)
+        a_in_memory = (p.K, p.M) if p.a_t else (p.M, p.K)
+        b_in_memory = (p.N, p.K) if p.b_t else (p.K, p.N)
+        self.A = self._layout(p.operands, b_in_memory)
+        self.B = self._layout(p.operands, a_in_memory)
+        self.D = self._layout(p.out, (p.M, p.N))
 
     def candidates(
         self, handle: Owned, workspace_bytes: int = WORKSPACE_BYTES, count: int = 16, alignment: int = 256
     ) -> list[Algo]:
-        """At most `count` algorithms for it, the fastest first by cuBLASLt's own estimate; none where it supports none.
+        """Return at most `count` algorithms, the fastest first by cuBLASLt's own estimate; none where it supports none.
 
-        alignment: what all pointers will be multiples of. Where K is split, the parts go to the workspace and are summed in a
-        second step, so that bits repeat from run to run: in place is not allowed, nor are parts rounded to bfloat16.
+        alignment: bytes of which all pointers will be multiples.
+
+        Split-K is allowed only with a reduction out of place, in the workspace, of parts that are not rounded to bfloat16. This
+        makes results bitwise reproducible.
         """
         p = self.problem
         if not p.fusible:
@@ -248,17 +274,21 @@ class MatmulPlan:
         for matrix in range(4):
             attribute = CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES + matrix
             self.library.set("MatmulPreference", preference, attribute, c_uint32(alignment))
-        self._point([alignment] * len(self.extra))  # of these pointers it reads the alignment alone
-        results, found = (HeuristicResult * count)(), c_int()
-        layouts = self.A, self.B, self.D, self.D
+        self._point([alignment] * len(self.epilogue.pointers))  # the heuristic reads only the alignment of these pointers
+        results = (HeuristicResult * count)()
+        found = c_int()
+        layouts = (self.A, self.B, self.D, self.D)  # of A, B, C and D
         try:
             self._call("MatmulAlgoGetHeuristic", handle, self.desc, *layouts, preference, count, results, byref(found))
         except CublasError as error:
-            if error.status in (CUBLAS_STATUS_NOT_SUPPORTED, CUBLAS_STATUS_INVALID_VALUE):  # older versions say 7 for 15
+            if error.status in (CUBLAS_STATUS_NOT_SUPPORTED, CUBLAS_STATUS_INVALID_VALUE):  # older versions return the latter
                 return []
             raise
-        usable = [r for r in results[: found.value] if r.state == CUBLAS_STATUS_SUCCESS and r.workspaceSize <= workspace_bytes]
-        return [Algo(bytes(r.algo), r.workspaceSize) for r in usable]
+        return [
+            Algo(bytes(result.algo), result.workspaceSize)
+            for result in results[: found.value]
+            if result.state == CUBLAS_STATUS_SUCCESS and result.workspaceSize <= workspace_bytes
+        ]
 
     def run(
         self,
@@ -272,18 +302,28 @@ class MatmulPlan:
         workspace_bytes: int = 0,
         stream: int = 0,
     ) -> None:
-        """Launch out = epilogue(a b). All pointers are addresses on the device; extra: those that EPILOGUES lists."""
+        """Launch out = epilogue(a b).
+
+        a, b, out: addresses on the device.
+        extra: the addresses that go with the epilogue, in the order of `Epilogue.pointers`.
+        workspace, workspace_bytes: memory on the device that the algorithm may use.
+        stream: the address of the CUDA stream.
+        """
         self._point(extra)
         one, zero = byref(c_float(1.0)), byref(c_float(0.0))
-        operands = one, b, self.A, a, self.B, zero, out, self.D, out, self.D  # D = 1 A B + 0 C, and C is not read
+        matrix_a = (b, self.A)  # cuBLAS computes D = 1 A B + 0 C; it does not read C
+        matrix_b = (a, self.B)
+        matrix_d = (out, self.D)
+        operands = (one, *matrix_a, *matrix_b, zero, *matrix_d, *matrix_d)
         self._call("Matmul", handle, self.desc, *operands, algo.data, workspace, workspace_bytes, stream)
 
     def _point(self, pointers: Sequence[int]) -> None:
-        for attribute, pointer in zip(self.extra, pointers, strict=True):
+        for attribute, pointer in zip(self.epilogue.pointers, pointers, strict=True):
             self._set(attribute, c_void_p(pointer))
 
-    def _layout(self, dtype: str, rows: int, columns: int) -> Owned:
-        """A C-contiguous (rows, columns) array as cuBLAS sees it: (columns, rows), the next column `columns` elements further."""
+    def _layout(self, dtype: str, shape: tuple[int, int]) -> Owned:
+        """Describe a C-contiguous array to cuBLAS, which sees its transpose, with a leading dimension of `columns`."""
+        rows, columns = shape
         return self.library.new("MatrixLayout", DTYPES[dtype], columns, rows, columns)
 
     def _set(self, attribute: int, value: Any) -> None:

@@ -1,7 +1,7 @@
-"""Packs random keys and dropout structs for a launch; a captured step's number is on the device.
+"""Random keys and dropout structs as kernel arguments, for steps whose number only the device knows.
 
-This continues tensorlite/random.py. A launch's arguments are frozen when a step is captured. The step number must not be among
-them, nor anything derived from it: what is frozen is the address of the step number.
+This continues tensorlite/random.py. Graph capture freezes the arguments of every launch. So a launch is given the address of the
+step number in device memory, never the step number or a key derived from it, and the kernel derives the key on the device.
 """
 
 import math
@@ -18,11 +18,12 @@ from tensorlite.random import MASK32, Key, drop_threshold
 KEY = np.dtype([("step", "u8"), ("k0", "u4"), ("k1", "u4"), ("layer", "u4"), ("site", "u4")], align=True)  # random.cuh: Key
 # random.cuh: DropoutParams
 DROPOUT_PARAMS = np.dtype([("key", KEY), ("offset", "i8"), ("threshold", "u4"), ("inv_keep", "f4")], align=True)
+NO_DROPOUT = np.zeros((), DROPOUT_PARAMS)  # a threshold of 0: nothing is dropped
 
 
 @dataclass(frozen=True)
 class DeviceStep:
-    """A step number in device memory, plus a constant. `TrainState.step` is one while a step is captured."""
+    """A step number in device memory, plus a constant. While a step is captured, `TrainState.step` is one."""
 
     array: Array  # int64, ()
     plus: int = 0
@@ -32,7 +33,7 @@ class DeviceStep:
 
 
 class DeviceKey(NamedTuple):
-    """What a tensorlite.random.Key is derived from, when only the device knows the step."""
+    """The values from which a kernel derives a tensorlite.random.Key, when only the device knows the step."""
 
     step: DeviceStep
     seed: int
@@ -54,18 +55,22 @@ def fold_in(key: Key | DeviceKey | None, layer: int, name: str) -> Key | DeviceK
 
 
 def pack_key(key: Key | DeviceKey, address: Any) -> np.ndarray:
-    """The struct that a kernel takes by value. address: gives the address of an array."""
+    """Return the struct Key of random.cuh, which a kernel takes by value. address: returns an array's address on the device."""
     if isinstance(key, DeviceKey):
         if key.step.plus:
-            raise ValueError("a key is of the step that the device is at, not of another")
+            raise ValueError("a key is derived from the step that the device is at, not from a later one")
         return np.array((address(key.step.array), key.seed & MASK32, key.seed >> 32 & MASK32, key.layer, key.site), KEY)
     return np.array((0, key.k0, key.k1, 0, 0), KEY)
 
 
 def pack_dropout_params(shape: tuple[int, ...], p: float, key: Key | DeviceKey | None, address: Any) -> np.ndarray:
-    """The struct of a dropout over an array of this shape, whose first axis is the batch. A threshold of 0: nothing is dropped."""
+    """Return the struct of a dropout over an array of this shape, whose first axis is the batch, or NO_DROPOUT.
+
+    address: returns an array's address on the device.
+    """
     threshold = drop_threshold(p)
     if key is None or threshold == 0:
-        return np.zeros((), DROPOUT_PARAMS)
-    offset, inv_keep = key.row0 * math.prod(shape[1:]), 65536 / (65536 - threshold)
+        return NO_DROPOUT
+    offset = key.row0 * math.prod(shape[1:])
+    inv_keep = 65536 / (65536 - threshold)
     return np.array((pack_key(key, address), offset, threshold, inv_keep), DROPOUT_PARAMS)

@@ -1,7 +1,7 @@
 """class DryRunRuntime: a runtime that runs nothing.
 
-It adds up what a step would launch, compute and move, without a GPU. Its arrays are NumPy's and are never written or read, so the
-system gives them no memory.
+It adds up what a step would launch, compute and move, without a GPU. Its arrays are NumPy arrays that are never written or read, so
+the operating system gives them no memory.
 """
 
 import contextlib
@@ -14,30 +14,35 @@ import numpy as np
 
 from tensorlite.arrays import Array
 from tensorlite.cuda.runtime.memory_pool import GraphMemoryPool
+from tensorlite.cuda.runtime.signature import kernel_signature
 
 
 @dataclass
 class KernelCost:
-    """What all calls of one kernel in a step add up to."""
+    """The sums over all calls of one kernel in a step."""
 
     calls: int = 0
     flops: float = 0.0
-    bytes: float = 0.0  # of its array arguments, each once, and of those it touches besides
+    bytes: float = 0.0  # of its array arguments, each counted once, and of the arrays that it also touches
 
 
 class DryRunRuntime:
-    """As CudaRuntime. costs: by (op, kernel). op: the op that is running, set by the caller."""
+    """A stand-in for CudaRuntime.
+
+    costs: the cost of each kernel, by (op, kernel).
+    op: the name of the running op, which the caller sets.
+    """
 
     xp = np
 
     def __init__(self) -> None:
-        self.bfloat16 = np.dtype(np.float16)  # of its size: a dry run needs no package that knows bfloat16
+        self.bfloat16 = np.dtype(np.float16)  # of the same size: a dry run needs no package for bfloat16
         self.costs: dict[tuple[str, str], KernelCost] = {}
         self.op = ""
         self.pool: GraphMemoryPool | None = None
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """An array without memory; within `allocating`, of the pool."""
+        """Return an uninitialised array; within `allocating`, from the pool."""
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
         memory = self.block(nbytes) if self.pool is None else np.asarray(self.pool.take(nbytes))
         return memory[:nbytes].view(dtype).reshape(shape)
@@ -48,12 +53,12 @@ class DryRunRuntime:
 
     @staticmethod
     def block(nbytes: int) -> np.ndarray:
-        """Memory for a graph's memory pool."""
+        """Return memory for a graph's memory pool."""
         return np.empty(nbytes, np.uint8)
 
     @contextlib.contextmanager
     def allocating(self, pool: GraphMemoryPool) -> Iterator[None]:
-        """All arrays made in this block take their memory from the pool, whose size is then that of a graph's memory."""
+        """A context in which all new arrays come from the pool, whose size is then the memory that a graph would reserve."""
         self.pool = pool
         try:
             yield
@@ -62,18 +67,21 @@ class DryRunRuntime:
 
     def launch(
         self,
-        file: str,  # noqa: ARG002
-        name: str,
+        file: str,
+        kernel: str,
         grid: int | tuple[int, ...],  # noqa: ARG002
         block: int,  # noqa: ARG002
-        *args: Any,
+        /,
+        *,
+        defines: Mapping[str, str | int] | None = None,
         shared: int = 0,  # noqa: ARG002
         flops: float = 0.0,
         touches: Sequence[Array] = (),
-        **defines: Any,  # noqa: ARG002
+        **args: Any,
     ) -> None:
-        """Add up a kernel."""
-        self._add(name, flops, args, touches)
+        """Add up a kernel, whose arguments are checked as `CudaRuntime.launch` checks them."""
+        arguments = kernel_signature(file, kernel).arguments(args, defines or {})
+        self._add(kernel, flops, arguments, touches)
 
     def gemm(
         self,
@@ -88,25 +96,29 @@ class DryRunRuntime:
         bias_grad: Array | None = None,
         unfused: Any = None,  # noqa: ARG002
     ) -> None:
-        """Add up a GEMM, whose epilogue is taken to be fused."""
+        """Add up a GEMM, whose epilogue is assumed to be fused."""
         M, K = a.shape
         N = b.shape[1]
+        flops = 2.0 * M * K * N
         extras = {"bias": bias, "pre_gelu": pre_gelu, "dgelu_input": dgelu_input, "bias_grad": bias_grad}
-        self._add(gemm_label(a, b, extras), 2.0 * M * K * N, [a, b, out, *extras.values()], ())
+        self._add(gemm_label(a, b, extras), flops, [a, b, out, *extras.values()], ())
 
     def _add(self, kernel: str, flops: float, args: Sequence[Any], touches: Sequence[Array]) -> None:
         cost = self.costs.setdefault((self.op, kernel), KernelCost())
         cost.calls += 1
         cost.flops += flops
-        given = {self.address(a): a.nbytes for a in args if isinstance(a, np.ndarray) and not a.dtype.names}
-        cost.bytes += sum(given.values()) + sum(a.nbytes for a in touches)
+        arrays = [a for a in args if isinstance(a, np.ndarray) and not a.dtype.names]  # a structured one is a struct
+        nbytes = {self.address(a): a.nbytes for a in arrays}
+        cost.bytes += sum(nbytes.values()) + sum(a.nbytes for a in touches)
 
 
 def gemm_label(a: Array, b: Array, extras: Mapping[str, Array | None]) -> str:
-    """The name of a GEMM in a table of kernels, "gemm M x K x N + gelu + bias": its shape, and what its epilogue does.
+    """Return the name of a GEMM in a table of kernels: its shape and its epilogue, as in "gemm M x K x N + gelu + bias".
 
     extras: the arrays that the epilogue reads or writes, by the names of the runtime's parameters.
     """
-    epilogue = {"pre_gelu": "gelu", "bias": "bias", "dgelu_input": "dgelu", "bias_grad": "bias_grad"}
-    names = [name for parameter, name in epilogue.items() if extras.get(parameter) is not None]
-    return " + ".join([f"gemm {a.shape[0]} x {a.shape[1]} x {b.shape[1]}", *names])
+    label = f"gemm {a.shape[0]} x {a.shape[1]} x {b.shape[1]}"
+    for parameter, name in (("pre_gelu", "gelu"), ("bias", "bias"), ("dgelu_input", "dgelu"), ("bias_grad", "bias_grad")):
+        if extras.get(parameter) is not None:
+            label += f" + {name}"
+    return label

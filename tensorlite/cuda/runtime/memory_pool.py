@@ -1,9 +1,9 @@
-"""class GraphMemoryPool: the memory of one captured step, which no other code uses.
+"""class GraphMemoryPool: a private memory pool for one captured step.
 
-A graph has addresses in it. Were its temporaries taken from CuPy's pool, the pool would hand them out again as soon as the capture
-is over, and the next replay would write over whatever is there then. So they come from here: blocks that stay reserved as long as
-the graph. Within the step a block is used again once the last array on it has gone, as tensorlite/cpu/memory_pool.py does it:
-kernels run in the order of their launches, so a new owner's kernel comes after the last one of the old.
+A graph replays fixed addresses, so its temporaries must never be handed to other code, as CuPy's default pool would do after the
+capture. The blocks of this pool stay reserved as long as the graph. Within the step, a block is reused once the last array on it is
+garbage-collected, as in tensorlite/cpu/memory_pool.py. This is safe because kernels run in the order of their launches: the first
+kernel of the new array runs after the last kernel of the old one.
 """
 
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from typing import Any
 
 from tensorlite.integers import round_up
 
-ROUND = 512  # bytes: sizes are rounded up to a multiple, so that arrays of nearly one size share blocks
+ROUND = 512  # bytes: sizes are rounded up to a multiple of this, so that arrays of nearly equal size share blocks
 
 
 class PooledBlock:
-    """One block while it is in use. An array made on `block` must keep this object alive, as its owner."""
+    """One block while it is in use. An array on `block` must keep this object alive, as its owner."""
 
     __slots__ = ("_free", "block")
 
@@ -27,12 +27,12 @@ class PooledBlock:
 
     @property
     def __array_interface__(self) -> dict:
-        """For a NumPy block: np.asarray(pooled_block) is an array that keeps this object alive."""
+        """For NumPy: np.asarray(pooled_block) is an array that keeps this object alive."""
         return self.block.__array_interface__
 
 
 class GraphMemoryPool:
-    """Free blocks by size. allocate: makes a block of the given number of bytes."""
+    """Free blocks by size. allocate: returns a new block of the given number of bytes."""
 
     def __init__(self, allocate: Callable[[int], Any]) -> None:
         self._allocate = allocate
@@ -40,7 +40,7 @@ class GraphMemoryPool:
         self.nbytes = 0  # of all blocks
 
     def take(self, nbytes: int) -> PooledBlock:
-        """A block of at least so many bytes: one that was given back, the last first, or a new one."""
+        """Return a block of at least nbytes: the one that was freed last, or a new one."""
         size = round_up(max(1, nbytes), ROUND)
         free = self._free.setdefault(size, [])
         if not free:

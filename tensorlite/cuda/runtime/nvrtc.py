@@ -1,4 +1,7 @@
-"""The run-time compiler: a kernel file to the machine code of one architecture. It needs no GPU, no driver and no header file."""
+"""The run-time compiler NVRTC: it compiles a kernel file to machine code for one architecture.
+
+It needs no GPU, no driver and no header file.
+"""
 
 import contextlib
 import ctypes
@@ -13,36 +16,36 @@ from tensorlite.arrays import INSTALL_CUDA, DeviceError
 from tensorlite.cache_dir import cache_folder, write_whole
 
 KERNELS = Path(__file__).parents[1] / "kernels"
-SEAL = hashlib.sha256().digest_size  # bytes at the end of a cached file, by which damage is noticed
+SEAL = hashlib.sha256().digest_size  # bytes of the digest at the end of a cached file, which shows damage
 
 
 class CompileError(DeviceError):
-    """A kernel file that does not compile: its name, and what the compiler says."""
+    """A kernel file that does not compile. The message has its name and the compiler's log."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What the assembler says of one kernel: the registers of a thread, and the bytes that did not fit in them."""
+    """The resources of one kernel, as the assembler reports them."""
 
-    registers: int
-    spilled: int
-    stack: int
+    registers: int  # per thread
+    spilled: int  # bytes that did not fit in registers, per thread
+    stack: int  # bytes per thread
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """libnvrtc. Raises DeviceError, with the line to install, where there is none."""
+    """Load libnvrtc. Raises DeviceError, with the line to install it, where there is none."""
     try:
         from cuda.pathfinder import load_nvidia_dynamic_lib  # type: ignore
 
         return ctypes.CDLL(load_nvidia_dynamic_lib("nvrtc").abs_path)
-    except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: pathfinder's own, when nothing is found
+    except (ImportError, OSError, RuntimeError) as error:  # pathfinder raises RuntimeError when it finds nothing
         raise DeviceError(f"no CUDA: the run-time compiler libnvrtc cannot be loaded ({error}); {INSTALL_CUDA}") from error
 
 
 @functools.cache
 def version() -> tuple[int, int]:
-    """(13, 0) for CUDA 13.0."""
+    """Return the version of NVRTC, (13, 0) for CUDA 13.0."""
     major, minor = ctypes.c_int(), ctypes.c_int()
     library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
     return major.value, minor.value
@@ -50,7 +53,7 @@ def version() -> tuple[int, int]:
 
 @functools.cache
 def architectures() -> tuple[int, ...]:
-    """The compute capabilities that this compiler knows, as 80 for 8.0."""
+    """Return the compute capabilities that this compiler knows, 80 for 8.0."""
     count = ctypes.c_int()
     library().nvrtcGetNumSupportedArchs(ctypes.byref(count))
     known = (ctypes.c_int * count.value)()
@@ -59,7 +62,11 @@ def architectures() -> tuple[int, ...]:
 
 
 def compile_file(file: str, architecture: int, defines: Mapping[str, object], folder: Path = KERNELS) -> tuple[bytes, str]:
-    """The machine code (a cubin) of a kernel file with some words defined, and the compiler's log. Raises CompileError."""
+    """Compile a kernel file. Return its machine code (a cubin) and the compiler's log. Raises CompileError.
+
+    architecture: 80 for compute capability 8.0.
+    defines: the compile-time constants.
+    """
     nvrtc, program = library(), ctypes.c_void_p()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), (folder / file).read_bytes(), file.encode(), 0, None, None)
     try:
@@ -83,7 +90,7 @@ def _text(size_of: "ctypes._NamedFuncPointer", get: "ctypes._NamedFuncPointer", 
 
 
 def usage(log: str) -> dict[str, Usage]:
-    """What a log says of each kernel."""
+    """Read the resources of each kernel from a compiler's log."""
     pattern = r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores.*?Used (\d+) registers"
     return {
         name: Usage(int(registers), int(spilled), int(stack))
@@ -92,7 +99,10 @@ def usage(log: str) -> dict[str, Usage]:
 
 
 def cubin(file: str, architecture: int, defines: Mapping[str, object]) -> bytes:
-    """As compile_file, from the cache on disk where that has it whole: a training step's dozen modules take seconds to compile."""
+    """Return the machine code of a kernel file, from the cache on disk if an undamaged copy is there.
+
+    The dozen modules of a training step take seconds to compile.
+    """
     digest = hashlib.sha256(repr((version(), architecture, sorted(defines.items()))).encode())
     for source in sorted([KERNELS / file, *KERNELS.glob("*.cuh")]):
         digest.update(source.read_bytes())
@@ -102,11 +112,11 @@ def cubin(file: str, architecture: int, defines: Mapping[str, object]) -> bytes:
         if cached[-SEAL:] == hashlib.sha256(cached[:-SEAL]).digest():
             return cached[:-SEAL]
     code, _ = compile_file(file, architecture, defines)
-    with contextlib.suppress(OSError):  # no place to store it: the next run compiles again
+    with contextlib.suppress(OSError):  # it cannot be stored, so the next run compiles again
         write_whole(path, code + hashlib.sha256(code).digest())
     return code
 
 
 def fingerprint() -> str:
-    """A word that changes whenever any kernel file does."""
+    """Return a word that changes whenever any kernel file changes."""
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(KERNELS.glob("*.cu*")))).hexdigest()[:8]

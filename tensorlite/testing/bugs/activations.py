@@ -25,7 +25,7 @@ def _(dy: Array, cache: Array) -> Array:
     "gelu",
     "sqrt(2/pi) cut",
     "dx",
-    how_it_happens="sqrt(2/pi) was written as a number, 0.79, in one of the two places.",
+    how_it_happens="sqrt(2/pi) was written as 0.79 in one of the two places.",
     explanation="Backward must differentiate the function that ran, digits included; 0.79 is off by 1 %.",
 )
 def _(dy: Array, cache: Array) -> Array:
@@ -85,7 +85,7 @@ def _gelu_by_sigmoid(x: Array) -> tuple[Array, Array]:
     "another approximation",
     "y",
     how_it_happens="The GELU paper offers x sigmoid(1.702 x) too, and it is shorter.",
-    explanation="Forward and backward agree with each other, and gelu(x) - gelu(-x) = x holds; the values are another function's.",
+    explanation="Forward and backward agree, and gelu(x) - gelu(-x) = x holds, but the values are those of another function.",
     forward=_gelu_by_sigmoid,
     caught_by="test_value_against_loops",
 )
@@ -123,7 +123,7 @@ def _(dy: Array, cache: Array) -> Array:
     "relu",
     "multiplied by the output",
     "dx",
-    how_it_happens="The mask of live units was meant, and y, which is 0 for the dead ones, was at hand.",
+    how_it_happens="The mask of live units was needed, and y, which is 0 for the dead ones, was at hand.",
     explanation="The slope of a live unit is 1, not its value: (y > 0), not y.",
 )
 def _(dy: Array, cache: Array) -> Array:

@@ -16,7 +16,7 @@ from tensorlite.testing.bugs.bug import bug
     "attention",
     "the scale missing from dk",
     "dk",
-    how_it_happens="q is scaled before the matmul in the forward someone read, so 1/sqrt(D) went with q alone.",
+    how_it_happens="Some implementations scale q before the matmul, so 1/sqrt(D) was taken for a factor of q alone.",
     explanation="scores = q k^T / sqrt(D): the factor is in both derivatives, dq = ds k / sqrt(D) and dk = ds^T q / sqrt(D).",
 )
 def _(dy: Array, cache: tuple) -> Array:
@@ -55,8 +55,8 @@ def _(dy: Array, cache: tuple) -> Array:
     "dk transposed by a reshape",
     "dk",
     how_it_happens="q^T dscores gives the gradient of k^T, of shape (D, T); a reshape to (T, D) made the error go away.",
-    explanation="A reshape keeps the numbers in memory order and so mixes positions with channels; the axes must be swapped. "
-    "A published NumPy GPT trains with this one.",
+    explanation="A reshape keeps the memory order of the elements and so mixes positions with channels; the axes must be swapped. "
+    "A published NumPy GPT trains with this bug.",
 )
 def _(dy: Array, cache: tuple) -> Array:
     qkv, n_head, probs, dropout_cache = cache
@@ -112,8 +112,8 @@ def _(dy: Array, cache: tuple) -> Array:
     "attention",
     "the gradients of q and k swapped",
     "dq dk",
-    how_it_happens="Elsewhere the packed order is k, q, v, as in the lecture's head, which makes its key layer first.",
-    explanation="Gradients are packed as qkv is: [dq | dk | dv]. Shapes agree, so only the numbers tell.",
+    how_it_happens="Elsewhere the packed order is k, q, v, as in the lecture's head, which creates its key layer first.",
+    explanation="Gradients are packed as qkv is: [dq | dk | dv]. The shapes agree, so only the values can tell.",
 )
 def _(dy: Array, cache: tuple) -> Array:
     qkv, n_head, probs, dropout_cache = cache
@@ -133,7 +133,7 @@ def _(dy: Array, cache: tuple) -> Array:
     "dq dk dv",
     how_it_happens="(B, T, C) reshapes to (B, H, T, D) without an error.",
     explanation="The heads lie side by side in C: split C first, to (B, T, H, D), then swap T and H. "
-    "This deals pieces of positions to heads.",
+    "A plain reshape gives each head pieces of several positions.",
 )
 def _(dy: Array, cache: tuple) -> Array:
     qkv, n_head, probs, dropout_cache = cache
@@ -152,7 +152,7 @@ def _(dy: Array, cache: tuple) -> Array:
     "heads merged in the wrong order",
     "dq dk dv",
     how_it_happens="Some models pack [q k v] of head 0, then of head 1; their last line was copied.",
-    explanation="Here q of all heads comes first, then k, then v. Three and H changed places; with one head nobody can tell.",
+    explanation="q of all heads must come first, then k, then v. Swapping the axes 3 and H goes unnoticed with one head.",
 )
 def _(dy: Array, cache: tuple) -> Array:
     qkv, n_head, probs, dropout_cache = cache
@@ -192,7 +192,7 @@ def _(dy: Array, cache: tuple) -> Array:
     "dv",
     how_it_happens="(T, T) times (T, D) fits either way round.",
     explanation="v at position s is read by all later queries t, so dv_s sums p_dropped_ts dy_t over t: p_dropped^T dy. "
-    "Without it a value hears from the past.",
+    "Without the transpose a value gets the gradient of earlier queries.",
 )
 def _(dy: Array, cache: tuple) -> Array:
     qkv, n_head, probs, dropout_cache = cache
@@ -242,7 +242,7 @@ def _attention_leaking(qkv: Array, n_head: int, p: float = 0.0, key: Key | None 
     "one future token leaks",
     "y",
     how_it_happens="The diagonal of tri was counted from 1.",
-    explanation="Position t sees t + 1, which is just its target. The mask looks triangular, and backward is right.",
+    explanation="Position t sees t + 1, which is exactly its target. The mask looks triangular, and backward is right.",
     forward=_attention_leaking,
     caught_by="test_attention_cannot_see_the_future",
 )
@@ -263,7 +263,7 @@ def _attention_masked_by_zero(qkv: Array, n_head: int, p: float = 0.0, key: Key 
     "attention",
     "masked scores set to 0",
     "y",
-    how_it_happens="A mask multiplies by 0 what must not be seen.",
+    how_it_happens="Masking was taken to mean a multiplication by 0.",
     explanation="Softmax turns a score of 0 into exp(0) = 1, so future values still get weight; only -inf means never.",
     forward=_attention_masked_by_zero,
     caught_by="test_attention_cannot_see_the_future",
@@ -322,7 +322,7 @@ def _attention_scaled_by_d(qkv: Array, n_head: int, p: float = 0.0, key: Key | N
     "attention",
     "scale 1/D",
     "y",
-    how_it_happens="A mean over channels was thought of, or the square root was lost in copying.",
+    how_it_happens="The scale was meant as a mean over channels, or the square root was lost in copying.",
     explanation="q and k of unit variance give scores of variance D, and 1/sqrt(D) makes it 1; 1/D flattens the attention.",
     forward=_attention_scaled_by_d,
     caught_by="test_attention_scale_is_one_over_root_d",
@@ -353,7 +353,7 @@ def _attention_over_queries(qkv: Array, n_head: int, p: float = 0.0, key: Key | 
     "softmax over the queries",
     "y",
     how_it_happens="Scores are square, and the axis of the keys was mistaken, in both directions.",
-    explanation="Keys then share each of themselves among the queries; a query's weights do not sum to 1. "
+    explanation="The weights of a key then sum to 1 over the queries, and those of a query do not sum to 1 over the keys. "
     "With equal scores the output is no running mean.",
     forward=_attention_over_queries,
     caught_by="test_attention_with_equal_scores_is_the_running_mean",

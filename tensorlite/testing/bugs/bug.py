@@ -1,4 +1,4 @@
-"""What a mistake is, where they are collected, and inputs on which each shows."""
+"""class Bug, the list of all bugs, and inputs on which each of them shows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from tensorlite.reference.ops import ReferenceOps
 
 @dataclass(frozen=True)
 class Bug:
-    """One mistake: the code, and what there is to say about it."""
+    """One mistake: its code, how it happens, why it is wrong and which check catches it."""
 
     op: str  # a name of the op table
     name: str  # the mistake in a few words
-    wrong: tuple[str, ...]  # the gradients that are wrong (of attention dq, dk, dv, the thirds of dqkv), or "y", the value
-    how_it_happens: str  # how a person comes to make it
+    wrong: tuple[str, ...]  # the wrong gradients (for attention dq, dk, dv, the thirds of dqkv), or "y", the value
+    how_it_happens: str  # how people come to make it
     explanation: str  # what is wrong, and why
     caught_by: str  # "gradcheck", or the test of a property
     forward: Callable[..., tuple[Array, Any]]
@@ -39,11 +39,20 @@ def bug(
     forward: Callable | None = None,
     caught_by: str = "gradcheck",
 ) -> Callable[[Callable], Callable]:
-    """Append the backward below to BUGS; without a forward it belongs to the op's own."""
+    """Return a decorator that appends a wrong backward to BUGS, together with `forward` or else the true forward of the op."""
 
     def append(backward: Callable) -> Callable:
-        true = getattr(OPS, f"{op}_forward")
-        BUGS.append(Bug(op, name, tuple(wrong.split()), how_it_happens, explanation, caught_by, forward or true, backward))
+        entry = Bug(
+            op=op,
+            name=name,
+            wrong=tuple(wrong.split()),
+            how_it_happens=how_it_happens,
+            explanation=explanation,
+            caught_by=caught_by,
+            forward=forward or getattr(OPS, f"{op}_forward"),
+            backward=backward,
+        )
+        BUGS.append(entry)
         return backward
 
     return append
@@ -52,7 +61,7 @@ def bug(
 def example(op: str, square: bool = True) -> dict[str, Any]:
     """Return float64 inputs of the op on which each of its mistakes shows.
 
-    square: give all axes one length, so that every wrong shape fits and only the numbers can tell; otherwise all differ.
+    square: give all axes the same length, so that every wrong shape fits and only the values can tell. Otherwise all differ.
     """
     random = np.random.default_rng(1)
     normal = random.standard_normal

@@ -15,8 +15,8 @@ from tensorlite.testing.bugs.bug import bug
     "cross_entropy",
     "1/N missing",
     "dlogits",
-    how_it_happens="Everybody knows that the gradient of softmax cross-entropy is p - onehot.",
-    explanation="That is one row's. The loss is the mean over N rows, so each counts 1/N. Adam hides the factor.",
+    how_it_happens="Textbooks give the gradient of softmax cross-entropy as p - onehot.",
+    explanation="That is the gradient of one row. The loss is the mean over N rows, so each counts 1/N. Adam hides the factor.",
 )
 def _(dloss: Array | float, cache: tuple) -> Array:
     logits, targets, lse = cache
@@ -31,7 +31,7 @@ def _(dloss: Array | float, cache: tuple) -> Array:
     "cross_entropy",
     "divided by N V",
     "dlogits",
-    how_it_happens="The mean was taken over everything there is, as in the backward of a squared error.",
+    how_it_happens="The mean was taken over all elements, as in the backward of a squared error.",
     explanation="The loss is a mean over rows; the classes of a row enter one lse and are not averaged.",
 )
 def _(dloss: Array | float, cache: tuple) -> Array:
@@ -47,8 +47,8 @@ def _(dloss: Array | float, cache: tuple) -> Array:
     "cross_entropy",
     "divided by B only",
     "dlogits",
-    how_it_happens="len(logits) was the number of rows until the time axis came.",
-    explanation="The mean is over all B T predictions, and len counts the sequences: gradients are T times too large.",
+    how_it_happens="len(logits) was the number of rows until the time axis was added.",
+    explanation="The mean is over all B T predictions, but len counts sequences, so gradients are T times too large.",
 )
 def _(dloss: Array | float, cache: tuple) -> Array:
     logits, targets, lse = cache
@@ -78,7 +78,7 @@ def _(dloss: Array | float, cache: tuple) -> Array:
     "cross_entropy",
     "the sign",
     "dlogits",
-    how_it_happens="onehot - p is the direction to move in, and was returned as the gradient.",
+    how_it_happens="onehot - p is the direction to move in, so it was returned as the gradient.",
     explanation="A gradient points uphill: p - onehot. The optimizer subtracts.",
 )
 def _(dloss: Array | float, cache: tuple) -> Array:
@@ -95,7 +95,7 @@ def _(dloss: Array | float, cache: tuple) -> Array:
     "dloss ignored",
     "dlogits",
     how_it_happens="The loss is the end of the network, so its gradient is always 1.",
-    explanation="Not when losses are weighted, or a shard's mean counts by its rows. A backward is linear in what it is given.",
+    explanation="It is not 1 when losses are weighted or a shard counts by its rows. A backward is linear in dloss.",
 )
 def _(dloss: Array | float, cache: tuple) -> Array:
     logits, targets, lse = cache
@@ -110,7 +110,7 @@ def _(dloss: Array | float, cache: tuple) -> Array:
     "cross_entropy",
     "1 subtracted in whole columns",
     "dlogits",
-    how_it_happens="A colon was written where the row numbers belong.",
+    how_it_happens="A colon was written where the row indices belong.",
     explanation="dz[:, targets] takes the columns of all targets in every row; pairs of a row and its target are meant.",
 )
 def _(dloss: Array | float, cache: tuple) -> Array:
@@ -148,7 +148,7 @@ def _cross_entropy_eps(logits: Array, targets: Array) -> tuple[Array, tuple]:
     "cross_entropy",
     "an eps inside the log",
     "y",
-    how_it_happens="log(0) was met once, and 1e-8 made it go away.",
+    how_it_happens="log(0) occurred once, and adding 1e-8 made it go away.",
     explanation="A hopeless target costs at most -ln(1e-8) = 18.4 and gets no gradient, just where the model is worst.",
     forward=_cross_entropy_eps,
     caught_by="test_cross_entropy_of_a_huge_gap_is_finite",
@@ -171,7 +171,7 @@ def _cross_entropy_summed(logits: Array, targets: Array) -> tuple[Array, tuple]:
     "cross_entropy",
     "the sum of the losses",
     "y",
-    how_it_happens="A mean was meant, and the 1/N left to whoever prints the loss.",
+    how_it_happens="The division by N was left to the code that prints the loss.",
     explanation="The loss and its gradient grow with the batch. Uniform logits must cost ln V, whatever N.",
     forward=_cross_entropy_summed,
     caught_by="test_cross_entropy_of_uniform_logits_is_log_v",

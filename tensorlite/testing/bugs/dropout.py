@@ -13,8 +13,8 @@ from tensorlite.testing.bugs.bug import bug
     "dropout",
     "the inv_keep forgotten",
     "dx",
-    how_it_happens="The mask was remembered, the inv_keep of the inverted form was not.",
-    explanation="y = x mask inv_keep has slope inv_keep where kept; without it gradients are too small by that factor.",
+    how_it_happens="The mask was remembered, but the factor inv_keep of inverted dropout was not.",
+    explanation="y = x mask inv_keep has slope inv_keep where the mask is 1; without it gradients are too small by that factor.",
 )
 def _(dy: Array, cache: tuple) -> Array:
     mask, _ = cache
@@ -26,7 +26,7 @@ def _(dy: Array, cache: tuple) -> Array:
     "divided by p",
     "dx",
     how_it_happens="Some libraries' p is the probability of keeping.",
-    explanation="Here p is the probability of dropping, and what is kept is divided by 1 - p. At p = 0.5 nobody can tell.",
+    explanation="Here p is the probability of dropping, and kept entries are divided by 1 - p. At p = 0.5 the two agree.",
 )
 def _(dy: Array, cache: tuple) -> Array:
     mask, inv_keep = cache
@@ -38,7 +38,7 @@ def _(dy: Array, cache: tuple) -> Array:
     "dropout",
     "another mask",
     "dx",
-    how_it_happens="To save the bytes of the mask backward draws it again, and by then the generator has moved on.",
+    how_it_happens="To save the memory of the mask, backward draws it again, but by then the generator has moved on.",
     explanation="Backward must block what forward blocked. Redrawing is fine when, and only when, it starts from the same key.",
 )
 def _(dy: Array, cache: tuple) -> Array:
@@ -71,7 +71,7 @@ def _dropout_unscaled(x: Array, p: float = 0.0, key: Key | None = None) -> tuple
     "the original form, half of it",
     "y",
     how_it_happens="The paper scales the weights at test time instead, and that half was left out.",
-    explanation="Training then sees values smaller by 1 - p than evaluation does. Finite differences do not evaluate.",
+    explanation="Training then sees values smaller by a factor of 1 - p than evaluation. Finite differences only see training.",
     forward=_dropout_unscaled,
     caught_by="test_dropout_keeps_values_scaled_exactly",
 )
@@ -122,7 +122,7 @@ def _residual_dropped_sum(x: Array, y: Array, p: float = 0.0, key: Key | None = 
     "dropout after the sum",
     "y",
     how_it_happens="One closing bracket moved.",
-    explanation="The residual stream itself is dropped, block after block. The pair agrees with itself; only the value objects.",
+    explanation="The residual stream itself is dropped, block after block. Forward and backward agree, so only the value shows it.",
     forward=_residual_dropped_sum,
     caught_by="test_value_against_loops",
 )

@@ -39,8 +39,8 @@ def _(dy: Array, cache: tuple) -> Array:
     "embedding",
     "rows off by one",
     "dtable",
-    how_it_happens="An earlier tokenizer counted from 1, with 0 kept for padding.",
-    explanation="Row v of the table is token v; here its gradient goes to row v - 1, and that of token 0 to nobody.",
+    how_it_happens="An earlier tokenizer counted from 1, with 0 reserved for padding.",
+    explanation="Row v of the table is token v; here its gradient goes to row v - 1, and that of token 0 is lost.",
 )
 def _(dy: Array, cache: tuple) -> Array:
     ids, table = cache
@@ -84,7 +84,7 @@ def _(dy: Array, cache: tuple) -> tuple:
     "start ignored",
     "dwpe",
     how_it_happens="In training start is always 0, so backward was written without it.",
-    explanation="Position t of x met row start + t of the table; its gradient belongs there.",
+    explanation="Row start + t of the table was added to position t of x, so it gets the gradient of position t.",
 )
 def _(dy: Array, cache: tuple) -> tuple:
     wpe, _ = cache
@@ -98,7 +98,7 @@ def _(dy: Array, cache: tuple) -> tuple:
     "position_embedding",
     "summed over time",
     "dwpe",
-    how_it_happens="The axes were counted from the wrong end, and B = T in the one test there was.",
+    how_it_happens="The axes were counted from the wrong end, and the only test had B = T.",
     explanation="Positions must stay apart and sequences be summed; this sums the positions and keeps the sequences.",
 )
 def _(dy: Array, cache: tuple) -> tuple:

@@ -64,7 +64,7 @@ def _(dy: Array, cache: tuple) -> tuple:
     "the gain left out of dx",
     "dx",
     how_it_happens="The formula was tested with the gain as it is initialised: all ones.",
-    explanation="xhat reaches y through w, so the gradient into xhat is g = dy w. With w = 1 nobody can tell.",
+    explanation="xhat reaches y through w, so the gradient into xhat is g = dy w. With w = 1 the two are equal.",
 )
 def _(dy: Array, cache: tuple) -> tuple:
     x, _, _, mean, rstd = cache
@@ -80,7 +80,7 @@ def _(dy: Array, cache: tuple) -> tuple:
     "rstd squared",
     "dx",
     how_it_happens="d(rstd)/dx has an rstd^3 in it, and one power too many survived the simplification.",
-    explanation="xhat is x - mean times one rstd; the two others are used up in writing the correction with xhat.",
+    explanation="xhat is x - mean times one rstd, and the other two powers are inside the correction, which is written with xhat.",
 )
 def _(dy: Array, cache: tuple) -> tuple:
     x, w, _, mean, rstd = cache
@@ -157,7 +157,7 @@ def _layernorm_unbiased(x: Array, w: Array, b: Array | None = None, eps: float =
     "the unbiased variance",
     "y",
     how_it_happens="Statistics books, and the default of some libraries' var, divide by n - 1.",
-    explanation="Layernorm is defined with the biased variance. The pair agrees with itself, so only a reference value can object.",
+    explanation="Layernorm is defined with the biased variance. Forward and backward agree, so only a reference value shows it.",
     forward=_layernorm_unbiased,
     caught_by="test_value_against_loops",
 )

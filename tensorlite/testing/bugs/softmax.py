@@ -48,7 +48,7 @@ def _(dy: Array, cache: Array) -> Array:
     "a plain sum of dy",
     "dx",
     how_it_happens="The rows of dx should sum to 0, so the sum of dy was subtracted, unweighted.",
-    explanation="It is the average of dy under y that goes: sum(dy y), which makes the row sum sum(y dy) - sum(dy y) = 0.",
+    explanation="The average of dy under y must be subtracted, sum(dy y). Then a row of dx sums to sum(y dy) - sum(dy y) = 0.",
 )
 def _(dy: Array, cache: Array) -> Array:
     y = cache

@@ -1,4 +1,4 @@
-"""The device and a runtime on it, one for all tests of a GPU; without a device they are skipped."""
+"""The device and one runtime for all tests of a GPU. Without a device these tests are skipped."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def cupy():
 
 @pytest.fixture(scope="session")
 def gpu(cupy):
-    """A runtime on the device."""
+    """Return a runtime on the device."""
     from tensorlite.cuda.runtime.device import CudaRuntime
 
     try:

@@ -12,7 +12,7 @@ from gpt.training import checkpoint
 from paths import ROOT
 from small import PANGRAMS
 
-pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]  # what CuPy warns of is not ours
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]  # CuPy's own warnings do not fail a test
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def folder(gpu, tmp_path_factory):
 
 
 def run(folder, command):
-    """A command line in a process of its own."""
+    """Run a command line in a process of its own."""
     script, *rest = command.split()
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
     done = subprocess.run(
@@ -34,7 +34,7 @@ def run(folder, command):
 
 
 def test_the_full_model_from_the_command_line(folder):
-    """Twice, each in a process of its own: the same bits. Then it writes."""
+    """Two runs, each in a process of its own, are bitwise identical. Then the checkpoint generates text."""
     said = []
     for name in ("one", "two"):
         done = run(folder, f"train.py --preset shakespeare --max-iters 20 --eval-batches 1 --data text --out {name}")
@@ -62,7 +62,7 @@ def test_other_ways_to_run_it(flags, folder):
     ("flags", "words"),
     [
         ("--batch-size 10000000", "lower --batch-size and raise --gradient-accumulation-steps"),
-        ("--threads 2", "a GPU takes its work from one"),
+        ("--threads 2", "threads must be 1 on a GPU"),
     ],
 )
 def test_what_a_gpu_refuses_it_says_in_a_line(flags, words, folder):

@@ -17,16 +17,20 @@ from tensorlite.cuda import CUDAOps
 from tensorlite.cuda.ops import PRECISIONS
 from tensorlite.cuda.runtime.autotune import AutotuneCache
 
-pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]  # what CuPy warns of is not ours
-SLACK = 4  # times the bounds: a tensor core cuts off where a CPU rounds, and sums go in other orders
-ROUNDINGS = {"float32": 64, "tf32": 16, "bf16": 8}  # of a whole array at the full model's size, whose sums have 16384 terms
-ONE = {"float32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-8}  # rounding, relatively
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]  # CuPy's own warnings do not fail a test
+SLACK = 4  # times the bounds: a tensor core truncates where a CPU rounds, and sums have another order
+ROUNDINGS = {
+    "float32": 64,
+    "tf32": 16,
+    "bf16": 8,
+}  # of a whole array at the full model's size, whose sums have 16384 terms
+ONE = {"float32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-8}  # one rounding, relative to the value
 every_precision = pytest.mark.parametrize("precision", PRECISIONS)
 
 
 @pytest.fixture
 def machine(gpu, cupy, monkeypatch):
-    """Makes a Machine of a precision; meanwhile checks copy, read and compare arrays of the GPU."""
+    """Return a function that makes a Machine of a precision. During the test, checks copy, read and compare arrays of the GPU."""
 
     def make(precision, separate=False):
         return Machine(precision, ForcedEpilogues(gpu, fused=False) if separate else gpu, cupy)
@@ -41,7 +45,7 @@ def machine(gpu, cupy, monkeypatch):
 
 @pytest.fixture(scope="module")
 def fused(cupy, gpu, tmp_path_factory):
-    """A runtime of the library's epilogues alone, whose choices are kept apart from those of use."""
+    """Return a runtime that uses only cuBLASLt's epilogues. Its choices are stored in another file than those of normal use."""
     from tensorlite.cuda.runtime.device import CudaRuntime
 
     runtime = CudaRuntime()
@@ -65,7 +69,7 @@ def test_epilogues_by_separate_kernels(name, precision, machine):
 
 @pytest.mark.parametrize(("name", "precision"), FUSED_BY_CUBLASLT)
 def test_epilogues_by_the_library(name, precision, machine, fused, cupy):
-    """Where it has them: of some sizes it has none, and in use those go the other way."""
+    """Test the epilogues that cuBLASLt has. For some sizes it has none, and then the backend runs unfused kernels."""
     function, shapes = op_checks.CHECKS[name]
     refused = []
     for shape in shapes:
@@ -80,7 +84,7 @@ def test_epilogues_by_the_library(name, precision, machine, fused, cupy):
 
 @pytest.mark.parametrize("name", ["linear", "embedding"])
 def test_gemms_in_tf32(name, machine):
-    """Of values that it can hold they are exact, so the bounds are those of float32."""
+    """GEMMs of values that tf32 can hold are exact, so the bounds are those of float32."""
     op_checks.check_all(name, machine("tf32"))
 
 
@@ -122,7 +126,7 @@ def test_the_optimizers_end_of_a_step(counted, machine):
 # ---- the full model's sizes ----
 
 B, T, C, H, V = 64, 256, 384, 6, 65
-OF_THE_MODEL = {  # inputs and dy by their shapes, and the options
+OF_THE_MODEL = {  # the shapes of inputs and dy, and the options
     "linear": (((B, T, C), (C, 3 * C), (3 * C,)), (B, T, 3 * C), {}),
     "layernorm": (((B, T, C), (C,), (C,)), (B, T, C), {}),
     "dropout_add_layernorm": (((B, T, C), (B, T, C), (C,), (C,)), ((B, T, C), (B, T, C)), {"p": 0.2, "key": Key(5, 6)}),
@@ -138,14 +142,14 @@ OF_THE_MODEL = {  # inputs and dy by their shapes, and the options
 @every_precision
 @pytest.mark.parametrize("name", OF_THE_MODEL)
 def test_at_the_models_size(name, precision, gpu, cupy):
-    """Each array's relative distance from the reference in float64 on the GPU; a second time has the same bits."""
+    """Bound each array's relative distance from the float64 reference on the GPU. A second run is bitwise identical."""
     shapes, dy_shape, options = OF_THE_MODEL[name]
     r = np.random.default_rng(0)
 
     def drawn(shape):
-        if isinstance(shape, int):  # ids below it
+        if isinstance(shape, int):  # the ids are below it
             return cupy.asarray(r.integers(0, shape, (B, T)))
-        scale = 1 / np.sqrt(shape[0]) if len(shape) == 2 and shape[0] >= C else 1.0  # a matrix keeps the size of what it is given
+        scale = 1 / np.sqrt(shape[0]) if len(shape) == 2 and shape[0] >= C else 1.0  # so that a matmul keeps the size of its input
         return cupy.asarray((scale * r.standard_normal(shape)).astype(BF16).astype(np.float32))
 
     def drawn_all(shape):

@@ -11,13 +11,13 @@ from gpt.generate import generate
 from gpt.models import MODELS
 from gpt.training.data_parallel import Workers
 from gpt.training.evaluate import split_loss
-from gpt.training.step import TrainState, train_step
+from gpt.training.step import Task, TrainState, train_step
 from small import config_of, start
 from tensorlite import ReferenceOps, gradcheck, to_numpy
 from tensorlite.random import keep_mask, step_key
 from tensorlite.testing.properties import EPS32
 
-pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]  # what CuPy warns of is not ours
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]  # CuPy's own warnings do not fail a test
 
 
 def as_tuple(value):
@@ -27,11 +27,11 @@ def as_tuple(value):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("name", CASES)
 def test_ops_on_the_gpu(name, dtype, cupy):
-    """Values and gradients of float64 agree to 1e-12, those of float32 to 64 rounding errors; nothing changes its dtype."""
+    """Values and gradients agree to 1e-12 in float64 and to 64 rounding errors in float32. No result changes its dtype."""
     forward, backward = CASES[name].on(ReferenceOps())
 
     def rounded(a):
-        """Both sides start from the same numbers."""
+        """Both sides start from the same values."""
         return a.astype(dtype).astype(np.float64) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a
 
     @settings(max_examples=10, deadline=None)
@@ -76,16 +76,16 @@ def test_masks_are_the_same_bits(cupy):
 
 
 def test_training_evaluation_and_generation(cupy):
-    """Ten steps with dropout and clipping: the CPU's losses and tokens; a second run gives the same bits."""
+    """Ten steps with dropout and clipping agree with the CPU in losses and tokens. A second run is bitwise identical."""
     config = config_of("gpt", dropout=0.2)
     train = TrainConfig(batch_size=4, max_iters=10, learning_rate=0.01, min_lr=0.001, grad_clip=1.0)
     data, results = np.random.default_rng(0).integers(0, config.vocab_size, 300), []
     for xp in (np, cupy, cupy):
         state, ops = TrainState.start(start(config).table, start(config, std=0.3).params, xp), ReferenceOps(check=False)
-        on_device = xp.asarray(data)
-        losses = [float(train_step(ops, MODELS["gpt"], state, on_device, config, train, 0)[0]) for _ in range(10)]
+        task = Task(MODELS["gpt"], config, train, xp.asarray(data), seed=0)
+        losses = [float(train_step(ops, task, state)[0]) for _ in range(10)]
         params = state.table.tree(state.params)
-        losses.append(split_loss(Workers.of(ops), MODELS["gpt"], params, on_device, config, 4))
+        losses.append(split_loss(Workers.of(ops), task, params, task.data))
         tokens = list(generate(ops, MODELS["gpt"], params, xp.asarray(data[:2]), 12, config))
         results.append((losses, tokens, to_numpy(state.params)))
     np.testing.assert_allclose(results[1][0], results[0][0], rtol=1e-9)

@@ -1,4 +1,4 @@
-"""On a real GPU: steps of the CUDA backend, captured and not, generation, and what the runtime remembers."""
+"""On a real GPU: eager and captured steps of the CUDA backend, generation, and the stored choice of algorithms."""
 
 import numpy as np
 import pytest
@@ -8,14 +8,14 @@ from gpt.generate import Sampling, generate
 from gpt.models import MODELS
 from gpt.training.data_parallel import Workers
 from gpt.training.evaluate import split_loss
-from gpt.training.step import TrainState, train_step
+from gpt.training.step import Task, TrainState, train_step
 from on_gpu import on_host
 from small import config_of, start
 from tensorlite import ReferenceOps, device_failure, to_numpy
 from tensorlite.cuda import CUDAOps
 from tensorlite.cuda.ops import PRECISIONS
 
-pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]  # what CuPy warns of is not ours
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]  # CuPy's own warnings do not fail a test
 every_precision = pytest.mark.parametrize("precision", PRECISIONS)
 CONFIG = config_of("gpt", dropout=0.2, n_embd=48, n_head=3, block_size=32)  # heads of 16: on tensor cores
 TRAIN = TrainConfig(batch_size=4, max_iters=12, learning_rate=0.01, min_lr=0.001, warmup_iters=3, grad_clip=1.0)
@@ -27,25 +27,28 @@ def fresh(xp, dtype=np.float32):
     return TrainState.start(made.table, made.params.astype(dtype), xp)
 
 
+def task_on(xp, train=TRAIN):
+    return Task(MODELS["gpt"], CONFIG, train, xp.asarray(DATA), seed=5)
+
+
 def curve(ops, xp, captured, between=lambda state: None, dtype=np.float32, train=TRAIN):
-    """Twelve steps: the losses and norms, read at the end, and all bits of the state."""
-    state, data = fresh(xp, dtype), xp.asarray(DATA)
+    """Run twelve steps. Return the losses and norms, which are read at the end, and the bytes of the state."""
+    state, task = fresh(xp, dtype), task_on(xp, train)
     step, seen = ops.compile(train_step) if captured else train_step, []
     for _ in range(12):
-        seen += step(ops, MODELS["gpt"], state, data, CONFIG, train, 5)
+        seen += step(ops, task, state)
         between(state)
     return [float(x) for x in seen], [to_numpy(a) for a in (state.params, state.grads, state.m, state.v)]
 
 
 @every_precision
 def test_a_captured_step_is_the_step(precision, gpu, cupy):
-    """To the bit: with evaluations and other users of memory in between, a second time, and with micro-batches."""
+    """They are bitwise identical: with evaluations and other uses of memory in between, a second time, and with micro-batches."""
     ops = CUDAOps(precision, check=False, runtime=gpu)
 
     def disturb(state):
-        split_loss(
-            Workers.of(ops), MODELS["gpt"], state.table.tree(ops.compute_params(state.params)), cupy.asarray(DATA), CONFIG, 4
-        )
+        params = state.table.tree(ops.compute_params(state.params))
+        split_loss(Workers.of(ops), task_on(cupy), params, cupy.asarray(DATA))
         cupy.get_default_memory_pool().free_all_blocks()
         for n in range(1, 40):
             cupy.full(997 * n, np.nan, np.float32)
@@ -63,25 +66,27 @@ def test_a_captured_step_is_the_step(precision, gpu, cupy):
 
 
 def test_a_state_put_back_is_gone_on_from(gpu, cupy):
-    """As train.py does after it has timed some steps: the device counts anew, in the same graph."""
-    ops, state, data = CUDAOps("bf16", check=False, runtime=gpu), fresh(cupy), cupy.asarray(DATA)
+    """train.py does this after it has timed some steps: the device counts from another step, in the same graph."""
+    ops, state, task = CUDAOps("bf16", check=False, runtime=gpu), fresh(cupy), task_on(cupy)
     step, saved, runs = ops.compile(train_step), state.copy(), []
     for _ in range(3):
-        state.restore(saved)
-        losses = [step(ops, MODELS["gpt"], state, data, CONFIG, TRAIN, 5)[0] for _ in range(6)]
+        for buffer, values in zip(state.buffers(), saved.buffers(), strict=True):
+            buffer[...] = values
+        state.step = saved.step
+        losses = [step(ops, task, state)[0] for _ in range(6)]
         runs.append([float(loss) for loss in losses])
     assert runs[0] == runs[1] == runs[2]
 
 
 @every_precision
 def test_generation(precision, gpu, cupy):
-    """The likeliest tokens: the reference's in float32; in all, those of a second run."""
+    """The likeliest tokens are the reference's in float32, and in all precisions those of a second run."""
     state = fresh(np)
     prompt, sampling = DATA[:3], Sampling(temperature=0.0)
 
     def write(ops, xp, dtype):
         params = state.table.tree(ops.compute_params(xp.asarray(state.params.astype(dtype))))
-        return list(generate(ops, MODELS["gpt"], params, xp.asarray(prompt), 40, CONFIG, sampling))  # and on beyond the context
+        return list(generate(ops, MODELS["gpt"], params, xp.asarray(prompt), 40, CONFIG, sampling))  # beyond the context, too
 
     ops = CUDAOps(precision, check=False, runtime=gpu)
     found = write(ops, cupy, np.float32)
@@ -91,7 +96,7 @@ def test_generation(precision, gpu, cupy):
 
 
 def test_a_choice_is_made_once(gpu, cupy, monkeypatch):
-    """Another runtime, as in another process, finds it: so it computes the same bits."""
+    """Another runtime, as in another process, reads the choice, so its results are bitwise identical."""
     from tensorlite.cuda.runtime.device import CudaRuntime
 
     r, results = np.random.default_rng(0), []

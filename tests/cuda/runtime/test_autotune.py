@@ -1,4 +1,4 @@
-"""The fastest of several candidates: how it is found, and how it is remembered."""
+"""The fastest of several candidates: how it is chosen, and how the choice is stored."""
 
 import json
 import threading
@@ -10,7 +10,7 @@ from tensorlite.cuda.runtime.cublaslt import CublasError
 
 
 class Clock:
-    """The `time_call` for candidates that return their seconds; it notes them."""
+    """A `time_call` for candidates that return their own seconds. It records the calls."""
 
     def __init__(self):
         self.timed = []
@@ -41,7 +41,7 @@ def silent(text):
 
 def test_fastest():
     assert autotune.fastest({"a": taking(3.0), "b": taking(1.0), "c": taking(1.0)}, Clock()) == ("b", 1.0)
-    uneven = iter([0.1, 2.0, 2.0, 2.0, 0.1])  # least once, not by the median
+    uneven = iter([0.1, 2.0, 2.0, 2.0, 0.1])  # the smallest single time, but not the smallest median
     assert autotune.fastest({"uneven": lambda: next(uneven), "even": taking(1.5)}, Clock()) == ("even", 1.5)
     late = iter([1.0, 1.0])  # fails in its third round
 
@@ -74,11 +74,12 @@ def test_a_choice_is_remembered(folder):
     assert {path.name for path in folder.iterdir()} <= {first.path.name, first.path.with_suffix(".lock").name}
 
     ran = []
-    candidates = {"a": taking(1e-6), "unfused": lambda: ran.append(1)}  # a would win now
+    candidates = {"a": taking(1e-6), "unfused": lambda: ran.append(1)}  # "a" would be the fastest now
     assert autotune.AutotuneCache(machine, silent).pick("p", candidates, None) == "unfused"
     assert ran == [1]  # once, to load its kernel
-    assert autotune.AutotuneCache(machine, silent).pick("p", {"a": taking(2.0), "b": taking(1.0)}, Clock()) == "b"  # it is no more
-    assert autotune.AutotuneCache(machine, silent).pick("p", {"a": taking(2.0), "b": failing}, Clock()) == "a"  # it runs no more
+    # The stored "unfused" is no candidate any more; then the stored "b" does not run any more.
+    assert autotune.AutotuneCache(machine, silent).pick("p", {"a": taking(2.0), "b": taking(1.0)}, Clock()) == "b"
+    assert autotune.AutotuneCache(machine, silent).pick("p", {"a": taking(2.0), "b": failing}, Clock()) == "a"
     assert autotune.AutotuneCache("another", silent).pick("p", {"a": taking(2.0), "c": taking(1.0)}, Clock()) == "c"
 
 
@@ -90,7 +91,7 @@ def test_two_processes_keep_each_others_choices(folder):
 
 
 def test_processes_that_choose_at_once_choose_the_same(folder):
-    """The ranks of a run: one times, the other waits and takes what it remembers, though it would have found another."""
+    """Of two ranks, one times the candidates. The other waits and uses its choice, though it would have chosen another."""
     pytest.importorskip("fcntl")
     one, two = autotune.AutotuneCache("m", silent), autotune.AutotuneCache("m", silent)
     timing, second = threading.Event(), []
@@ -112,7 +113,7 @@ def test_processes_that_choose_at_once_choose_the_same(folder):
 
 
 def test_a_candidate_may_make_choices_of_its_own(folder):
-    """As unfused kernels do, whose plain GEMM is chosen too."""
+    """Unfused kernels do this: their plain GEMM is autotuned, too."""
     cache = autotune.AutotuneCache("m", silent)
 
     def unfused():
@@ -139,7 +140,7 @@ def test_a_damaged_file(folder, damage):
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
-    """A file stands where the folder would be, which stops root too."""
+    """A file is in the place of the folder, which also stops root."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("TENSORLITE_CACHE", str(tmp_path / "file" / "cache"))
     said = []
@@ -147,4 +148,4 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     for key in ("p", "q", "r"):
         assert cache.pick(key, {"b": taking(2.0), "a": taking(1.0)}, Clock()) == "a"
     assert len([text for text in said if "cannot be written" in text]) == 1
-    assert cache.pick("p", {"b": taking(1.0), "a": taking(1.0)}, None) == "a"  # within the run it is remembered
+    assert cache.pick("p", {"b": taking(1.0), "a": taking(1.0)}, None) == "a"  # the choice holds within the run

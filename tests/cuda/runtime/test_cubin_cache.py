@@ -1,4 +1,4 @@
-"""Compiled kernels on disk: a damaged file is compiled anew."""
+"""Compiled kernels on disk: a damaged file is compiled again."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tensorlite.cuda.runtime import nvrtc
 
 @pytest.mark.parametrize("damage", ["empty", "cut short", "garbage", "a bit", "of an older version", "a folder"])
 def test_damaged_code_is_compiled_anew(damage, fake_gpu, monkeypatch):
-    """Once: the file is whole again afterwards. What no driver was asked about can do no harm either."""
+    """This happens once; afterwards the file is whole again. The driver never sees the damaged code."""
     code, made = bytes(range(256)) * 10, []
     monkeypatch.setattr(nvrtc, "compile_file", lambda *_: made.append(1) or (code, ""))
     assert nvrtc.cubin("spin.cu", 90, {}) == code

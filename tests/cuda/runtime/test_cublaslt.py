@@ -1,4 +1,4 @@
-"""GEMMs by cuBLASLt without a GPU: its one call that computes is replaced by the stand-in of fake_cublaslt.py."""
+"""GEMMs by cuBLASLt without a GPU: the stand-in of fake_cublaslt.py replaces the one call that computes."""
 
 import functools
 import itertools
@@ -31,14 +31,14 @@ def library():
 
 @pytest.fixture
 def stand_in(library, monkeypatch):
-    """Put the stand-in in the place of cublasLtMatmul; returns a namespace with the arguments of its last call."""
+    """Replace cublasLtMatmul by the stand-in. Return a namespace with the arguments of its last call."""
     seen = types.SimpleNamespace()
     monkeypatch.setattr(library.lib, "cublasLtMatmul", functools.partial(fake_matmul, library, seen))
     return seen
 
 
 def arrays(problem, seed=0):
-    """a and b, and memory that holds them the way the problem says; small integers, which bfloat16 holds exactly."""
+    """Return a and b, of small integers that bfloat16 holds exactly, and memory in the layout of the problem."""
     rng = np.random.default_rng(seed)
     a = rng.integers(-2, 3, (problem.M, problem.K)).astype(np.float32)
     b = rng.integers(-2, 3, (problem.K, problem.N)).astype(np.float32)
@@ -91,7 +91,7 @@ def test_a_run_passes_its_arguments_on(library, stand_in):
     problem = replace(PLAIN, epilogue="bias")
     plan, first, second = MatmulPlan(library, problem), Memory(np.ones(24), "float32"), Memory(np.full(24, 2.0), "float32")
     a, b, a_, b_, out = arrays(problem)
-    for bias in (first, second):  # the pointer is the one of this call
+    for bias in (first, second):  # each call uses its own pointer
         plan.run(handle, algo, a_.pointer, b_.pointer, out.pointer, (bias.pointer,), workspace=256, workspace_bytes=8, stream=3)
         np.testing.assert_array_equal(out.values, a @ b + bias.values)
         assert desc(library, plan, 8, c_uint64) == bias.pointer
@@ -113,7 +113,7 @@ def test_a_run_passes_its_arguments_on(library, stand_in):
     ],
 )
 def test_layouts(library, a_t, b_t, A, B):
-    """Rows, columns and leading dimension of (16, 8) @ (8, 24), by hand."""
+    """The rows, columns and leading dimensions of (16, 8) @ (8, 24) are written out by hand."""
     plan = MatmulPlan(library, MatmulProblem(16, 24, 8, a_t, b_t, "bfloat16", "float32", "bf16"))
     assert layout(library, plan.A) == (14, *A)
     assert layout(library, plan.B) == (14, *B)
@@ -136,7 +136,7 @@ def test_epilogue_attributes(library, epilogue):
 
 
 def test_numbers_are_those_of_the_headers(library):
-    """Every constant with a name of NVIDIA's, against the headers that came with this library, of whatever CUDA version."""
+    """Compare every constant that has NVIDIA's name with the headers of the installed library, of any CUDA version."""
     pathfinder = pytest.importorskip("cuda.pathfinder")
     lib = Path(pathfinder.load_nvidia_dynamic_lib("cublasLt").abs_path)
     folders = {lib.parent.parent / "include", *lib.parent.parent.parent.glob("*/include")}
@@ -153,7 +153,10 @@ def test_numbers_are_those_of_the_headers(library):
     ours = {name: value for name, value in vars(cublaslt).items() if re.match(r"CUBLAS(LT)?_|CUDA_R_", name)}
     known = {name: value for name, value in ours.items() if name in named}
     assert known == {name: number(named[name]) for name in known}
-    assert not {name for name in ours if name not in named} - {"CUDA_R_32F", "CUDA_R_16BF"}  # in a header of another package
+    assert not {name for name in ours if name not in named} - {
+        "CUDA_R_32F",
+        "CUDA_R_16BF",
+    }  # these are in a header of another package
     assert len(known) > 20
 
 
@@ -173,7 +176,7 @@ def test_descriptors_are_destroyed(library, monkeypatch):
 
 @pytest.fixture
 def heuristic(library, monkeypatch):
-    """Put one in the place of cuBLASLt's that notes what it is asked, and answers a status and [(state, workspace bytes), ...]."""
+    """Replace cuBLASLt's heuristic by one that records its arguments, and returns a status and [(state, workspace bytes), ...]."""
     asked = types.SimpleNamespace(status=0, answers=[])
 
     def ask(handle, plan_desc, a, b, c, d, wanted, count, results, found):
@@ -216,7 +219,7 @@ def test_candidates_that_can_run(library, heuristic):
 
 def test_no_candidates_where_nothing_is_supported(library, heuristic):
     heuristic.answers = [(0, 0)]
-    for heuristic.status in (15, 7):  # older versions answer that a value is invalid
+    for heuristic.status in (15, 7):  # older versions return the second one, "invalid value"
         assert MatmulPlan(library, PLAIN).candidates(Owned()) == []
     heuristic.status = 0
     assert MatmulPlan(library, replace(PLAIN, epilogue="bias_grad")).candidates(Owned())

@@ -1,4 +1,4 @@
-"""The runtime of a CUDA device, on a stand-in of CuPy and cuBLASLt."""
+"""The runtime of a CUDA device, on stand-ins of CuPy and cuBLASLt."""
 
 import shutil
 
@@ -28,7 +28,7 @@ def test_a_choice_is_of_the_kernels_that_it_was_made_with(fake_gpu, monkeypatch)
 
 
 def changed_kernels(folder):
-    """A copy of the kernel files in which one says something else."""
+    """Return a copy of the kernel files with one of them changed."""
     shutil.copytree(nvrtc.KERNELS, folder / "kernels-of-tomorrow")
     (folder / "kernels-of-tomorrow" / "reduce.cu").write_text("// other")
     return folder / "kernels-of-tomorrow"

@@ -1,4 +1,4 @@
-"""Memory of a captured step: its blocks are reused within the step, and by nothing else."""
+"""The memory pool of a captured step: only the step itself reuses its blocks."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("compiler")
 
 
 class Requests(GraphMemoryPool):
-    """Notes each block that is lent, and how large it is asked for."""
+    """Records each block that is taken, and the size that was asked for."""
 
     instances: list = []  # noqa: RUF012
 
@@ -44,7 +44,7 @@ def test_a_graph_reuses_memory_within_the_step_and_never_asks_for_more(precision
     assert pool.nbytes < pool.asked
     made, size, requests = pool.made, pool.nbytes, [nbytes for _, nbytes in pool.lent]
     pool.lent = []
-    run.step()  # captured: what it asks for is what the first run asked for
+    run.step()  # the captured run asks for the same memory as the first run
     assert [nbytes for _, nbytes in pool.lent] == requests
     pool.lent = []
     run.steps(5)
@@ -53,7 +53,7 @@ def test_a_graph_reuses_memory_within_the_step_and_never_asks_for_more(precision
 
 
 def blocks_of(pool):
-    """Addresses of all blocks, when none is lent."""
+    """Return the addresses of all blocks, none of which is in use."""
     return {HostRuntime.address(block) for free in pool._free.values() for block in free}
 
 
@@ -66,7 +66,7 @@ def test_all_blocks_come_back_after_a_step():
 
 
 def test_what_is_computed_between_two_steps_is_not_in_the_graphs_memory():
-    """And does not disturb it."""
+    """Nor does it disturb the captured step."""
     eager, captured = pair()
     x, held = np.random.default_rng(0).standard_normal((40, 32)).astype(np.float32), []
     for _ in range(5):
@@ -92,7 +92,7 @@ def test_a_block_is_lent_to_one_at_a_time():
     assert pool.nbytes == 2 * ROUND == len(one.block) + len(two.block)
     block = one.block
     del one
-    assert pool.take(ROUND).block is block  # of one rounded size, the last that came back
+    assert pool.take(ROUND).block is block  # of this rounded size, the block that was freed last
     three = pool.take(ROUND + 1)
     assert len(three.block) == 2 * ROUND
     assert pool.nbytes == 4 * ROUND

@@ -1,4 +1,4 @@
-"""The figures of cards, by the names that drivers and users give them."""
+"""GPU figures are found by the names that drivers and users give the cards."""
 
 import numpy as np
 import pytest
@@ -39,16 +39,16 @@ GPU = Device("cuda", np, "a GPU of the tests")
     }.items(),
 )
 def test_a_name_means_one_card_or_none(said, meant, capsys):
-    """One that is asked for must be known; for one that is here and is not, other figures are taken, and that is said."""
+    """A GPU that the user names must be known. For an unknown GPU of this machine a note says that other figures are shown."""
     here = Device("cuda", np, said)
     if meant:
         assert gpus.lookup_gpu(said) == gpus.figures_for(said, GPU) == gpus.figures_for(None, here) == meant
         assert capsys.readouterr().out == ""
     else:
-        with pytest.raises(ConfigError, match=f"gpu '{said}' is not known; one of A100, H100"):
+        with pytest.raises(ConfigError, match=f"gpu '{said}' is not known; --gpu takes one of A100, H100"):
             gpus.figures_for(said, here)
         assert gpus.figures_for(None, here) == "H200"
-        assert capsys.readouterr().out.startswith(f"note     no datasheet figures are known here of {said}: these are an H200's")
+        assert capsys.readouterr().out.startswith(f"note     there are no datasheet figures for {said}: these are an H200's")
 
 
 def test_figures_without_any_gpu():

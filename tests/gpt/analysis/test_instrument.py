@@ -1,4 +1,4 @@
-"""An instrumented backend shows its ops and computes the same."""
+"""An instrumented backend reports its op calls and computes the same results."""
 
 import numpy as np
 

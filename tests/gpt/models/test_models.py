@@ -12,7 +12,7 @@ from gpt.analysis.check_model import check_model
 from gpt.config import PRESETS, ModelConfig, TrainConfig
 from gpt.models import MODELS
 from gpt.params import ALIGN, ParamTable, get
-from gpt.training.step import train_step
+from gpt.training.step import Task, train_step
 from small import config_of, start, text
 from tensorlite import GradcheckError, Key, ReferenceOps
 
@@ -110,7 +110,8 @@ def test_overfits_one_batch(name):
     state = start(config)
     train = TrainConfig(batch_size=1, max_iters=300, learning_rate=0.3 if name == "bigram" else 0.03, min_lr=0.003)
     data = np.arange(config.block_size + 1) % config.vocab_size  # one window only
-    losses = [float(train_step(OPS, MODELS[name], state, data, config, train, seed=0)[0]) for _ in range(300)]
+    task = Task(MODELS[name], config, train, data, seed=0)
+    losses = [float(train_step(OPS, task, state)[0]) for _ in range(300)]
     assert losses[0] > 2.0
     assert losses[-1] < 0.02
 

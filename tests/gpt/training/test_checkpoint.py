@@ -274,10 +274,10 @@ def test_a_run_of_format_1_goes_on(tmp_path):
     (tmp_path / "text").write_bytes(make_checkpoint.TEXT.encode())
     run_dir.last_checkpoint(tmp_path).write_bytes(make_checkpoint.FILE.read_bytes())
     setup = run_setup.resume(tmp_path, {}, {}, tmp_path / "text")
-    run = Trainer.of(setup, Workers(ReferenceOps, setup.train.shards), np)
+    run = Trainer(setup, Workers(ReferenceOps, setup.train.shards), np)
     assert run.run() is None
     after = checkpoint.load(run_dir.last_checkpoint(tmp_path))
-    assert (after.step, after.seed, after.vocabulary) == (9, 11, run.corpus.tokenizer.vocabulary)
+    assert (after.step, after.seed, after.vocabulary) == (9, 11, run.setup.corpus.tokenizer.vocabulary)
     assert not np.array_equal(after.params, setup.weights.params)
 
 

@@ -12,7 +12,7 @@ from gpt.models import MODELS
 from gpt.training.data_parallel import Workers, split_evenly
 from gpt.training.distributed import SingleProcess
 from gpt.training.evaluate import split_loss, train_loss
-from gpt.training.step import train_step
+from gpt.training.step import Task, train_step
 from paths import SUPPORT
 from processes import ended
 from small import start
@@ -22,12 +22,16 @@ ROWS = 6  # of one update, whatever it is split into
 ROUNDING = 1e-9  # after 100 steps, in float64: they differ by 1e-13 or so, and each step carries on what the last one left
 
 
+def task_of(train):
+    return Task(MODELS["gpt"], CONFIG, train, DATA, seed=3)
+
+
 @cache
 def one_worker():
     """train_step itself, on the reference."""
     train = TrainConfig(batch_size=ROWS, learning_rate=0.01, min_lr=0.001, grad_clip=1.0)
     state = start(CONFIG)
-    losses = [float(train_step(ReferenceOps(), MODELS["gpt"], state, DATA, CONFIG, train, 3)[0]) for _ in range(STEPS)]
+    losses = [float(train_step(ReferenceOps(), task_of(train), state)[0]) for _ in range(STEPS)]
     return losses, state
 
 
@@ -74,7 +78,7 @@ def test_shards_of_float32_agree_to_rounding():
     grads = []
     for shards in (1, 4):
         state = start(CONFIG, dtype=np.float32)
-        Workers(cpu.CPUOps, shards, 2).train_step(MODELS["gpt"], state, DATA, CONFIG, train, 3)
+        Workers(cpu.CPUOps, shards, 2).train_step(task_of(train), state)
         grads.append(state.grads)
         assert state.grads.dtype == np.float32
     np.testing.assert_allclose(*grads, atol=4 * np.finfo(np.float32).eps * np.abs(grads[0]).max())
@@ -83,12 +87,12 @@ def test_shards_of_float32_agree_to_rounding():
 def test_evaluation_does_not_depend_on_the_workers():
     """The same windows whatever the threads; the same mean to rounding whatever the shards."""
     state = start(CONFIG)
-    params, model = state.table.tree(state.params), MODELS["gpt"]
+    params = state.table.tree(state.params)
     found = []
     for shards, threads in ((1, 1), (2, 1), (2, 2), (3, 2)):
         workers = Workers(cpu.CPUOps, shards, threads)
-        found.append(split_loss(workers, model, params, DATA, CONFIG, 900))
-        found.append(train_loss(workers, model, params, DATA, CONFIG, 5, 300, seed=1))
+        found.append(split_loss(workers, task_of(TrainConfig(batch_size=900)), params, DATA))
+        found.append(train_loss(workers, task_of(TrainConfig(batch_size=300, eval_batches=5)), params))
     np.testing.assert_allclose(found[0::2], found[0], rtol=1e-12)
     np.testing.assert_allclose(found[1::2], found[1], rtol=1e-12)
     assert found[2:4] == found[4:6]

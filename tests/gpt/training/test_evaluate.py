@@ -13,7 +13,7 @@ from gpt.models import MODELS
 from gpt.training.data_parallel import Workers
 from gpt.training.evaluate import evaluated_chars, split_loss, train_loss
 from gpt.training.run_setup import new_run
-from gpt.training.step import loss_and_gradients
+from gpt.training.step import Task, loss_and_gradients
 from gpt.training.trainer import Trainer
 from small import PANGRAMS, config_of, start
 from tensorlite import ReferenceOps
@@ -37,8 +37,9 @@ def test_evaluation_and_training_draw_different_batches():
             return idx % config.vocab_size, targets % config.vocab_size
 
     state = start(config)
-    loss_and_gradients(Spy(), MODELS["gpt"], state, data, config, TRAIN, seed=1)
-    train_loss(Workers.of(Spy()), MODELS["gpt"], state.table.tree(state.params), data, config, batches=2, batch_size=4, seed=1)
+    task = Task(MODELS["gpt"], config, TRAIN, data, seed=1)
+    loss_and_gradients(Spy(), task, state)
+    train_loss(Workers.of(Spy()), task, state.table.tree(state.params))
     assert len(seen) == 2
     assert not seen[0] & seen[1]
 
@@ -55,17 +56,18 @@ def test_validation_counts_every_character_once(n):
         idx, targets = data[None, a : min(a + T, n - 1)], data[None, a + 1 : min(a + T, n - 1) + 1]
         total += float(MODELS["gpt"].forward(OPS, params, idx, targets, config)[0]) * idx.size
     for rows in (1, 3, 1000):
-        assert math.isclose(split_loss(Workers.of(OPS), MODELS["gpt"], params, data, config, rows), total / (n - 1), rel_tol=1e-12)
+        task = Task(MODELS["gpt"], config, TrainConfig(batch_size=rows, val_chars=0), data, seed=1)
+        assert math.isclose(split_loss(Workers.of(OPS), task, params, data), total / (n - 1), rel_tol=1e-12)
 
 
 def test_train_loss_is_a_mean_over_the_same_batches_each_time():
     config = config_of("gpt", block_size=64, dropout=0.5)
     state = start(config, std=0.3)
     params, data = state.table.tree(state.params), np.random.default_rng(0).integers(0, config.vocab_size, 900)
-    losses = [
-        train_loss(Workers.of(OPS), MODELS["gpt"], params, data, config, batches=b, batch_size=r, seed=1)
-        for b, r in ((6, 20), (6, 20), (120, 1))
-    ]
+    losses = []
+    for batches, rows in ((6, 20), (6, 20), (120, 1)):
+        train = TrainConfig(eval_batches=batches, batch_size=rows)
+        losses.append(train_loss(Workers.of(OPS), Task(MODELS["gpt"], config, train, data, seed=1), params))
     assert losses[0] == losses[1]
     assert math.isclose(losses[0], losses[2], rel_tol=1e-12)
 
@@ -84,7 +86,8 @@ class Seen(ReferenceOps):
 
 def loss(data, chars, rows=3, ops=None):
     params = STATE.table.tree(STATE.params)
-    return split_loss(Workers.of(ops or ReferenceOps()), MODELS["gpt"], params, data, CONFIG, rows, chars)
+    task = Task(MODELS["gpt"], CONFIG, TrainConfig(batch_size=rows, val_chars=chars), data, seed=1)
+    return split_loss(Workers.of(ops or ReferenceOps()), task, params, data)
 
 
 @pytest.mark.parametrize("n", [100, 103, 997])
@@ -126,11 +129,11 @@ def test_a_run_evaluates_what_it_says(tmp_path):
     losses = []
     for chars in (80, 0):
         setup = new_run(PRESETS["bigram"], {}, {"val_chars": chars}, tmp_path / "run", tmp_path / "text", 1)
-        run = Trainer.of(setup, Workers.of(ReferenceOps()), np)
+        run = Trainer(setup, Workers.of(ReferenceOps()), np)
         losses.append(run.val_loss())
-        assert losses[-1] == split_loss(
-            Workers.of(ReferenceOps()), run.model, run.params(), setup.corpus.val, setup.model, 32, chars
-        )
+        train = dataclasses.replace(PRESETS["bigram"].train, val_chars=chars)
+        task = Task(run.task.model, setup.model, train, setup.corpus.train, seed=1)
+        assert losses[-1] == split_loss(Workers.of(ReferenceOps()), task, run.params(), setup.corpus.val)
     assert losses[0] != losses[1]
 
 

@@ -37,7 +37,7 @@ def test_an_evaluation_that_is_interrupted_is_done_again(corpus, tmp_path, monke
 def test_a_long_evaluation_answers_a_signal_soon(corpus, tmp_path, monkeypatch):
     """Each of its pieces may take a moment; those that have not begun are left."""
     run = trainer(corpus, tmp_path / "a")
-    forward, seen = run.model.forward, []
+    forward, seen = run.task.model.forward, []
 
     def slow(*args, **options):
         seen.append(1)
@@ -45,7 +45,7 @@ def test_a_long_evaluation_answers_a_signal_soon(corpus, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         return forward(*args, **options)
 
-    monkeypatch.setattr(run.model, "forward", slow)
+    monkeypatch.setattr(run.task.model, "forward", slow)
     assert run.run() == signal.SIGINT
     assert len(seen) == 2
 
@@ -59,25 +59,37 @@ def test_a_second_signal_acts_at_once_and_ignored_hangups_stay_ignored(name):
     for handler in (signal.SIG_DFL, signal.SIG_IGN, before):
         signal.signal(number, handler)
         try:
-            with interrupts.catch_signals() as caught:
+            with interrupts.catch_signals() as stop:
                 if name == "SIGHUP" and handler == signal.SIG_IGN:
                     os.kill(os.getpid(), number)
-                    assert caught == []
+                    assert stop.signals == []
                     continue
                 os.kill(os.getpid(), number)
-                assert caught == [number]
+                assert stop.signals == [number]
                 assert signal.getsignal(number) not in (signal.SIG_IGN, None)
             assert signal.getsignal(number) == handler
         finally:
             signal.signal(number, before)
 
 
+@pytest.mark.parametrize(
+    ("signals", "reader_gone", "ended_by"),
+    [([], False, None), ([2, 15], False, 2), ([1], True, 1), ([], True, 13)],
+)
+def test_the_first_signal_ends_a_run_or_a_reader_that_has_left(signals, reader_gone, ended_by, monkeypatch):
+    monkeypatch.setattr("gpt.console.reader_gone", lambda: reader_gone)
+    stop = interrupts.StopRequest()
+    stop.signals += signals
+    assert stop.is_set() == (ended_by is not None)
+    assert stop.signal() == (ended_by or signal.SIGTERM)  # without a request of its own a rank ends by another's
+
+
 def test_in_a_thread_signals_stay_the_main_threads():
     found = []
 
     def inside():
-        with interrupts.catch_signals() as caught:
-            found.append(caught)
+        with interrupts.catch_signals() as stop:
+            found.append(stop.signals)
 
     thread = threading.Thread(target=inside)
     thread.start()

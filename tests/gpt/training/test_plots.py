@@ -24,7 +24,7 @@ def test_any_name_is_a_title(title, tmp_path):
     "error", [ValueError("Key backend: 'x' is no backend"), OSError(28, "No space left"), ImportError(""), KeyError(3)]
 )
 def test_whatever_drawing_raises_is_one_note(error, corpus, tmp_path, monkeypatch, notes, capsys):
-    monkeypatch.setattr("gpt.training.trainer.loss_curve", failing(error))
+    monkeypatch.setattr("gpt.training.checkpoint_writer.loss_curve", failing(error))
     run = trainer(corpus, tmp_path / "a")
     assert run.run() is None
     (said,) = notes

@@ -42,7 +42,7 @@ def test_training_leaves_the_setups_own_arrays_alone(corpus, tmp_path):
     tuned = run_setup.fine_tune(tmp_path / "a", None, {}, {"max_iters": 3}, tmp_path / "b", corpus, False, 5)
     before = tuned.params().copy()
     (tmp_path / "b").mkdir()
-    Trainer.of(tuned, Workers.of(OPS), np).run()
+    Trainer(tuned, Workers.of(OPS), np).run()
     np.testing.assert_array_equal(tuned.params(), before)
 
 

@@ -12,7 +12,7 @@ from gpt.config import TrainConfig
 from gpt.models import MODELS
 from gpt.training import checkpoint
 from gpt.training.checkpoint import Checkpoint
-from gpt.training.step import train_step
+from gpt.training.step import Task, train_step
 from small import config_of, start
 from tensorlite import ReferenceOps
 
@@ -20,11 +20,12 @@ OPS = ReferenceOps(check=False)
 CONFIG = config_of("gpt", dropout=0.3, n_layer=1)
 TRAIN = TrainConfig(batch_size=2, max_iters=30, learning_rate=0.01, min_lr=0.001, warmup_iters=3, grad_clip=0.5)
 DATA = np.random.default_rng(0).integers(0, CONFIG.vocab_size, 200)
+TASK = Task(MODELS["gpt"], CONFIG, TRAIN, DATA, seed=9)
 STRAIGHT = [start(CONFIG, dtype=np.float32).params.copy()]  # the parameters after each step of a run nobody touched
 
 
 def step(state):
-    return train_step(OPS, MODELS["gpt"], state, DATA, CONFIG, TRAIN, seed=9)
+    return train_step(OPS, TASK, state)
 
 
 def straight(n):

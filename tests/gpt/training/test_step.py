@@ -11,7 +11,7 @@ from gpt.generate import generate
 from gpt.models import MODELS
 from gpt.training.data_parallel import Workers
 from gpt.training.evaluate import split_loss
-from gpt.training.step import TrainState, loss_and_gradients, train_step
+from gpt.training.step import Task, TrainState, loss_and_gradients, train_step
 from small import config_of, start
 from tensorlite import ReferenceOps, to_numpy
 from trainers import TRAIN
@@ -24,9 +24,10 @@ def test_a_step_is_its_parts():
     config = config_of("gpt", dropout=0.3)
     train = dataclasses.replace(TRAIN, learning_rate=0.02, warmup_iters=2, weight_decay=0.3, beta1=0.8, beta2=0.9, grad_clip=0.1)
     data = np.random.default_rng(0).integers(0, config.vocab_size, 300)
+    task = Task(MODELS["gpt"], config, train, data, seed=3)
     state, twin = start(config, std=0.3), start(config, std=0.3)
     for n in range(6):
-        loss, norm = train_step(OPS, MODELS["gpt"], state, data, config, train, seed=3)
+        loss, norm = train_step(OPS, task, state)
         key = OPS.step_key(3, n)
         idx, targets = OPS.get_batch(data, OPS.fold_in(key, 0, "batch"), train.batch_size, config.block_size)
         twin_loss, cache = MODELS["gpt"].forward(OPS, twin.table.tree(twin.params), idx, targets, config, key)
@@ -40,6 +41,14 @@ def test_a_step_is_its_parts():
     assert 0 < state.table.n_decay < state.table.size
 
 
+def test_a_task_is_equal_to_itself_alone():
+    """A comparison of the texts would be an array, and slow: what is captured for a task is valid for that very object."""
+    task = Task(MODELS["gpt"], config_of("gpt"), TRAIN, np.arange(10), seed=3)
+    assert task == task
+    assert task != dataclasses.replace(task)
+    assert len({task, dataclasses.replace(task)}) == 2
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_accumulation_is_a_larger_batch(dropout):
     """2 x 3 rows and 3 x 2 rows are the same 6 rows, masks included: the same loss and gradient to rounding."""
@@ -49,7 +58,7 @@ def test_accumulation_is_a_larger_batch(dropout):
     for rows, steps in ((6, 1), (3, 2), (2, 3)):
         state = start(config, std=0.3)
         train = dataclasses.replace(TRAIN, batch_size=rows, gradient_accumulation_steps=steps)
-        loss = loss_and_gradients(OPS, MODELS["gpt"], state, data, config, train, seed=3)
+        loss = loss_and_gradients(OPS, Task(MODELS["gpt"], config, train, data, seed=3), state)
         found.append((float(loss), state.grads))
     for loss, grads in found[1:]:
         assert math.isclose(loss, found[0][0], rel_tol=1e-12)
@@ -64,12 +73,10 @@ def test_training_and_generation_on_another_array_library(monkeypatch):
     data, results = np.random.default_rng(0).integers(0, config.vocab_size, 300), []
     for xp in (np, cupy):
         state = TrainState.start(start(config).table, start(config).params, xp)
-        on_device = xp.asarray(data)
-        losses = [
-            float(train_step(ReferenceOps(check=False), MODELS["gpt"], state, on_device, config, TRAIN, 0)[0]) for _ in range(3)
-        ]
+        task = Task(MODELS["gpt"], config, TRAIN, xp.asarray(data), seed=0)
+        losses = [float(train_step(ReferenceOps(check=False), task, state)[0]) for _ in range(3)]
         params = state.table.tree(state.params)
-        losses.append(split_loss(Workers.of(OPS), MODELS["gpt"], params, on_device, config, 4))
+        losses.append(split_loss(Workers.of(OPS), task, params, task.data))
         tokens = list(generate(OPS, MODELS["gpt"], params, xp.asarray(data[:2]), 12, config))
         results.append((losses, tokens, to_numpy(state.params)))
     assert results[0][:2] == results[1][:2]

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from gpt.errors import CheckpointError, TrainingError
+from gpt.models import MODELS
 from gpt.training import checkpoint, run_dir
 from gpt.training.data_parallel import Workers
 from gpt.training.evaluate import split_loss, train_loss
+from gpt.training.step import Task
 from tensorlite import ReferenceOps
-from trainers import TRAIN, trainer, without_time
+from trainers import RECORD, TRAIN, trainer, without_time
 
 OPS = ReferenceOps()
 
@@ -26,7 +28,7 @@ def test_resume_equals_a_straight_run(corpus, tmp_path, stop):
     straight = trainer(corpus, tmp_path / "a", train=accumulated)
     assert straight.run() is None
     first = trainer(corpus, tmp_path / "b", train=accumulated)
-    step = first.step_fn
+    step = first.workers.train_step
 
     def stop_there(*args):
         if first.state.step + 1 == stop:
@@ -34,7 +36,7 @@ def test_resume_equals_a_straight_run(corpus, tmp_path, stop):
         return step(*args)
 
     if stop:
-        first.step_fn = stop_there
+        first.workers.train_step = stop_there
     else:
         first.log = lambda _: os.kill(os.getpid(), signal.SIGINT)  # during the first evaluation
     assert first.run() == signal.SIGINT
@@ -45,6 +47,70 @@ def test_resume_equals_a_straight_run(corpus, tmp_path, stop):
         np.testing.assert_array_equal(getattr(second.state, name), getattr(straight.state, name))
     assert without_time(second.history) == without_time(straight.history)
     assert second.best_val == straight.best_val
+
+
+def interrupt_before_the_evaluation_of(run, step):
+    """Let a signal arrive in the update that leads to this step."""
+    train_step = run.workers.train_step
+
+    def interrupted(*args):
+        if run.state.step == step - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return train_step(*args)
+
+    run.workers.train_step = interrupted
+
+
+def interrupt_after_the_evaluation_of(run, step):
+    run.log = lambda text: os.kill(os.getpid(), signal.SIGINT) if text.startswith(f"step {step}:") else None
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "step", "kept"),
+    [
+        (interrupt_before_the_evaluation_of, 6, [0, 4]),
+        (interrupt_before_the_evaluation_of, 8, [0, 4]),
+        (interrupt_after_the_evaluation_of, 8, [0, 4, 8]),
+        (interrupt_after_the_evaluation_of, 0, [0]),
+    ],
+)
+def test_a_resumed_run_keeps_the_records_of_the_evaluations_before_its_checkpoint(interrupt, step, kept, corpus, tmp_path):
+    """It keeps these records as they are, drops those that are ahead of the checkpoint, and evaluates no step twice."""
+    first = trainer(corpus, tmp_path / "a")
+    interrupt(first, step)
+    assert first.run() == signal.SIGINT
+    assert first.state.step == step
+    in_the_file = [RECORD | {"step": n, "tokens_per_s": n + 0.5, "elapsed_s": 1000.0 + n} for n in (0, 4, 8, 12)]
+    run_dir.write_metrics(tmp_path / "a", in_the_file)
+
+    resumed = trainer(corpus, tmp_path / "a", resume=True)
+    expected = [record for record in in_the_file if record["step"] in kept]
+    assert resumed.history == expected
+    logged = []
+    resumed.log = lambda text: logged.append(int(text.split()[1].rstrip(":")))
+    assert resumed.run() is None
+    assert resumed.history[: len(kept)] == expected
+    assert kept + logged == [0, 4, 8, 12]
+    assert run_dir.read_metrics(tmp_path / "a", 99) == resumed.history
+    seconds = [record["elapsed_s"] for record in resumed.history]
+    assert seconds == sorted(seconds)  # the clock of the first run goes on
+    assert seconds[-1] < 1000 + kept[-1] + 600
+
+
+def test_the_logged_learning_rate_is_that_of_the_last_update(corpus, tmp_path):
+    """In the warmup and on the cosine, by the schedule's formula; at step 0 it is that of the first update."""
+    run = trainer(corpus, tmp_path / "a", {"warmup_iters": 6})
+    adamw_, rates = run.workers.ops.adamw_, []
+
+    def noted(*buffers, lr, **options):
+        rates.append(lr)
+        adamw_(*buffers, lr=lr, **options)
+
+    run.workers.ops.adamw_ = noted
+    run.run()
+    cosine = [0.001 + 0.009 * 0.5 * (1 + math.cos(math.pi * done)) for done in (1 / 6, 5 / 6)]
+    assert [rates[0], rates[3], rates[7], rates[11]] == pytest.approx([0.01 / 7, 0.04 / 7, *cosine], rel=1e-12)
+    assert [record["lr"] for record in run.history] == [rates[0], rates[3], rates[7], rates[11]]
 
 
 def test_a_record_ahead_of_an_interrupted_checkpoint_is_not_its_evaluation(corpus, tmp_path):
@@ -58,7 +124,7 @@ def test_a_record_ahead_of_an_interrupted_checkpoint_is_not_its_evaluation(corpu
 
 def test_an_interrupt_between_evaluations_saves_too(corpus, tmp_path):
     run = trainer(corpus, tmp_path / "a")
-    step, calls = run.step_fn, []
+    step, calls = run.workers.train_step, []
 
     def interrupted(*args):
         calls.append(1)
@@ -66,7 +132,7 @@ def test_an_interrupt_between_evaluations_saves_too(corpus, tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
         return step(*args)
 
-    run.step_fn = interrupted
+    run.workers.train_step = interrupted
     assert run.run() == signal.SIGTERM
     assert checkpoint.load(run_dir.last_checkpoint(tmp_path / "a")).step == 6
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -80,8 +146,8 @@ def test_a_signal_in_the_last_evaluation_lets_the_run_end(corpus, tmp_path):
 
 def test_a_resumed_run_with_nothing_left_is_evaluated_where_it_stands(corpus, tmp_path):
     run = trainer(corpus, tmp_path / "a")
-    step = run.step_fn
-    run.step_fn = lambda *args: (os.kill(os.getpid(), signal.SIGINT) if run.state.step == 5 else None) or step(*args)
+    step = run.workers.train_step
+    run.workers.train_step = lambda *args: (os.kill(os.getpid(), signal.SIGINT) if run.state.step == 5 else None) or step(*args)
     assert run.run() == signal.SIGINT
     resumed = trainer(corpus, tmp_path / "a", {"max_iters": 6}, resume=True)
     assert resumed.run() is None
@@ -95,11 +161,11 @@ def test_the_logged_losses_are_those_of_their_splits(tmp_path):
     run = trainer(tmp_path / "text", tmp_path / "a")
     run.run()
     params = run.state.table.tree(run.state.params)
-    train, val = run.corpus.train, run.corpus.val
-    rest = (run.model_config, 3, 4, run.seed)
-    assert run.history[-1]["train_loss"] == train_loss(Workers.of(OPS), run.model, params, train, *rest)
-    assert run.history[-1]["val_loss"] == split_loss(Workers.of(OPS), run.model, params, val, run.model_config, 4)
-    assert run.history[-1]["val_loss"] != split_loss(Workers.of(OPS), run.model, params, train, run.model_config, 4)
+    train, val = run.setup.corpus.train, run.setup.corpus.val
+    task = Task(MODELS["gpt"], run.task.config, TRAIN, train, seed=1)
+    assert run.history[-1]["train_loss"] == train_loss(Workers.of(OPS), task, params)
+    assert run.history[-1]["val_loss"] == split_loss(Workers.of(OPS), task, params, val)
+    assert run.history[-1]["val_loss"] != split_loss(Workers.of(OPS), task, params, train)
 
 
 def test_a_run_leaves_its_files(corpus, tmp_path):
@@ -132,14 +198,14 @@ def test_best_and_last_are_kept_apart(corpus, tmp_path):
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_good_files(corpus, tmp_path):
     run = trainer(corpus, tmp_path / "a")
-    step = run.step_fn
+    step = run.workers.train_step
 
     def poisoned(*args):
         if run.state.step == 9:
             run.state.table.tree(run.state.params)["blocks"][1]["fc_w"][0, 0] = np.nan
         return step(*args)
 
-    run.step_fn = poisoned
+    run.workers.train_step = poisoned
     with pytest.raises(TrainingError, match=r"^step 10: the loss is nan.*first bad gradient"), np.errstate(invalid="ignore"):
         run.run()
     assert checkpoint.load(run_dir.last_checkpoint(tmp_path / "a")).step == 8
@@ -161,7 +227,7 @@ def test_what_fails_on_the_disk_ends_the_run(corpus, tmp_path, monkeypatch):
     assert run.state.step == 8  # noticed when the next one was to be written
     assert checkpoint.load(run_dir.last_checkpoint(tmp_path / "a")).step == 0
     run = trainer(corpus, tmp_path / "b")
-    step = run.step_fn
-    run.step_fn = lambda *args: (1 / 0) if run.state.step == 5 else step(*args)
+    step = run.workers.train_step
+    run.workers.train_step = lambda *args: (1 / 0) if run.state.step == 5 else step(*args)
     with pytest.raises(ZeroDivisionError):
         run.run()

@@ -42,11 +42,11 @@ def prove(steps: int) -> str:
         train = TrainConfig(batch_size=4, shards=2, max_iters=steps, eval_interval=25, eval_batches=2)
         setup = run_setup.new_run(Preset(config_of("gpt", dropout=0.2), train, ""), {}, {}, out, text, seed=1)
         with run_dir.locked(out):
-            run = Trainer.of(setup, Workers(select_backend("fast", pick_device("cpu")).make, shards=2, threads=2), np)
+            run = Trainer(setup, Workers(select_backend("fast", pick_device("cpu")).make, shards=2, threads=2), np)
             seen: list[tuple[int, dict[str, int]]] = []
 
             def look(_: str) -> None:
-                run.wait_for_writer()  # so that a file that is being written is not counted
+                run.writer.wait()  # so that a file that is being written is not counted
                 if run.state.step >= steps // 5 * 2:
                     seen.append((resident_bytes(), open_resources()))
 

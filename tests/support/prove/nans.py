@@ -55,7 +55,7 @@ def case(n: int) -> str:
     numbers, out = draw("nan", n), scratch() / "run"
     shutil.rmtree(out, ignore_errors=True)
     run = trainer(drawn(numbers), BACKENDS[n % 2], 1, out, resume=False)
-    at, place, interrupted = numbers.randrange(run.train_config.max_iters), numbers.choice(PLACES), numbers.randrange(3) == 0
+    at, place, interrupted = numbers.randrange(run.task.train.max_iters), numbers.choice(PLACES), numbers.randrange(3) == 0
 
     def inject() -> None:
         if place in BUFFERS:

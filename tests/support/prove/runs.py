@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-import gpt.training.trainer
+import gpt.training.checkpoint_writer
 from gpt.config import Preset, TrainConfig
 from gpt.training import run_setup
 from gpt.training.backends import select_backend
@@ -18,7 +18,7 @@ from tensorlite import pick_device
 
 BACKENDS = ("reference", "fast")
 
-gpt.training.trainer.loss_curve = lambda *_: None  # a picture takes longer than all else of such a run
+gpt.training.checkpoint_writer.loss_curve = lambda *_: None  # a picture takes longer than all else of such a run
 
 
 def drawn(numbers: random.Random) -> Preset:
@@ -47,18 +47,18 @@ def trainer(preset: Preset, backend: str, threads: int, out: Path, resume: bool)
     out.mkdir(exist_ok=True)
     setup = run_setup.resume(out, {}, {}, text) if resume else run_setup.new_run(preset, {}, {}, out, text, seed=3)
     workers = Workers(select_backend(backend, pick_device("cpu")).make, setup.train.shards, threads)
-    run = Trainer.of(setup, workers, np)
+    run = Trainer(setup, workers, np)
     run.log = lambda _: None
     return run
 
 
 def before_step(run: Trainer, at: int, do: Callable[[], Any]) -> None:
     """Do something when so many steps have been made, as the next one begins."""
-    step = run.step_fn
+    step = run.workers.train_step
 
     def stepped(*args: Any) -> Any:
         if run.state.step == at:
             do()
         return step(*args)
 
-    run.step_fn = stepped
+    run.workers.train_step = stepped

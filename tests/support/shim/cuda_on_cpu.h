@@ -1,10 +1,10 @@
 // CUDA on the CPU, for the tests: included before an unchanged kernel file, it lets g++ compile it and `launch` run it.
 //
-// Every CUDA thread is a fiber, a stack of its own; one runs at a time, until it waits for others. The order is the harshest that
-// the rules allow: a warp runs until it needs another warp, and blocks run one after another; `reversed` turns threads and blocks
-// around. So where a __syncthreads is missing, somebody reads too early in one of the two orders. Shared memory starts as NaN, an
-// asynchronous copy arrives as late as it may, and what a GPU would hang on or silently get wrong (a barrier that some threads
-// miss, a misaligned access, an index out of bounds) ends the launch with a text.
+// Every CUDA thread is a fiber with a stack of its own. One fiber runs at a time, until it waits for others. The order is the
+// harshest that the rules allow: a warp runs until it needs another warp, and blocks run one after another. `reversed` reverses
+// the order of threads and blocks. So where a __syncthreads is missing, a thread reads too early in one of the two orders. Shared
+// memory starts as NaN, and an asynchronous copy arrives as late as it may. A barrier that some threads miss, a misaligned access
+// or an index out of bounds, on which a GPU would hang or go silently wrong, ends the launch with a message.
 #pragma once
 #include <math.h>
 #include <setjmp.h>
@@ -26,8 +26,8 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
-// Blocks run in turn, so one copy of each variable serves them all. A section of their own says where all of them are; `used` tells
-// the compiler that somebody else, the poison, writes there.
+// Blocks run in turn, so one copy of each shared variable serves all of them. They are in a section of their own, which gives their
+// addresses; `used` tells the compiler that other code, which poisons them, writes there.
 #define __shared__ static __attribute__((section("shared_memory"), used))
 #define DYNAMIC_SHARED(name) unsigned char* name = shim::dynamic_memory + shim::guard
 
@@ -91,7 +91,7 @@ struct Thread {
 };
 struct Warp { unsigned live, waiting; }; // lanes that have not returned; lanes that wait in a collective
 
-Thread threads[max_threads], *current; // null: what happens is nobody's doing
+Thread threads[max_threads], *current; // null: no thread is running
 Warp warps[max_threads / 32];
 Fiber fibers[max_threads], *idle[max_threads];
 int idle_count, warp_count, thread_count;
@@ -175,7 +175,7 @@ unsigned run_collective(Warp& warp, Thread* lane) {
 [[noreturn]] void fail_divergent(Warp& warp, Thread* lane) {
     char text[800];
     int length = 0;
-    for (int i = 0, end; i < 32; i = end) { // lanes alike in one go
+    for (int i = 0, end; i < 32; i = end) { // equal lanes together
         for (end = i + 1; end < 32 && !((warp.live >> i ^ warp.live >> end) & 1) && lane[i].place == lane[end].place;) end++;
         const Place& place = lane[i].place;
         if ((warp.live >> i & 1) && length < 600)
@@ -378,7 +378,7 @@ inline void __syncwarp(unsigned mask = ~0u, HERE("__syncwarp")) {
 
 namespace shim {
 template <class T> struct Shuffle { T value; int source; };
-// A lane that is not there gives NaN: on a GPU, whatever.
+// A lane that is not there gives NaN; on a GPU the value is undefined.
 template <class T> T shuffle(const Place& place, unsigned mask, T value, int source) {
     Shuffle<T> mine = {value, source};
     collective(place, mask, &mine, [](void* const* data, unsigned lanes) {
@@ -497,7 +497,7 @@ inline void mma_16x8x16(float c[4], const unsigned a[4], const unsigned b[2], HE
     shim::collective(place, ~0u, &mine, shim::mma);
 }
 
-// Nothing arrives before the wait, and who reads earlier reads NaN.
+// Nothing arrives before the wait, and a thread that reads earlier reads NaN.
 inline void copy_async_16(void* to_shared, const void* from_global, HERE("copy_async_16")) {
     shim::need_16(place, to_shared, true);
     shim::need_16(place, from_global, false);
@@ -530,8 +530,8 @@ inline float max(float a, float b) { return fmaxf(a, b); }
 inline double min(double a, double b) { return fmin(a, b); }
 inline double max(double a, double b) { return fmax(a, b); }
 
-// As macros, where the C library has taken the name. Each C library rounds its float32 functions in its own way, and its float64
-// functions to the same float32 value as any other: a result does not depend on the machine.
+// Macros, because the C library has functions of these names. C libraries round their float32 functions differently, but all round
+// their float64 functions to the same float32 value, so results do not depend on the machine.
 #define expf(x) ((float)exp((double)(x)))
 #define exp2f(x) ((float)exp2((double)(x)))
 #define logf(x) ((float)log((double)(x)))
@@ -571,7 +571,8 @@ template <class T> T __ldg(const T* p) { return *p; }
 #undef SHIM_MIN_MAX
 
 // ------------------------------------------------------------------------------------------------------------ -fsanitize
-// What the compiler calls where -fsanitize found something: a library of its own, that would end the process, is not needed.
+// The functions that compiled code calls where -fsanitize finds an error. They replace the compiler's library, which would end the
+// process.
 extern "C" {
 struct UbsanPlace { const char* file; unsigned line, column; };
 struct UbsanType { unsigned short kind, info; char name[1]; };

@@ -1,4 +1,4 @@
-"""The kernel files on the CPU: a runtime for the backend ``cuda`` that has NumPy's arrays and ``cuda_on_cpu.h``'s threads."""
+"""The kernel files on the CPU: a runtime for the CUDA backend with NumPy's arrays and ``cuda_on_cpu.h``'s threads."""
 
 import contextlib
 import ctypes
@@ -6,7 +6,6 @@ import functools
 import hashlib
 import mmap
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -19,18 +18,18 @@ import pytest
 
 from paths import ROOT
 from tensorlite.cuda.runtime.memory_pool import PooledBlock
+from tensorlite.cuda.runtime.signature import read_signatures
 
 SHIM = Path(__file__).with_name("cuda_on_cpu.h")
 KERNELS = ROOT / "tensorlite" / "cuda" / "kernels"
 COMPILE = [
     *("g++", "-x", "c++", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-w", "-fmax-errors=3"),
-    *("-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=0"),  # its longjmp takes a jump to another stack for an attack
-    "-ffp-contract=off",  # a b + c rounds twice, on a processor with a fused multiply-add too
+    *("-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=0"),  # its longjmp reports a jump to another stack as an attack
+    "-ffp-contract=off",  # a b + c rounds twice, also on a processor with a fused multiply-add
     *("-fsanitize=alignment,bounds,shift-exponent", "-fno-sanitize-recover=all"),
 ]
-ENTRY = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(')
-# The kernels stand in a namespace without a name, so that they may be called like a function of the C library.
-# What CUDA's compiler would get as -D is defined here, where it cannot get into the shim and the C library.
+# The kernels are in an unnamed namespace, so that they may have the name of a function of the C library.
+# The compile-time defines are here, where they cannot affect the shim and the C library.
 SOURCE = """{defines}
 namespace {{
 #include "{file}"
@@ -48,7 +47,7 @@ GUARD = 4096  # bytes of poison before and after every array
 
 
 class KernelError(RuntimeError):
-    """What a kernel did that CUDA forbids."""
+    """A kernel did what CUDA forbids."""
 
 
 def require_compiler():
@@ -58,9 +57,9 @@ def require_compiler():
 
 
 def build(sources, file, defines, optimize):
-    """The shared library of one kernel file, from the cache or compiled with an option like "-O2"; the path."""
+    """Return the path of the shared library of one kernel file, from the cache or compiled. optimize: such as "-O2"."""
     used = {name: text for name, text in sources.items() if name == file or name.endswith(".cuh")}
-    entries = ", ".join(f"shim::Kernel<{name}>::entry" for name in ENTRY.findall(sources[file]))
+    entries = ", ".join(f"shim::Kernel<{name}>::entry" for name in read_signatures(file, sources[file]))
     lines = "\n".join(f"#define {key} {int(value) if isinstance(value, bool) else value}" for key, value in sorted(defines.items()))
     used["entry.cpp"] = SOURCE.format(file=file, entries=entries, defines=lines)
     used[SHIM.name] = SHIM.read_text()
@@ -72,7 +71,7 @@ def build(sources, file, defines, optimize):
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             for name, text in used.items():
                 Path(folder, name).write_text(text)
-            # Two steps, as the linker, were it told of -fsanitize, would add a library that we have replaced.
+            # In two steps, because with -fsanitize the linker would add a library that we replace.
             for command in (
                 [*COMPILE, optimize, "-include", SHIM.name, "-c", "entry.cpp", "-o", "entry.o"],
                 ["g++", "-shared", "entry.o", "-o", "entry.so"],
@@ -80,59 +79,56 @@ def build(sources, file, defines, optimize):
                 done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
                 if done.returncode:
                     raise KernelError(f"{file} does not compile:\n{done.stderr}")
-            os.replace(Path(folder, "entry.so"), library)  # at once: another process sees all of it or nothing
+            os.replace(Path(folder, "entry.so"), library)  # atomically: another process sees the whole file or none
     return library
 
 
 class Kernel:
-    """One entry of a compiled file."""
+    """One entry of a compiled file. signature: its parameters in the source."""
 
-    def __init__(self, library, file, name, entry):
-        self.name = f"{file}: {name}"
+    def __init__(self, library, entry, signature):
+        self.name = signature.kernel
         self.run = functools.partial(library.launch, entry)
         library.launch.restype = ctypes.c_char_p
         sizes, kinds = (ctypes.c_int * 256)(), ctypes.create_string_buffer(256)
         count = library.parameters(entry, sizes, kinds)
-        self.parameters = list(zip(sizes[:count], kinds.raw[:count].decode(), strict=True))
+        compiled = zip(sizes[:count], kinds.raw[:count].decode(), strict=True)
+        self.parameters = dict(zip(signature.types, compiled, strict=True))
 
-    def pack(self, args):
-        """The arguments as bytes, checked against the parameters' types: CUDA would read the wrong ones without a word."""
-        if len(args) != len(self.parameters):
-            raise TypeError(f"{self.name}: {len(args)} arguments for {len(self.parameters)} parameters")
+    def pack(self, values):
+        """Return the arguments, in order, as bytes, checked against the compiled parameters. CUDA itself would check nothing."""
         packed = []
-        for i, (arg, (size, kind)) in enumerate(zip(args, self.parameters, strict=True)):
+        for (name, (size, kind)), arg in zip(self.parameters.items(), values, strict=True):
             value, given = as_bytes(arg)
             if given == "P" and kind == "F" and arg is not None and arg.dtype != np.float32:
-                raise TypeError(f"{self.name}: argument {i} is a pointer to {arg.dtype}, its parameter to float")
+                raise TypeError(f"{self.name}: argument {name} is a pointer to {arg.dtype}, its parameter to float")
             if (value.nbytes, given) != (size, kind.replace("F", "P")):
-                raise TypeError(f"{self.name}: argument {i} has {value.nbytes} bytes ({given}), its parameter {size} ({kind})")
+                raise TypeError(f"{self.name}: argument {name} has {value.nbytes} bytes ({given}), its parameter {size} ({kind})")
             packed.append(value)
         return packed
 
 
 def as_bytes(arg):
-    """An argument as CUDA passes it, and its kind: P pointer, i integer, f floating, s struct."""
+    """Return an argument as CUDA passes it, and its kind: P pointer, i integer, f floating, s struct."""
     if arg is None:
         return np.array(0, np.uintp), "P"
     if isinstance(arg, np.ndarray) and not (arg.ndim == 0 and arg.dtype.names):
         return np.array(arg.__array_interface__["data"][0], np.uintp), "P"
-    if isinstance(arg, float) and not isinstance(arg, np.generic):
-        arg = np.float32(arg)
-    elif isinstance(arg, int) and not isinstance(arg, bool):
+    if isinstance(arg, int):
         arg = np.int64(arg)
     value = np.array(arg)  # a copy: a captured value stays what it was
     return value, {"V": "s", "f": "f"}.get(value.dtype.kind, "i")
 
 
-GUARDED = 0xA5  # in every byte of a guard zone: no NaN, which a kernel might read there and write back
+GUARDED = 0xA5  # every byte of a guard zone; it is no NaN, because a kernel might read a NaN there and write it back
 
 
 class Guarded(np.ndarray):
-    """The memory behind an array of ``empty``, with where its guard zones are."""
+    """The memory of an array of ``empty``, and the places of its guard zones."""
 
 
 def empty(shape, dtype):
-    """An array of poison between two guard zones, aligned as cudaMalloc does."""
+    """Return an array of NaN between two guard zones, aligned as by cudaMalloc."""
     dtype = np.dtype(dtype)
     count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     room = Guarded(count + 2 * GUARD + 256, np.uint8)
@@ -146,14 +142,14 @@ def empty(shape, dtype):
 
 
 def owner_of(array):
-    """What owns an array's memory: bytes with guard zones, of the array itself or of the pooled block that it stands on."""
+    """Return the bytes with guard zones that hold an array, its own or those of the pooled block that it is on."""
     while array is not None and not isinstance(array, Guarded):
         array = array.block if isinstance(array, PooledBlock) else getattr(array, "base", None)
     return array
 
 
 def unpooled(array):
-    """The same array without its pooled block: a GEMM that is recorded, like a launch, keeps addresses and no memory from reuse."""
+    """Return the same array without its pooled block. A recorded GEMM, like a launch, must not keep memory from reuse."""
     owner = owner_of(array)
     if owner is None:
         return array
@@ -162,23 +158,23 @@ def unpooled(array):
 
 
 def check_guards(name, owners):
-    """Raise where the guard zone of an argument's memory was written to."""
-    for i, (what, owner) in enumerate(owners):
+    """Raise KernelError if a guard zone of an argument's memory has changed."""
+    for what, owner in owners:
         if owner is None:
             continue
         for where, zone in owner.zones.items():
             if (owner[zone] != GUARDED).any():
                 owner[zone] = GUARDED
-                raise KernelError(f"{name} wrote {where} the array of argument {i}, {what}")
+                raise KernelError(f"{name} wrote {where} the array {what}")
 
 
 def is_matrix(x):
-    """Whether a matrix is C-contiguous or the transpose of one that is."""
+    """Return whether a matrix is C-contiguous or the transpose of a C-contiguous one."""
     return x.ndim == 2 and (x.flags.c_contiguous or x.T.flags.c_contiguous)
 
 
 def matmul(a, b):
-    """a b in float32, the terms of each sum added one after the other: a BLAS has an order for each processor and each shape."""
+    """Return a b in float32, with a fixed order of the terms. A BLAS has an order of its own for each processor and shape."""
     out = np.zeros((len(a), b.shape[1]), np.float32)
     for k in range(len(b)):
         out += a[:, k, None] * b[k]
@@ -189,7 +185,7 @@ C, CUBIC = np.float32(np.sqrt(2 / np.pi)), np.float32(0.044715)
 
 
 def tanh(x):
-    """The float32 next to the true value on the side of zero, on every processor: off by up to one unit, as a library's may be."""
+    """Return the float32 next to tanh(x) towards zero, on every processor. Like a library's, it is off by up to one unit."""
     exact = np.tanh(x.astype(np.float64))
     nearest = exact.astype(np.float32)
     return np.where(np.abs(nearest) > np.abs(exact), np.nextafter(nearest, np.float32(0)), nearest)
@@ -205,10 +201,9 @@ def gelu_slope(x):
 
 
 class Graph:
-    """Recorded work: values and addresses as they were, memory as it is at each launch.
+    """Recorded work: values and addresses as at the capture, memory as at each launch.
 
-    It keeps the arrays alive, as a kernel that wrote to freed memory would take the tests' process with it; on CUDA that is the
-    caller's duty.
+    It keeps the arrays alive, because a kernel that writes to freed memory would crash the tests. On CUDA the caller must do this.
     """
 
     def __init__(self, work):
@@ -220,10 +215,11 @@ class Graph:
 
 
 class HostRuntime:
-    """What the backend ``cuda`` asks of a runtime, on the CPU. ``order`` is "forward" or "reversed": which threads run first.
+    """A runtime for the CUDA backend on the CPU.
 
-    ``edits`` changes kernel files before they are compiled, for planted mistakes: {"layernorm.cu": [(old, new), ...]}.
-    ``separate`` makes every epilogue of a GEMM unfused, by separate kernels.
+    order: "forward" or "reversed", the order in which threads and blocks run.
+    edits: changes of kernel files before they are compiled, for planted mistakes: {"layernorm.cu": [(old, new), ...]}.
+    separate: run every epilogue of a GEMM unfused, by separate kernels.
     """
 
     xp = np
@@ -237,7 +233,8 @@ class HostRuntime:
             for old, new in changes:
                 assert old in self.sources[file], f"{file} has no {old!r}"
                 self.sources[file] = self.sources[file].replace(old, new)
-        self.optimize = "-O0" if edits else "-O2"  # a planted mistake runs once: what takes the time is to compile it
+        self.signatures = {file: read_signatures(file, source) for file, source in self.sources.items()}
+        self.optimize = "-O0" if edits else "-O2"  # a planted mistake runs once, so its time is that of the compiler
         self.recorded = None  # a list while capturing
         self.pool = None
         self.kernel = functools.cache(self._kernel)
@@ -265,27 +262,31 @@ class HostRuntime:
             self.pool = None
 
     def _kernel(self, file, name, defines):
-        names = ENTRY.findall(self.sources[file])
-        assert name in names, f"{file} has the kernels {names}, not {name!r}"
-        return Kernel(load(build(self.sources, file, dict(defines), self.optimize)), file, name, names.index(name))
+        signatures = self.signatures[file]
+        library = load(build(self.sources, file, dict(defines), self.optimize))
+        return Kernel(library, list(signatures).index(name), signatures[name])
 
-    def launch(self, file, name, grid, block, *args, shared=0, flops=0, touches=(), **defines):
-        kernel = self.kernel(file, name, tuple(sorted(defines.items())))
-        packed = kernel.pack(args)
+    def launch(self, file, kernel, grid, block, /, *, defines=None, shared=0, flops=0, touches=(), **args):
+        names, defines = self.signatures[file], defines or {}
+        assert kernel in names, f"{file} has the kernels {[*names]}, not {kernel!r}"
+        values = names[kernel].arguments(args, defines)
+        kernel = self.kernel(file, kernel, tuple(sorted(defines.items())))
+        packed = kernel.pack(values)
         pointers = (ctypes.c_void_p * len(packed))(*(value.ctypes.data for value in packed))
         size = (ctypes.c_uint * 6)(*three(grid), *three(block))
-        arrays = [(f"{a.dtype} {a.shape}", owner_of(a)) for a in (*args, *touches) if isinstance(a, np.ndarray)]
+        arrays = [*args.items(), *(("touched", array) for array in touches)]
+        owners = [(f"{name}, {a.dtype} {a.shape}", owner_of(a)) for name, a in arrays if isinstance(a, np.ndarray)]
 
         def do(kept=packed):  # the pointers point into it
             error = kernel.run(size, ctypes.c_uint(shared), self.reversed, pointers)
             if error is not None:
                 raise KernelError(f"{kernel.name}: {error.decode()}")
-            check_guards(kernel.name, arrays)
+            check_guards(kernel.name, owners)
 
         self._do(do)
 
     def gemm(self, a, b, out, *, compute="float32", bias=None, pre_gelu=None, dgelu_input=None, bias_grad=None, unfused=None):
-        """The GEMM, with the epilogues of cuBLASLt, and what that would refuse."""
+        """Compute a GEMM with the epilogues of cuBLASLt, and refuse what cuBLASLt would refuse."""
         if unfused is not None and self.separate:
             unfused()
             return
@@ -305,7 +306,7 @@ class HostRuntime:
 
         a, b, out, bias, pre_gelu, dgelu_input, bias_grad = map(unpooled, (a, b, out, bias, pre_gelu, dgelu_input, bias_grad))
 
-        @np.errstate(all="ignore")  # as a GPU
+        @np.errstate(all="ignore")  # a GPU raises no floating-point errors
         def do():
             x, y = a.astype(np.float32), b.astype(np.float32)
             result = matmul(x, y)
@@ -346,20 +347,20 @@ class HostRuntime:
 
 
 def three(size):
-    """A grid or block as three numbers."""
+    """Return a grid or block in three dimensions."""
     size = size if isinstance(size, tuple) else (size,)
     return size + (1,) * (3 - len(size))
 
 
 @functools.cache
 def stacks(size):
-    """Memory for the stacks of a machine's threads, aligned to pages. All libraries share it: there is one machine."""
+    """Return memory for the stacks of all threads, aligned to pages. All libraries share it, because one launch runs at a time."""
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000))
 
 
 @functools.cache
 def load(path):
-    """The library; it keeps the interpreter's lock: one launch at a time."""
+    """Load a library. Its calls keep the interpreter's lock, so one launch runs at a time."""
     library = ctypes.PyDLL(path)
     library.use_stacks(ctypes.byref(ctypes.c_char.from_buffer(stacks(library.stack_bytes()))))
     return library

@@ -1,4 +1,4 @@
-// Kernels that do what CUDA allows, in each of the ways that the shim imitates.
+// Kernels that use, correctly, every feature of CUDA that the shim imitates.
 #include "ptx.cuh"
 
 struct Pair { int n; float x; long long m; };
@@ -14,7 +14,7 @@ template <class T> __device__ inline T block_sum(T x) {
     return x;
 }
 
-// A row and its square, so that the shared numbers are used twice; then the same in another type.
+// Sum a row and its square, so that shared memory is used twice; then the same in another type.
 extern "C" __global__ void __launch_bounds__(256) row_sums(const float* x, float* y, double* z) {
     float mine = x[blockIdx.x * blockDim.x + threadIdx.x];
     y[blockIdx.x * blockDim.x + threadIdx.x] = block_sum(mine) + block_sum(mine * mine);

@@ -1,4 +1,4 @@
-// Kernels that do what CUDA forbids, each in one way; test_shim.py knows some of these lines by number.
+// Kernels that do what CUDA forbids, each in one way. test_shim.py knows some of these lines by number.
 #include "ptx.cuh"
 
 extern "C" __global__ void missed_barrier(float* x) { if (threadIdx.x < 40) __syncthreads(); }
@@ -17,20 +17,20 @@ extern "C" __global__ void two_shuffles(float* x) {
     else x[0] = __shfl_xor_sync(~0u, x[0], 1);
 }
 extern "C" __global__ void not_in_mask(float* x) { x[0] = __shfl_sync(0xFFu, x[0], 0); }
-extern "C" __global__ void early_read(const float* from, float* out) {
+extern "C" __global__ void early_read(const float* source, float* out) {
     __shared__ float4 x[32];
-    copy_async_16(x + threadIdx.x, from + 4 * threadIdx.x);
+    copy_async_16(x + threadIdx.x, source + 4 * threadIdx.x);
     out[threadIdx.x] = x[threadIdx.x].w;
     copy_async_wait();
     out[threadIdx.x + 32] = x[threadIdx.x].w;
 }
-extern "C" __global__ void not_waited_for(const float* from) {
+extern "C" __global__ void not_waited_for(const float* source) {
     __shared__ float4 x[32];
-    copy_async_16(x + threadIdx.x, from);
+    copy_async_16(x + threadIdx.x, source);
 }
-extern "C" __global__ void copy_misaligned(const float* from) {
+extern "C" __global__ void copy_misaligned(const float* source) {
     __shared__ float4 x[32];
-    copy_async_16(x, from + 1);
+    copy_async_16(x, source + 1);
 }
 extern "C" __global__ void copy_to_global(float* x) { copy_async_16(x, x); }
 extern "C" __global__ void overrun(int n) {

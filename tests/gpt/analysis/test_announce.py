@@ -1,0 +1,58 @@
+"""What a run prints before it starts, and the memory at which it is refused."""
+
+import pytest
+
+from gpt.analysis import announce
+from gpt.analysis.cost import estimate_cost
+from gpt.analysis.format import human_bytes
+from gpt.config import TrainConfig
+from gpt.errors import ConfigError
+from gpt.training import run_setup
+from gpt.training.backends import select_backend
+from gpt.training.data_parallel import Workers
+from tensorlite import pick_device
+from trainers import preset
+
+TRAIN = TrainConfig(batch_size=4, max_iters=12, learning_rate=0.01, min_lr=0.001)
+IN_USE = 5 * 2**20
+
+
+@pytest.fixture
+def described(corpus, tmp_path, monkeypatch, capsys):
+    """Describe a run on a device with so much memory. Returns the printed lines by their labels."""
+    device = pick_device("cpu")
+    backend = select_backend("reference", device)
+    setup = run_setup.new_run(preset(TRAIN), {}, {}, tmp_path / "run", corpus, seed=1)
+    monkeypatch.setattr(announce, "memory_in_use", lambda: IN_USE)
+
+    def describe(memory):
+        monkeypatch.setattr(announce, "available_bytes", lambda xp, threads: memory)
+        announce.describe(setup, device, backend, Workers(backend.make), threads=1)
+        return dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+
+    describe.cost = estimate_cost(setup.model, TRAIN, on_cpu=True)
+    return describe
+
+
+def test_what_is_printed(described):
+    lines = described(None)
+    assert list(lines) == ["device", "backend", "model", "text", "memory"]
+    assert lines["device"].startswith("cpu: ")
+    assert lines["model"] == f"gpt, 2 layers, 3 heads, 6 channels, context 5: {described.cost.n_params:,} parameters"
+    peak, cache = human_bytes(IN_USE + described.cost.peak_bytes), human_bytes(described.cost.cache_bytes)
+    assert lines["memory"] == f"about {peak}, 5 MiB of it in use now, {cache} saved for the backward pass"
+
+
+def test_a_run_is_refused_by_the_byte(described):
+    """It is refused if the memory in use and the estimate exceed what the device has."""
+    needs = IN_USE + described.cost.peak_bytes
+    assert described(needs)
+    with pytest.raises(ConfigError, match=r"^batch_size 4 needs about .*; lower --batch-size and raise --gradient-accum"):
+        described(needs - 1)
+    needs = IN_USE + described.cost.state_bytes
+    with pytest.raises(ConfigError, match=r"^batch_size 4 "):
+        described(needs)
+    with pytest.raises(
+        ConfigError, match=r"^n_embd 6: .* parameters and their optimizer need about .*; lower --n-embd or --n-layer"
+    ):
+        described(needs - 1)
