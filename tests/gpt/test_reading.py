@@ -20,7 +20,7 @@ def le(text):
     return text.encode("utf-16-le")
 
 
-NO_TEXT = "it is no text, or a damaged one: tr -d"
+NO_TEXT = "tr -d"
 GUESSES = {
     "UTF-16, Chinese first": (le("中a" * 9), "it is probably UTF-16LE"),
     "UTF-16, Chinese second": (le("a中" * 9), "it is probably UTF-16LE"),
@@ -49,7 +49,8 @@ def test_what_bytes_may_be(what):
     raw, guess = GUESSES[what]
     with pytest.raises(DataError) as caught:
         clean("t", raw)
-    assert f"; {guess}" in str(caught.value)
+    assert guess in str(caught.value)
+    assert ("tr -d" in str(caught.value)) == (guess == NO_TEXT)
 
 
 @pytest.fixture
@@ -88,14 +89,14 @@ def test_a_command_that_converts_standard_input_names_no_file(stdin):
 
 def test_standard_input_that_is_closed(monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
-    with pytest.raises(DataError, match="standard input is closed; name a file"):
+    with pytest.raises(DataError, match="standard input is closed"):
         read(Path("-"))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="this system has no non-blocking pipes")
 def test_standard_input_that_does_not_wait(stdin):
     stdin(b"begun", end=False)
-    with pytest.raises(DataError, match="standard input cannot be read: it gives up waiting"):
+    with pytest.raises(DataError, match=r"standard input cannot be read: it .*; save it to a file"):
         read(Path("-"))
 
 

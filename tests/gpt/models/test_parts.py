@@ -121,8 +121,8 @@ def test_no_block_is_remembered_where_no_backward_follows(name):
             super().__init__()
             self.kept, self.most = [], 0
 
-        def mlp_forward(self, *args):
-            y, cache = super().mlp_forward(*args)
+        def mlp_forward(self, *args, **options):
+            y, cache = super().mlp_forward(*args, **options)
             self.most = max(self.most, sum(earlier() is not None for earlier in self.kept))
             cache = Cache(cache)
             self.kept.append(weakref.ref(cache))
