@@ -105,13 +105,14 @@ def definitions(body: list[ast.stmt]) -> dict[str, Definition]:
 
 DERIVATION = re.compile(r"Derivation.*\b1\. ")  # one that begins on its first line
 ITEM = re.compile(r"(?!Derivation)\*{0,2}[A-Za-z_]\w*(, \*{0,2}\w+)*: |(Returns|Raises|Yields) ")
+SENTENCE_END = (".", ":", "?", "!")  # of a line; after any other ending, a word with a colon continues the sentence
 SPECIAL = re.compile(r"\*(?=\S)|(?<=\S)\*|<(?=[A-Za-z/!?])|(?<!\w)_")  # what markdown would not show as it is
 
 
 def markdown(docstring: str) -> str:
     """A docstring as markdown: its summary, a list of the parameters, indented lines as code blocks, and paragraphs."""
     summary, *paragraphs = docstring.split("\n")
-    while paragraphs and paragraphs[0].strip() and not ITEM.match(paragraphs[0]) and not paragraphs[0].startswith(" "):
+    while paragraphs and paragraphs[0].strip() and not is_item(paragraphs[0], summary) and not paragraphs[0].startswith(" "):
         summary += " " + paragraphs.pop(0)
     blocks = "\n".join(paragraphs).split("\n\n")
     found = [prose([summary]), *(part for block in blocks for part in parts(block.strip("\n").split("\n")))]
@@ -121,23 +122,29 @@ def markdown(docstring: str) -> str:
 def parts(lines: list[str]) -> Iterator[str]:
     """The pieces of one paragraph of a docstring. Neighbouring list items are one piece."""
     items: list[str] = []
+    before = ""
     while lines:
-        item = ITEM.match(lines[0])
-        block = [lines.pop(0)]
+        item = is_item(lines[0], before)
+        block = [before := lines.pop(0)]
         if item:
-            while lines and not ITEM.match(lines[0]) and not is_step(lines[0]):
-                block.append(lines.pop(0))
+            while lines and not is_item(lines[0], before) and not is_step(lines[0]):
+                block.append(before := lines.pop(0))
             items.append(prose(block, bullet="- "))
             continue
         if items:
             yield "\n".join(items)
             items = []
         indented = block[0].startswith(" ") or DERIVATION.match(block[0]) is not None
-        while lines and lines[0].startswith(" ") == indented and not ITEM.match(lines[0]):
-            block.append(lines.pop(0))
+        while lines and lines[0].startswith(" ") == indented and not is_item(lines[0], before):
+            block.append(before := lines.pop(0))
         yield fence("text", textwrap.dedent("\n".join(block))) if indented else prose(block)
     if items:
         yield "\n".join(items)
+
+
+def is_item(line: str, before: str) -> bool:
+    """Whether a line begins the description of a parameter, and does not continue the sentence of the line before."""
+    return ITEM.match(line) is not None and (not before.strip() or before.rstrip().endswith(SENTENCE_END))
 
 
 def is_step(line: str) -> bool:

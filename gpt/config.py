@@ -25,7 +25,7 @@ class ModelConfig:
     activation: Activation = "gelu"
     bias: bool = True  # of linear layers and layernorms; q, k and v never have one, as in the lecture
     tied: bool = False  # the output head is the transposed token embedding
-    init_std: float = 0.02  # matrices and embeddings start as N(0, init_std); biases at 0, gains at 1
+    init_std: float = 0.02  # matrices and embeddings start as N(0, init_std^2); biases at 0, gains at 1
 
     def __post_init__(self) -> None:
         _require(self, "model", self.model in get_args(ModelName), f"must be one of {', '.join(get_args(ModelName))}")

@@ -1,4 +1,7 @@
-"""Hypothesis profiles, which tests start programs, the corpus where it can be had, and the kernels that the tests ran on."""
+"""Settings for all tests: Hypothesis profiles, the mark `program`, and the Shakespeare corpus.
+
+At the end it prints the kernels that the tests ran on.
+"""
 
 import contextlib
 import os

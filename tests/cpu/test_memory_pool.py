@@ -1,4 +1,4 @@
-"""The memory pool of the CPU backend: a block is reused once no array is on it, and not before."""
+"""The memory pool of the CPU backend: a block is reused only after the last array on it is gone."""
 
 import numpy as np
 import pytest

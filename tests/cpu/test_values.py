@@ -1,4 +1,4 @@
-"""The CPU backend's values and gradients are the reference's. Tests of every backend are in tests/reference."""
+"""The CPU backend computes the values and gradients of the reference. Tests of every backend are in tests/reference."""
 
 import numpy as np
 import pytest

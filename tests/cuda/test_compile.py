@@ -1,4 +1,4 @@
-"""The kernel files compile for real GPUs, no register spills, and headers name what they replace."""
+"""The kernel files compile for real GPUs without spilling registers, and name what they replace."""
 
 import itertools
 import re

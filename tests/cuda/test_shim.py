@@ -1,4 +1,7 @@
-"""The shim itself: right.cu computes what a GPU would compute, and the shim reports what wrong.cu does against CUDA's rules."""
+"""The shim computes what a GPU would compute, and reports what breaks CUDA's rules.
+
+right.cu and wrong.cu are the kernels for this.
+"""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Configurations: the presets are the lecture's, and nonsense is refused by name."""
+"""Configurations: the presets are the lecture's, and an impossible field is refused by its name."""
 
 import dataclasses
 import math

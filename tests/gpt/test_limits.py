@@ -1,4 +1,7 @@
-"""What a process may use, with control groups as file trees and, if this machine allows it, as real groups."""
+"""The memory and processors that this process may use, read from control groups.
+
+The groups are file trees and, if this machine allows it, real groups.
+"""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""docs/api.md is what the docstrings say, has every public name, and shows docstrings as they are meant."""
+"""docs/api.md agrees with the docstrings and has every public name. Docstrings look as they are meant to."""
 
 import ast
 import re
@@ -97,6 +97,9 @@ STEPS = "Derivation: 1. this,\n            2. that."
         ("A name: first of the page.", "A name: first of the page."),
         (f"dx = dy\n\n{STEPS}", f"dx = dy\n\n```text\n{STEPS}\n```"),
         ("A summary\nof two lines.\nx: (C,).", "A summary of two lines.\n\n- x: (C,)."),
+        ("A summary is\nenough: it says it.", "A summary is enough: it says it."),
+        ("One.\n\nSo one dy is\nenough: it meets all.\nx: (C,).", "One.\n\nSo one dy is enough: it meets all.\n\n- x: (C,)."),
+        ("One.\n\nx: of a shape that is\nreal: (C,).\ny: (C,).", "One.\n\n- x: of a shape that is real: (C,).\n- y: (C,)."),
     ],
 )
 def test_short_docstrings(docstring, shown):

@@ -1,4 +1,4 @@
-"""docs/architecture.md is what the files say; imports go one way; the package lists every folder."""
+"""docs/architecture.md agrees with the files, and packages import only those below them. The package lists every folder."""
 
 import sys
 import tomllib

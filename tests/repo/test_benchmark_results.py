@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.py reads off other programs, and the tables that it makes."""
+"""benchmarks/gpu.py reads the output of other programs and writes tables."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py without a GPU: what it does when things fail, its implementations, and where it looks at kernels."""
+"""benchmarks/gpu.py without a GPU: failures of its parts, and the implementations that it times."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What contributors and users read beside the README agrees with the code: workflow, CONTRIBUTING, changelog."""
+"""The workflow, CONTRIBUTING and the changelog agree with the code."""
 
 import importlib
 import re

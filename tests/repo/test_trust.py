@@ -1,4 +1,4 @@
-"""What .github/SECURITY.md promises of the source: nothing in it can make a file's content run."""
+"""What SECURITY.md promises about the source: no content of a file can run as code."""
 
 import ast
 

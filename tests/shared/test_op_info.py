@@ -1,4 +1,4 @@
-"""The op table against the ops, and the models on shapes alone."""
+"""The op table agrees with the ops, and every model runs on arrays that are only shapes."""
 
 import dataclasses
 import inspect

@@ -1,4 +1,4 @@
-"""Which kernel files a training run compiles, and what is defined for each."""
+"""The kernel files that a training run compiles, and the constants that each is compiled with."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""What the CPU backend and the reference make of the same inputs, on memory that is used again."""
+"""Results of the CPU backend and of the reference on the same inputs, with reused memory."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""A hundred steps of a small model with dropout in float64, on workers of any kind: what test_data_parallel.py compares."""
+"""Loss curves of a hundred steps of a small float64 model with dropout, on workers of any kind."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Functions that fail for a while, to stand in the place of others."""
+"""Functions that replace others and fail a given number of times first."""
 
 
 def failing(error, times=10**9):

@@ -1,4 +1,4 @@
-"""A stand-in for CuPy where there is no GPU: NumPy inside, CuPy's manners outside.
+"""A stand-in for CuPy where there is no GPU: it computes with NumPy and has CuPy's interface.
 
 Like CuPy's, its arrays refuse to become NumPy arrays unasked, do not mix with them, and reduce to 0-d arrays, not to scalars. It
 shows that array-agnostic code calls the right library everywhere; it says nothing about kernels or speed.

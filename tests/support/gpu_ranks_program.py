@@ -1,4 +1,6 @@
-"""What one rank runs under mpiexec in test_distributed.py: python gpu_ranks_program.py COUNT PCI,PCI,...
+"""The program that each rank of test_distributed.py runs under mpiexec.
+
+    python gpu_ranks_program.py COUNT PCI,PCI,...
 
 It sees so many GPUs, with those numbers on the bus. It says which one it takes, or why it takes none.
 """

@@ -1,4 +1,4 @@
-"""What the processor makes NumPy and its BLAS take: two machines that say the same here compute the same."""
+"""The names of the kernels that OpenBLAS and NumPy choose on this processor. Two machines with the same names compute the same."""
 
 import numpy as np
 import threadpoolctl

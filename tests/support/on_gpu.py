@@ -1,4 +1,4 @@
-"""In the tests of a GPU: what runs the checks of the CUDA backend's ops there, and what its results are compared with."""
+"""Runs the checks of the CUDA backend's ops on a real GPU. It also computes what they are compared with."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Where things are."""
+"""The paths of the repository and of its test files."""
 
 from pathlib import Path
 

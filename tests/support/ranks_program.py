@@ -1,4 +1,6 @@
-"""What one rank runs under mpiexec in test_data_parallel.py: python ranks_program.py OUT SHARDS BATCH ACCUMULATION BACKEND
+"""The program that each rank of test_data_parallel.py runs under mpiexec.
+
+    python ranks_program.py OUT SHARDS BATCH ACCUMULATION BACKEND
 
 Writes the losses of 100 steps and the final parameters of this rank to OUT-RANK.npz.
 """

@@ -1,4 +1,7 @@
-"""Independent values of every op: loops over scalars, or another library. Slow, obvious, sharing no code with tensorlite."""
+"""The value of every op computed in another way: by loops over scalars, or by another library.
+
+Slow, obvious, sharing no code with tensorlite.
+"""
 
 import math
 

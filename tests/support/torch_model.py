@@ -1,4 +1,4 @@
-"""The lecture's GPT in PyTorch: what the tests compare with and the benchmarks race against. The library never imports it.
+"""The lecture's GPT in PyTorch, which tests and benchmarks compare with. The library never imports it.
 
     model = GPT(config).double()             # config: a gpt.config.ModelConfig
     load(model, table.tree(flat))            # the same weights as tensorlite's

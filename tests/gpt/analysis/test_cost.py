@@ -1,4 +1,4 @@
-"""The memory estimate is that of real buffers, real caches and a real step. An error by a factor of 2 is an error here."""
+"""The memory estimate agrees with real buffers, real caches and a real step. It may not be off by a factor of 2."""
 
 import tracemalloc
 

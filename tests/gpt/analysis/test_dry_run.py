@@ -1,4 +1,4 @@
-"""The dry run of a GPU step launches the kernels of a real one, and the cost estimate agrees with it."""
+"""The dry run launches the kernels of a real GPU step, and the cost estimate agrees with it."""
 
 import dataclasses
 import sys

@@ -1,4 +1,6 @@
-"""Numbers that PyTorch made once (golden/make_golden.py), against tensorlite: no PyTorch is needed to check them.
+"""Values and gradients of two small models against stored values that PyTorch computed.
+
+No PyTorch is needed (golden/make_golden.py).
 
 Weights and text come from formulas, so that the file holds results alone.
 """

@@ -1,4 +1,4 @@
-"""Every model of the lecture, whole: gradients, causality, what it starts at, what it can learn."""
+"""Complete models: their gradients, their causality, their first loss, and what they can learn."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Where mpiexec is."""
+"""A fixture that finds the program mpiexec."""
 
 import shutil
 import sys

@@ -1,4 +1,4 @@
-"""Checkpoints: what goes in comes out, and nothing else does."""
+"""Checkpoints: a loaded checkpoint equals the saved one, and every damaged file is refused."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The clock of a run: it goes on where a resumed run stood, and its speed is that of training steps alone."""
+"""The clock of a run: a resumed run continues its time. Its speed is that of training steps only."""
 
 import time
 

@@ -1,4 +1,7 @@
-"""Losses to report: every character once, the same batches each time, or windows spread evenly over a large text."""
+"""Evaluation: every character counts once, and every evaluation uses the same batches.
+
+For a large text these are windows spread evenly over it.
+"""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""The loss curve: any name is a title, and a plot that fails costs a note and never the run."""
+"""The loss curve: any name can be its title, and a plot that fails never ends the run."""
 
 import contextlib
 import subprocess

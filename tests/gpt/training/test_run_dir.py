@@ -1,4 +1,4 @@
-"""A run's folder: its lock, earlier runs, a damaged log, checkpoints that are gone. What is lost is noted once."""
+"""A run's folder: its lock, earlier runs, damaged logs and missing checkpoints. What is lost is noted once."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""Whatever the order of training, saving, loading and going on: the parameters are those of an uninterrupted run, bit for bit."""
+"""Training, saving, loading and resuming in random order give bitwise the values of one long run."""
 
 import tempfile
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""A step is its parts, accumulation is a larger batch, and another array library gives the same values."""
+"""A training step equals its parts, and gradient accumulation equals a larger batch.
+
+Another array library gives the same values.
+"""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""A run: resumed, interrupted, failing, it leaves the files and losses of an undisturbed one."""
+"""A resumed, interrupted or failed run leaves the files and losses of an undisturbed run."""
 
 import dataclasses
 import json

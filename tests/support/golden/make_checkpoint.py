@@ -1,4 +1,4 @@
-"""Make checkpoint-1.safetensors, a run as format 1 froze it. Run by hand, from the repository:
+"""Writes checkpoint-1.safetensors, a small run in checkpoint format 1. Run by hand, from the repository:
 
     PYTHONPATH=.:tests/support python tests/support/golden/make_checkpoint.py
 

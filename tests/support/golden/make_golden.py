@@ -1,4 +1,4 @@
-"""Make gpt.json: what PyTorch says of two small models, for tests/gpt/models/test_golden.py. Run by hand, from the repository:
+"""Writes gpt.json: values and gradients of two small models, computed by PyTorch. Run by hand, from the repository:
 
     pip install torch==2.13.0
     PYTHONPATH=.:tests/support python tests/support/golden/make_golden.py

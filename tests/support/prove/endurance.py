@@ -1,4 +1,4 @@
-"""A run of 10,000 steps, evaluations, checkpoints and pictures included, holds no more memory, files or threads at its end.
+"""A run of 10,000 steps with evaluations and checkpoints does not grow in memory, files or threads.
 
     PYTHONPATH=.:tests/support python -m prove.endurance [STEPS]
 

@@ -1,4 +1,4 @@
-"""Search for inputs that break what reads files of strangers, guided by coverage:   make fuzz
+"""Searches for inputs that break the readers of files: make fuzz.
 
     PYTHONPATH=.:tests/support python -m prove.fuzz checkpoint|description|text [SECONDS]
 

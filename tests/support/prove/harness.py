@@ -1,4 +1,4 @@
-"""How a proof is run: numbered cases, each a function of its number alone, on all cores at the lowest priority, or on one.
+"""Runs a proof: numbered cases, each of which depends only on its number. It uses all cores at the lowest priority, or one.
 
 A proof is a function `case(n)` that returns what happened, in a word or two, or raises AssertionError. A case that failed is run
 again alone with `--first N --cases 1`.

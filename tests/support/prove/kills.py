@@ -1,4 +1,4 @@
-"""A process that saves without end is killed at a drawn moment.
+"""A process that saves again and again is killed at a random moment.
 
 What must hold: `best` and `last` are whole, and hold the last checkpoint whose save had returned, or the one that was being saved;
 `last` is never newer than `best`; the next start sweeps what was left.

@@ -1,4 +1,6 @@
-"""A mutated file gives a CheckpointError or the original's values; one with its hash made right again, a valid checkpoint.
+"""A mutated checkpoint file is refused or has the original's values.
+
+If its hash was made right again, it may also be a valid checkpoint.
 
 Half of the cases change bytes, half take the header apart and put hostile values in, most of these with the right hash.
 """

@@ -1,4 +1,4 @@
-"""NaN or infinity, put at a drawn step into a drawn place, ends the run, and no file ever holds it.
+"""NaN or infinity at a random step and place ends the run, and no file ever holds it.
 
 The place is an entry of the parameters, of the moments, or of what an op returned, forward or backward. What an op returned must
 end the run within one step. An entry of the state does so as soon as it is used (a row of the embedding waits for its character)

@@ -1,4 +1,4 @@
-"""A run that was stopped by a signal at a drawn step, once or twice, and resumed, ends bit for bit as one that nobody touched.
+"""A run that a signal stops at a random step ends, once resumed, bitwise like an undisturbed one. It is stopped once or twice.
 
 Model, dropout, schedule, accumulation, shards, threads and backend are drawn too. SIGINT, SIGTERM and SIGHUP must save at the very
 step; SIGKILL comes a little later, in the middle of whatever there is, and the run goes on from what is on the disk.

@@ -1,4 +1,4 @@
-"""Small drawn training runs, as train.py makes them, for the proofs about resuming and about numbers that are none."""
+"""Random small training runs, for the proofs about resuming and about NaN."""
 
 import random
 from collections.abc import Callable

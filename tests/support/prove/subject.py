@@ -1,4 +1,4 @@
-"""The small checkpoints that the proofs damage, and what it means that two are equal."""
+"""The small checkpoints that the proofs damage, and the comparison of two checkpoints."""
 
 import dataclasses
 import json

@@ -1,4 +1,7 @@
-"""What `prove.fuzz` searches: each takes any bytes and must take them in silence. Beside it, a seed to begin the search with."""
+"""The functions that `prove.fuzz` searches for inputs that break them.
+
+Each takes any bytes and must not raise an error. Each has a seed, an input to begin the search with.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
