@@ -111,7 +111,7 @@ def test_a_refusal_names_the_field_the_rule_and_the_value(kind, fields):
 def test_what_lies_on_a_border_is_allowed():
     for model in ("residual", "gpt"):
         assert ModelConfig(model, tied=True, dropout=0, init_std=0).tied
-    least = {"max_iters": 1, "eval_interval": 1, "warmup_iters": 0, "val_chars": 0, "min_lr": 0, "beta1": 0, "beta2": 0}
+    least = {"max_iters": 1, "eval_interval": 1, "warmup_iters": 0, "val_chars": 0, "min_lr": 0, "beta1": 0, "beta2": 0.9999}
     assert TrainConfig(batch_size=3, shards=3, weight_decay=0, grad_clip=0, **least).shards == 3
 
 

@@ -108,3 +108,11 @@ def test_what_was_tried_is_said_in_one_line(pip, web):
     pip("another text, longer than its parts")
     with pytest.raises(DataError, match=r"\(package index: another text \(its hash differs\); web: another text"):
         data.tiny_shakespeare()
+
+
+def test_a_run_without_a_text_takes_the_corpus(pip):
+    pip(TEXT)
+    corpus = data.load_corpus(None, 8)
+    assert corpus.tokenizer.decode([*corpus.train, *corpus.val]) == TEXT
+    with pytest.raises(DataError, match=f"the Shakespeare corpus has {len(TEXT)} characters; a context of 64 needs at least 73"):
+        data.load_corpus(None, 64)

@@ -29,6 +29,7 @@ GUESSES = {
     "UTF-16, one character": (b"a\0", "it is probably UTF-16LE"),
     "UTF-16, NUL characters below one per cent of the others": (le("a" * 101 + "中") + b"\0b", "it is probably UTF-16LE"),
     "UTF-16, one per cent": (le("a" * 100 + "中") + b"\0b", NO_TEXT),
+    "UTF-16 the other way round, one per cent": (("a" * 100 + "中").encode("utf-16-be") + b"b\0", NO_TEXT),
     "UTF-16, half as many": (le("a" * 100 + "中") + b"\0b" * 50, NO_TEXT),
     "one zero among a hundred bytes": (b"a" * 99 + b"\0", NO_TEXT),
     "UTF-32, two characters": ("ab".encode("utf-32-le"), "it is probably UTF-32LE"),

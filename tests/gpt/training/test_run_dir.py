@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import json
 import os
 from pathlib import Path
@@ -184,3 +185,22 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", failing(OSError(errno.ENOSPC, "No space left")))
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl cannot be written: No space left$"):
         run_dir.write_metrics(tmp_path, [RECORD])
+
+
+def test_a_full_disk_under_the_lock_is_one_line(tmp_path, monkeypatch):
+    """The process's number is still in a buffer when it is flushed."""
+
+    class Full(io.StringIO):
+        flush = failing(OSError(errno.ENOSPC, "No space left"))
+
+    monkeypatch.setattr(run_dir, "_take", lambda lock, folder: None)
+    monkeypatch.setattr("builtins.open", lambda *_, **__: Full())
+    with pytest.raises(CheckpointError, match="cannot be written: No space left; free space or"), run_dir.locked(tmp_path):
+        pass
+
+
+def test_a_leftover_that_cannot_be_removed_stays(tmp_path):
+    (tmp_path / "last.safetensors.tmp-1").mkdir()  # no file
+    (tmp_path / "metrics.jsonl.tmp-1").touch()
+    with run_dir.locked(tmp_path):
+        assert [path.name for path in tmp_path.glob("*.tmp-*")] == ["last.safetensors.tmp-1"]
