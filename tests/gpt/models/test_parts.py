@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpt.models import MODELS
-from gpt.params import ParamTable
+from gpt.params import Param, ParamTable
 from small import config_of, start, text
 from tensorlite import ReferenceOps
 from tensorlite.random import fold_in, step_key
@@ -148,7 +148,8 @@ def test_the_starting_values_are_the_same_in_every_version(name):
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "bigram"])
 def test_gradients_through_the_masks_of_dropout(name):
     """Each backward uses the masks that its own forward drew: along one direction, the slope of the loss."""
-    ops, config, key = ReferenceOps(), config_of(name, dropout=0.3), step_key(1, 2)
+    tied = name in ("residual", "gpt")
+    ops, config, key = ReferenceOps(), config_of(name, dropout=0.3, tied=tied), step_key(1, 2)
     state = start(config, std=0.5)
     direction = np.random.default_rng(0).standard_normal(state.table.size)
 
@@ -159,3 +160,7 @@ def test_gradients_through_the_masks_of_dropout(name):
     grads = state.table.leaves(MODELS[name].backward(ops, 1.0, loss(0)[1]))
     slope = sum((grad * view).sum() for grad, view in zip(grads, state.table.views(direction), strict=True))
     assert (loss(1e-6)[0] - loss(-1e-6)[0]) / 2e-6 == pytest.approx(slope, rel=1e-6)
+
+
+def test_a_table_of_biases_alone_has_nothing_that_decays():
+    assert ParamTable([Param("b", (3,))]).n_decay == 0
