@@ -198,7 +198,7 @@ def equivalents(area: str) -> list[dict]:
 
 
 def excuses(entry: dict, before: str, after: str) -> bool:
-    """Whether an entry of equivalent.toml describes this change."""
+    """Whether an entry of the list of equivalents describes this change."""
     if "line" in entry:
         return entry["line"] in after
     old, new = entry["only"]
