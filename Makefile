@@ -29,8 +29,9 @@ long:  ## what `test` leaves out or `matrix` cannot run, and eight times as many
 matrix:  ## the numeric tests under the kernels that OpenBLAS and NumPy take on other processors
 	$(PYTHON) tests/matrix.py
 
-mutate:  ## plant some 1800 small mistakes in the ops and the optimizer; the tests must notice each. Writes docs/mutation.md
-	$(PYTHON) tests/mutation/mutate.py
+mutate:  ## plant some 5200 small mistakes in the ops and in gpt/; the tests must notice each: 15 minutes. Writes docs/mutation.md
+	$(PYTHON) tests/mutation/mutate.py ops
+	$(PYTHON) tests/mutation/mutate.py gpt
 
 prove:  ## the proofs of docs/reliability.md at full count; tests/repo/test_prove.py runs a part of each
 	for proof in bits mutations syscalls kills resume nans endurance; do PYTHONPATH=.:tests/support $(PYTHON) -m prove.$$proof || exit 1; done

@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+import runpy
 
 import pytest
 
+from gpt import config
 from gpt.config import PRESETS, STAGES, ModelConfig, TrainConfig, override
 from gpt.errors import ConfigError
 
@@ -76,3 +78,52 @@ def test_configurations_are_frozen_and_override_checks_again():
     assert override(ModelConfig(), {"n_layer": 2}).n_layer == 2
     with pytest.raises(ConfigError, match="n_head"):
         override(ModelConfig(), {"n_head": 0})
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (ModelConfig, {"model": "gtp"}),
+        (ModelConfig, {"n_embd": 0}),
+        (ModelConfig, {"n_embd": 385}),
+        (ModelConfig, {"dropout": 1}),
+        (ModelConfig, {"bias": 1}),
+        (ModelConfig, {"tied": 1}),
+        (ModelConfig, {"activation": "swish"}),
+        (ModelConfig, {"init_std": -1}),
+        (TrainConfig, {"max_iters": 0}),
+        (TrainConfig, {"shards": 65}),
+        (TrainConfig, {"warmup_iters": -1}),
+        (TrainConfig, {"learning_rate": 0}),
+        (TrainConfig, {"min_lr": -1}),
+        (TrainConfig, {"min_lr": 1}),
+        (TrainConfig, {"grad_clip": -1}),
+        (TrainConfig, {"beta2": 1}),
+    ],
+)
+def test_a_refusal_names_the_field_the_rule_and_the_value(kind, fields):
+    ((name, value),) = fields.items()
+    rule = "be one of bigram, .*, gpt" if name == "model" else ".+"
+    with pytest.raises(ConfigError, match=f"^{name} must {rule}, not {value!r}$"):
+        kind(**fields)
+
+
+def test_what_lies_on_a_border_is_allowed():
+    for model in ("residual", "gpt"):
+        assert ModelConfig(model, tied=True, dropout=0, init_std=0).tied
+    least = {"max_iters": 1, "eval_interval": 1, "warmup_iters": 0, "val_chars": 0, "min_lr": 0, "beta1": 0, "beta2": 0.9999}
+    assert TrainConfig(batch_size=3, shards=3, weight_decay=0, grad_clip=0, **least).shards == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "n_layer", "n_head", "lr"), [("bigram", 1, 4, 1e-2), ("head", 1, 1, 3e-3), ("layernorm", 3, 4, 3e-3)]
+)
+def test_the_small_stages_in_full(name, n_layer, n_head, lr):
+    """From a fresh copy of the module, because the presets are computed when it is imported."""
+    stage = runpy.run_path(config.__file__, run_name=config.__name__)["PRESETS"][name]
+    model = "gpt" if name == "layernorm" else name
+    sizes = {"vocab_size": 65, "block_size": 8, "n_layer": n_layer, "n_head": n_head, "n_embd": 32}
+    assert dataclasses.asdict(stage.model) == dataclasses.asdict(ModelConfig(model, **sizes, init_std=0.1))
+    schedule = {"learning_rate": lr, "min_lr": 1e-4, "warmup_iters": 100, "eval_interval": 500, "eval_batches": 200}
+    assert dataclasses.asdict(stage.train) == dataclasses.asdict(TrainConfig(batch_size=32, max_iters=5000, **schedule))
+    assert float(stage.reported) > 2

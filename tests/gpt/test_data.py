@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt import data
+from gpt import data, reading
 from gpt.data import SHA256, load_corpus, tiny_shakespeare
 from gpt.errors import DataError
 from gpt.tokenizer import CharTokenizer
@@ -193,3 +193,42 @@ def test_a_cache_that_cannot_be_read_is_passed_over(no_network, monkeypatch, sha
 
 def test_tokens_take_as_few_bytes_as_they_need():
     assert CharTokenizer("ab").encode("ab").dtype == np.uint16
+
+
+def test_one_character_less_than_the_bound_is_refused(tmp_path):
+    for block_size, need in ((8, 20), (17, 20), (18, 22), (30, 35)):
+        path = write(tmp_path / "t", b"ab" * 10 + b"a" * (need - 20))
+        assert len(load_corpus(path, block_size).train) > block_size
+        path.write_bytes(path.read_bytes()[1:])
+        with pytest.raises(DataError, match=f"t has {need - 1} characters; a context of {block_size} needs at least {need}: "):
+            load_corpus(path, block_size)
+
+
+def test_the_vocabulary_of_a_checkpoint_keeps_its_carriage_returns(tmp_path):
+    path = write(tmp_path / "t", b"ab\r\n" * 9)
+    assert load_corpus(path, 8).tokenizer.vocabulary == "\nab"
+    assert load_corpus(path, 8).notes == (f"{path} ends lines with 9 CR LF and 0 lone CR, which became line feeds",)
+    kept = load_corpus(path, 8, CharTokenizer("\n\rab"))
+    assert kept.tokenizer.decode([*kept.train, *kept.val]) == "ab\r\n" * 9
+    assert kept.notes == ()
+
+
+def test_an_old_run_with_a_validation_text_goes_on_with_both_as_it_knew_them(tmp_path):
+    a, b = write(tmp_path / "a", b"ab\r\n" * 9), write(tmp_path / "b", b"b\ra\n")
+    hashes = " ".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in (a, b))
+    sha256 = hashlib.sha256(hashes.encode()).hexdigest()
+    old = load_corpus(a, 8, CharTokenizer("\nab"), drop_unknown=True, sha256=sha256, val_data=b)
+    assert (old.dropped, old.sha256) == (10, sha256)
+    assert old.tokenizer.decode(old.val) == "ba\n"
+
+
+def test_unknown_characters_count_in_every_piece_and_in_both_texts(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "PIECE", 4)
+    a, b = write(tmp_path / "a", b"xxab" * 3 + b"abab" * 5), write(tmp_path / "b", b"xyabab")
+    with pytest.raises(DataError, match=r"a has 1 characters that the vocabulary lacks: 'x' x6$"):
+        load_corpus([a, b], 8, CharTokenizer("ab"))
+    corpus = load_corpus(a, 8, CharTokenizer("ab"), drop_unknown=True, val_data=b)
+    assert corpus.dropped == 6 + 2
+    assert corpus.train.dtype == corpus.val.dtype == np.uint16
+    with pytest.raises(DataError, match="the text of 2 files has 8 characters; a context of 8 needs at least 20"):
+        load_corpus([b, b], 8, CharTokenizer("ab"), drop_unknown=True)

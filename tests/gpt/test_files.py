@@ -1,11 +1,12 @@
 """File systems that cannot flush, that fail, or that refuse to rename for a moment or for good."""
 
+import contextlib
 import errno
 import os
 
 import pytest
 
-from failing import failing
+from failing import failing, failing_first
 from gpt import files
 from gpt.errors import CheckpointError
 from gpt.training import checkpoint, run_dir
@@ -52,3 +53,14 @@ def test_a_rename_that_is_refused_for_good_is_one_line(corpus, tmp_path, monkeyp
     monkeypatch.setattr(os, "replace", failing(PermissionError(errno.EACCES, "Permission denied")))
     with pytest.raises(CheckpointError, match="cannot be written: Permission denied"):
         trainer(corpus, tmp_path / "a").run()
+
+
+def test_a_rename_is_tried_once_more_after_the_last_delay(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "RETRY_DELAYS_S", (0.0, 0.0))
+    for refusals, renamed in ((2, True), (3, False)):
+        (tmp_path / "new").write_text("new")
+        (tmp_path / "old").write_text("old")
+        with monkeypatch.context() as patch, contextlib.nullcontext() if renamed else pytest.raises(PermissionError):
+            failing_first(patch, os, "replace", PermissionError(errno.EACCES, "Permission denied"), refusals)
+            files.replace(tmp_path / "new", tmp_path / "old")
+        assert (tmp_path / "old").read_text() == ("new" if renamed else "old")

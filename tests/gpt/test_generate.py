@@ -117,3 +117,86 @@ def test_a_stop_text_ends_a_sample_and_no_part_of_it_is_seen(stops, text):
         assert seen == whole or any(beginning.startswith(unseen) for beginning in ("", *stops))  # no more waits than must
     assert seen == whole
     assert len(read) == (ends[0] if ends else len(text))  # and nothing is drawn beyond it
+
+
+def borders(logits, sampling):
+    """For each token but the last, where in [0, 1) the next one begins: found by bisection, so of tokens in order."""
+    found = []
+    for token in range(len(logits) - 1):
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if sample_token(logits, sampling, middle) <= token else (low, middle)
+        found.append(low)
+    return found
+
+
+def test_each_token_has_its_share_to_the_last_digits():
+    logits = np.float32([3.0, 1.0, -1.0])
+    shares = lambda x: np.cumsum(np.exp(x) / np.exp(x).sum())[:-1]  # noqa: E731
+    np.testing.assert_allclose(borders(logits, Sampling()), shares(logits.astype(float)), rtol=1e-12)
+    np.testing.assert_allclose(borders(logits, Sampling(0.5)), shares(2 * logits.astype(float)), rtol=1e-12)
+    np.testing.assert_allclose(borders(logits[:2], Sampling()), borders(logits, Sampling(top_k=2))[:1], rtol=1e-12)
+    np.testing.assert_allclose(borders(logits[:2], Sampling()), borders(logits, Sampling(top_p=0.9))[:1], rtol=1e-12)
+
+
+def test_a_share_begins_where_the_one_before_it_ends():
+    assert [sample_token(np.zeros(2), Sampling(), u) for u in (0.0, 0.5 - 2**-53, 0.5, 1 - 2**-53)] == [0, 0, 1, 1]
+    assert sample_token(np.zeros(12), Sampling(top_k=10), 1 - 2**-53) == 9  # ten tenths are a little less than 1
+
+
+def test_the_border_of_top_p():
+    """A token is left out as soon as those before it reach top_p."""
+    tokens = lambda logits, top_p: {sample_token(logits, Sampling(top_p=top_p), (i + 0.5) / 100) for i in range(100)}  # noqa: E731
+    logits = np.log([0.5, 0.3, 0.2])
+    assert tokens(logits, 0.7999) == {0, 1}
+    assert tokens(logits, 0.8001) == {0, 1, 2}
+    assert tokens(np.zeros(2), 0.5) == {0}
+
+
+def test_of_equally_likely_tokens_the_first_come_first():
+    assert sample_token(np.zeros(1000), Sampling(0.0), 0.5) == 0
+    assert {sample_token(np.zeros(1000), Sampling(top_k=3), u) for u in (0.1, 0.5, 0.9)} == {0, 1, 2}
+    assert [sample_token(np.repeat([0.0, 1.0], 500), Sampling(0.0), u) for u in (0.1, 0.9)] == [500, 500]
+
+
+class Watched:
+    """A model that likes all 1000 tokens alike, and notes the texts that it is given and whether there is a cache."""
+
+    def __init__(self):
+        self.texts, self.cached = [], []
+
+    def logits(self, ops, params, idx, config, kv_cache):
+        self.texts.append(idx[0].tolist())
+        self.cached.append(kv_cache is not None)
+        assert idx.dtype == np.uint16
+        for layer in kv_cache.layers if kv_cache else []:
+            layer.extend(*np.zeros((2, 1, 1, idx.shape[1], 1)))
+        return np.zeros((*idx.shape, 1000), np.float32)
+
+
+def watched(prompt, n, block_size=5, **options):
+    """The tokens that follow a prompt, the texts that the model was given for each, and in how many of them it had a cache."""
+    model, config = Watched(), config_of("gpt", block_size=block_size)
+    tokens = list(generate(OPS, model, {}, np.array(prompt, np.uint16), n, config, **options))
+    return tokens, model.texts, sum(model.cached)
+
+
+TOKENS = [550, 731, 570, 194, 586, 143, 435, 903, 859]  # of seed 3, sample 1
+
+
+def test_the_draws_are_the_same_in_every_version():
+    """Of equal logits: no rounding of any machine is in the way."""
+    assert watched([1, 2], 9, seed=3, sample=1)[0] == TOKENS
+    assert watched([1, 2], 9)[0] == watched([1, 2], 9, seed=0, sample=0)[0] != TOKENS
+
+
+def test_with_a_cache_each_token_costs_one_position_until_the_context_is_full():
+    a, b, c, d, e = TOKENS[:5]
+    whole = [[1, 2], [1, 2, a], [1, 2, a, b], [1, 2, a, b, c], [2, a, b, c, d], [a, b, c, d, e]]
+    assert watched([1, 2], 6, seed=3, sample=1) == (TOKENS[:6], [[1, 2], [a], [b], [c], *whole[4:]], 4)
+    assert watched([1, 2], 6, seed=3, sample=1, cached=False) == (TOKENS[:6], whole, 0)
+    assert watched([9, 9, 1, 2, 3, 4, 5], 2, seed=3, sample=1) == (TOKENS[:2], [[1, 2, 3, 4, 5], [2, 3, 4, 5, a]], 0)
+    assert watched([1, 2, 3, 4, 5], 1) == watched([1, 2, 3, 4, 5], 1, cached=False)
+    assert watched([1, 2], 3, block_size=2, seed=3, sample=1)[1] == [[1, 2], [2, a], [a, b]]
+    assert watched([1, 2], 3, block_size=1, seed=3, sample=1)[1] == [[2], [a], [b]]

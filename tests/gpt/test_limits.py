@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from failing import failing
 from gpt import limits
 from paths import ROOT
 
@@ -256,3 +257,85 @@ def test_limits_of_addresses_end_in_one_line_or_not_at_all(train):
         statuses.append(status)
     assert statuses == sorted(statuses, reverse=True)
     assert set(statuses) == {0, 2}
+
+
+MIB = 2**20
+
+
+@pytest.fixture
+def process(monkeypatch, tmp_path):
+    """Set `ulimit -v` and `-d` and what /proc says of this process, in MiB; returns available_memory, on a machine of 64 GiB."""
+    resource = pytest.importorskip("resource", reason="this system has no ulimit")
+    read_text = Path.read_text
+
+    def set_up(ulimit_v=None, ulimit_d=None, status=None):
+        soft = {resource.RLIMIT_AS: ulimit_v, resource.RLIMIT_DATA: ulimit_d}
+
+        def read(path, *args, **options):
+            if path != Path("/proc/self/status"):
+                return read_text(path, *args, **options)
+            if status is None:
+                raise FileNotFoundError(path)
+            return "Name:\tpython\n" + "".join(f"{field}:\t{mib * 1024} kB\n" for field, mib in status.items())
+
+        monkeypatch.setattr(
+            resource, "getrlimit", lambda of: (resource.RLIM_INFINITY if soft[of] is None else soft[of] * MIB, 2**50)
+        )
+        monkeypatch.setattr(Path, "read_text", read)
+        monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 64 * GIB // 4096}.__getitem__)
+        return lambda **options: limits.available_memory(tmp_path, **options)
+
+    return set_up
+
+
+STATUS = {"VmPeak": 900, "VmSize": 500, "VmRSS": 200, "VmData": 350}
+
+
+def test_the_limits_of_the_shell_count_addresses(process):
+    """What is reserved and not used, and what threads will reserve, is taken off."""
+    assert process(status=STATUS)() == 64 * GIB
+    assert process(ulimit_v=1000, status=STATUS)() == (1000 - 300) * MIB
+    assert process(ulimit_v=1000, status=STATUS)(threads=2) == (1000 - 300) * MIB - 2 * limits.THREAD_ADDRESSES
+    assert process(ulimit_d=800, status=STATUS)(threads=2) == (800 - 150) * MIB
+    assert process(ulimit_v=1000, ulimit_d=800, status=STATUS)() == (800 - 150) * MIB
+    assert process(ulimit_v=100, status=STATUS)() == 0
+    assert process(ulimit_v=1000, status=STATUS | {"VmRSS": 600})() == 1000 * MIB
+
+
+@pytest.mark.parametrize("status", [None, {}, {"VmSizeOfAll": 7}])
+def test_a_system_that_says_nothing_of_a_process(status, process):
+    assert process(ulimit_v=1000, status=status)() == 1000 * MIB
+    assert limits.memory_in_use() == 0
+
+
+def test_memory_in_use(process):
+    process(status=STATUS)
+    assert limits.memory_in_use() == 200 * MIB
+
+
+def test_a_machine_that_does_not_say_its_memory(process, monkeypatch):
+    available = process(status=STATUS)
+    monkeypatch.setattr(os, "sysconf", failing(ValueError("unrecognized configuration name")))
+    assert available() is None
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(6, 6), (None, 1)])
+def test_a_system_without_affinity_counts_its_cores(cores, expected, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert limits.processors(tmp_path) == expected
+
+
+def test_control_groups_with_colons_in_their_names_and_after_other_controllers(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "_physical_memory", lambda: 64 * GIB)
+    monkeypatch.setattr(limits, "_shell_limits", lambda _: iter(()))
+    lines = "9:cpuset:/a:b\n4:memory:/system:docker:ab\n1:name=systemd:/\n0::/a\n"
+    found = {"sys/fs/cgroup/memory/system:docker:ab/memory.limit_in_bytes": "3000000\n"}
+    assert limits.available_memory(tree(tmp_path, {"proc/self/cgroup": lines} | found)) == 3000000
+
+
+def test_a_quota_over_no_period_is_none(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert limits.processors(tree(tmp_path, V2 | {"sys/fs/cgroup/cpu.max": "100000 0\n"})) == 8

@@ -406,3 +406,10 @@ def test_add_returns_an_array_of_its_own(ops):
         assert total.dtype == (x + y).dtype
     np.testing.assert_array_equal(a, before[0])
     np.testing.assert_array_equal(b, before[1])
+
+
+def test_the_last_token_of_a_large_vocabulary_is_in_range(ops):
+    wte = normal(0, 5000, 2)
+    np.testing.assert_array_equal(ops.embedding_forward(np.array([0, 4999]), wte)[0], wte[[0, 4999]])
+    with pytest.raises(IndexError, match=r"in \[0, 5000\), got 0 to 5000"):
+        ops.embedding_forward(np.array([0, 5000]), wte)

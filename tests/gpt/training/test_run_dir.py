@@ -2,8 +2,10 @@
 
 import contextlib
 import errno
+import io
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,3 +138,69 @@ def test_a_best_checkpoint_that_is_gone_is_replaced_by_the_next(corpus, tmp_path
     assert resumed.run() is None
     assert checkpoint.load(run_dir.best_checkpoint(tmp_path / "a")).step == 16
     assert any("is missing" in said for said in notes)
+
+
+def test_the_newest_run_is_the_one_written_last(tmp_path):
+    assert run_dir.newest(tmp_path, run_dir.BEST) is None
+    for name, seconds in (("a", 200), ("b", 300), ("c", 100)):
+        (tmp_path / name).mkdir()
+        run_dir.best_checkpoint(tmp_path / name).touch()
+        os.utime(run_dir.best_checkpoint(tmp_path / name), (seconds, seconds))
+    run_dir.last_checkpoint(tmp_path / "a").touch()
+    assert run_dir.newest(tmp_path, run_dir.BEST) == run_dir.best_checkpoint(tmp_path / "b")
+    assert run_dir.newest(tmp_path, run_dir.LAST) == run_dir.last_checkpoint(tmp_path / "a")
+
+
+def test_an_earlier_run_that_cannot_be_moved_is_one_line(tmp_path, monkeypatch):
+    run_dir.last_checkpoint(tmp_path).touch()
+    monkeypatch.setattr(os, "replace", failing(OSError(errno.ENOSPC, "No space left")))
+    with pytest.raises(CheckpointError, match=r"the earlier run in .* cannot be moved: No space left; choose another --out"):
+        run_dir.archive_previous(tmp_path)
+
+
+def test_what_is_wrong_with_a_log_is_said(tmp_path, notes):
+    log = tmp_path / "metrics.jsonl"
+    log.write_text(f"{json.dumps(RECORD)}\n   \n\n")
+    assert run_dir.read_metrics(tmp_path, 9) == [RECORD]
+    assert not notes
+    log.write_text(f"x\n{json.dumps(RECORD)}\ny\n")
+    (tmp_path / "metrics.jsonl.damaged").mkdir()  # so that no copy can be made
+    assert run_dir.read_metrics(tmp_path, 9) == [RECORD]
+    assert notes == {f"{log}: 2 of its lines are no records of a run and are left out; metrics.jsonl.damaged is the file as it was"}
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_a_log_that_cannot_be_read_begins_anew(is_folder, tmp_path, monkeypatch, notes):
+    log = tmp_path / "metrics.jsonl"
+    if is_folder:
+        log.mkdir()
+    else:
+        log.write_text(json.dumps(RECORD))
+        monkeypatch.setattr(Path, "read_text", failing(PermissionError(13, "Permission denied")))
+    assert run_dir.read_metrics(tmp_path, 9) == []
+    assert notes == {f"{log} {'is no file' if is_folder else 'cannot be read (Permission denied)'}: the log begins anew"}
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "replace", failing(OSError(errno.ENOSPC, "No space left")))
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl cannot be written: No space left$"):
+        run_dir.write_metrics(tmp_path, [RECORD])
+
+
+def test_a_full_disk_under_the_lock_is_one_line(tmp_path, monkeypatch):
+    """The process's number is still in a buffer when it is flushed."""
+
+    class Full(io.StringIO):
+        flush = failing(OSError(errno.ENOSPC, "No space left"))
+
+    monkeypatch.setattr(run_dir, "_take", lambda lock, folder: None)
+    monkeypatch.setattr("builtins.open", lambda *_, **__: Full())
+    with pytest.raises(CheckpointError, match="cannot be written: No space left; free space or"), run_dir.locked(tmp_path):
+        pass
+
+
+def test_a_leftover_that_cannot_be_removed_stays(tmp_path):
+    (tmp_path / "last.safetensors.tmp-1").mkdir()  # no file
+    (tmp_path / "metrics.jsonl.tmp-1").touch()
+    with run_dir.locked(tmp_path):
+        assert [path.name for path in tmp_path.glob("*.tmp-*")] == ["last.safetensors.tmp-1"]
