@@ -49,7 +49,7 @@ FOLDERS = {  # comments of the folders that are not packages
     "models": "the models",
     "training": "the training loop and what it needs",
     "analysis": "costs, profile and dry run",
-    "mutation": "mutation testing of the Python ops and the optimizer (of kernels: cuda/test_planted.py)",
+    "mutation": "mutation testing of the ops, the optimizer and gpt/ (of kernels: cuda/test_planted.py)",
     "reference": "every op on every backend: gradients, values, properties, PyTorch",
     "repo": "the README, the docs, the benchmarks and the proofs",
     "shared": "arrays, random bits and the op table",

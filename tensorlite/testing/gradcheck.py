@@ -101,7 +101,7 @@ def gradcheck(
     if any(argument.status != PASS for argument in report.arguments):
         report.arguments = blame_forward(report.arguments, layer, dy, random)
     if report.status == FAIL:
-        from tensorlite.testing.hint_report import add_hints  # loaded when there is something to explain
+        from tensorlite.testing.hints.report import add_hints  # loaded when there is something to explain
 
         add_hints(report, trial, checks, settings)
     if raise_on_fail and not report.ok:

@@ -28,7 +28,8 @@ LAYERS = {  # a package may import those named, and itself
     "tensorlite/cpu": {"tensorlite", "tensorlite/reference"},
     "tensorlite/cuda/runtime": {"tensorlite"},
     "tensorlite/cuda": {"tensorlite", "tensorlite/reference", "tensorlite/cuda/runtime"},
-    "tensorlite/testing": {"tensorlite", "tensorlite/testing/bugs"},
+    "tensorlite/testing": {"tensorlite", "tensorlite/testing/bugs", "tensorlite/testing/hints"},
+    "tensorlite/testing/hints": {"tensorlite", "tensorlite/testing"},
     "tensorlite/testing/adapters": {"tensorlite", "tensorlite/testing"},
     "tensorlite/testing/bugs": {"tensorlite", "tensorlite/reference"},
     "gpt/models": {"gpt", "tensorlite"},  # of tensorlite the types of their arguments alone

@@ -9,8 +9,8 @@ import pytest
 from tensorlite import ReferenceOps, gradcheck
 from tensorlite.op_info import OP_INFO
 from tensorlite.testing.bugs import BUGS, example
-from tensorlite.testing.hint_factors import name_factor
-from tensorlite.testing.hints import explain, hint_for, hint_from_entries
+from tensorlite.testing.hints.explain import explain, hint_for, hint_from_entries
+from tensorlite.testing.hints.factors import name_factor
 from tensorlite.testing.report import Entry
 
 KINDS = tomllib.loads((Path(__file__).parent / "mistake_kinds.toml").read_text())

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tensorlite.testing.hint_case import named
+from tensorlite.testing.hints.case import named
 
 MOST_MEANINGS = 3  # a sentence names at most this many things that a length could be
 MOST_FACTORS = 2  # and at most this many ways to write the factor

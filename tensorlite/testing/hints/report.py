@@ -9,7 +9,7 @@ import numpy as np
 from tensorlite.arrays import array_namespace, to_numpy
 from tensorlite.testing.argument_check import ArgumentCheck, Settings
 from tensorlite.testing.contract import Trial, misshapen_gradients
-from tensorlite.testing.hints import hint_for, hint_from_entries
+from tensorlite.testing.hints.explain import hint_for, hint_from_entries
 from tensorlite.testing.numerical import Derivative
 from tensorlite.testing.report import FAIL, GradReport
 from tensorlite.testing.trees import flatten, is_array

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from tensorlite.testing.hint_case import Case, Hint, slack
-from tensorlite.testing.hint_factors import name_factor
-from tensorlite.testing.hint_kinds import find_hint
-from tensorlite.testing.hint_views import axes_text, subsets
+from tensorlite.testing.hints.case import Case, Hint, slack
+from tensorlite.testing.hints.factors import name_factor
+from tensorlite.testing.hints.kinds import find_hint
+from tensorlite.testing.hints.views import axes_text, subsets
 from tensorlite.testing.report import Entry
 
 __all__ = ["Hint", "explain", "hint_for", "hint_from_entries"]

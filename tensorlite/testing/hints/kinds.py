@@ -10,9 +10,9 @@ from itertools import combinations, permutations
 
 import numpy as np
 
-from tensorlite.testing.hint_case import DECISIVE, Case, Hint
-from tensorlite.testing.hint_factors import name_factor
-from tensorlite.testing.hint_views import axes_text, divisions, slice_text, subsets, views
+from tensorlite.testing.hints.case import DECISIVE, Case, Hint
+from tensorlite.testing.hints.factors import name_factor
+from tensorlite.testing.hints.views import axes_text, divisions, slice_text, subsets, views
 
 Kinds = Sequence[tuple[str, Callable[[Case], str]]]
 
