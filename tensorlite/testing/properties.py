@@ -14,7 +14,7 @@ import numpy as np
 
 from tensorlite.arrays import Array
 from tensorlite.testing.gradcheck import gradcheck
-from tensorlite.testing.trees import as_tuple, leaves, map_arrays
+from tensorlite.testing.trees import as_tuple, map_arrays
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -226,12 +226,21 @@ def _results(
     """
     y, cache = forward(**inputs)
     y = map_arrays(np.asarray, y)  # a loss may be a Python float
-    outputs = [np.array(a) for a in leaves(y)]
+    outputs = [a.copy() for a in _arrays(y)]
     dy = map_arrays(dy_as, _cotangent(y) if dy is None else dy)
-    gradients = [np.array(g) for g in leaves(backward(dy, cache))]
+    gradients = [g.copy() for g in _arrays(backward(dy, cache))]
     names = ["y" if len(outputs) == 1 else f"y[{i}]" for i in range(len(outputs))]
     names += [f"gradient {i + 1} of {len(gradients)}" for i in range(len(gradients))]
-    return _Results(names, [*outputs, *gradients], leaves(dy))
+    return _Results(names, [*outputs, *gradients], _arrays(dy))
+
+
+def _arrays(tree: Any) -> list[Array]:
+    """Return the arrays of one result or of several, which may nest tuples, lists and dicts. None has no place among them."""
+    if isinstance(tree, Mapping):
+        tree = list(tree.values())
+    if isinstance(tree, tuple | list):
+        return [a for part in tree for a in _arrays(part)]
+    return [] if tree is None else [np.asarray(tree)]
 
 
 def _pairs(expected: _Results, found: _Results) -> list[tuple[str, Array, Array]]:

@@ -1,4 +1,4 @@
-"""check_layer: gradients and properties of a layer, at inputs drawn from a shape specification.
+"""Property tests in three lines: `check_layer` draws inputs from a shape specification and checks all.
 
     check_layer(forward, backward, "x: B T C, w: C D, b: D")   # in the body of a test, in a script or in a notebook
 
