@@ -65,7 +65,7 @@ def forgetful_backward(dy, cache):
     return dx, dw
 
 
-# The error names the smallest example that fails, T = 2 windows of K = 2 steps, and ends with code to paste that repeats it.
+# The error names the smallest example that fails, three steps and a kernel of K = 2, and ends with code to paste that repeats it.
 try:
     check_layer(depthwise_forward, forgetful_backward, "x: B T+K C, w: K C")
 except CheckLayerError as error:

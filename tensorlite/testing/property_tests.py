@@ -244,18 +244,23 @@ class _Search:
         """Return the report, or raise the error for the smallest failing example."""
         __tracebackhide__ = True
         draw = Random(0).randint
-        doubtful: dict[str, list[Failure]] = {}
+        found: dict[str, list[Failure]] = {name: [] for name in PROPERTIES}
         for _ in range(self.examples):
             for failure in self.failures(self.plan.specification.example(draw)):
-                if not failure.is_doubtful:
-                    raise self.error(failure)
-                doubtful.setdefault(failure.check.property, []).append(failure)
-        for failures in doubtful.values():
-            if len(failures) > MOST_DOUBTFUL * self.examples:
-                raise self.error(failures[0], f", as at {len(failures)} of {self.examples} examples")
+                found[failure.check.property].append(failure)
+            if any(not failure.is_doubtful for failure in found["gradients"]):
+                break  # the other properties matter once the gradients are right
+        refused = [name for name, failures in found.items() if self.is_refused(failures)]
+        if refused:
+            raise self.error(found[refused[0]], refused)
         not_checked = self.plan.not_checked()
         checked = tuple(name for name in PROPERTIES if name not in not_checked)
-        return LayerReport(self.examples, checked, not_checked, {name: len(found) for name, found in doubtful.items()})
+        doubtful = {name: len(failures) for name, failures in found.items() if failures}
+        return LayerReport(self.examples, checked, not_checked, doubtful)
+
+    def is_refused(self, failures: list[Failure]) -> bool:
+        """Whether a property failed for certain, or is in doubt at too many examples."""
+        return any(not failure.is_doubtful for failure in failures) or len(failures) > MOST_DOUBTFUL * self.examples
 
     def failures(self, example: Example) -> Iterator[Failure]:
         """Yield the checks that fail at this example."""
@@ -278,15 +283,22 @@ class _Search:
                     if found.check.property == failure.check.property and found.is_doubtful == failure.is_doubtful:
                         yield found
 
-    def error(self, failure: Failure, how_often: str = "") -> CheckLayerError:
-        """Return the error to raise for the smallest example: what failed, where, and how to repeat it."""
-        failure = self.smallest(failure)
+    def error(self, failures: list[Failure], refused: list[str]) -> CheckLayerError:
+        """Return the error to raise for the smallest example of a property: what failed, where, and how to repeat it.
+
+        refused: the names of all properties that the layer lacks.
+        """
+        failure = self.smallest(min(failures, key=lambda failure: failure.is_doubtful))
         check, example, error = failure.check, failure.example, failure.error
+        how_often = f", as at {len(failures)} of {self.examples} examples" if failure.is_doubtful else ""
         what = str(error).strip() if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
         snippet = check.snippet(self.forward, self.backward, example)
         parts = [f"{check.property} at {example}{how_often}", what, f"To repeat it:\n\n{snippet}"]
+        if refused[1:]:
+            parts.append(f"Also refused: {', '.join(refused[1:])}")
         if check.property != "gradients":
-            parts.append(f'If the layer is not meant to have this property: skip=("{check.property}",)')
+            names = ", ".join(f'"{name}"' for name in refused) + ("," if len(refused) == 1 else "")
+            parts.append(f"If the layer is not meant to have this: skip=({names})")
         raised = CheckLayerError("\n\n".join(parts), check.property, example, snippet)
         raised.__cause__ = None if isinstance(error, AssertionError) else error
         return raised
