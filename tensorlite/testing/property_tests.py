@@ -149,7 +149,7 @@ class Check:
         for role, function in (("forward", forward), ("backward", backward)):
             module = _module_with(function)
             names.append(function.__name__ if module else role)
-            if module and module != "__main__":
+            if module and module != "__main__" and module.replace(".", "").isidentifier():  # runpy calls a script "<run_path>"
                 imports.append(f"from {module} import {function.__name__}")
         arguments = ", ".join([*names, "inputs", *(f"{name}={value!r}" for name, value in self.options.items())])
         return "\n".join([*imports, "", example.code(), f"{self.function.__name__}({arguments})"])
