@@ -10,6 +10,7 @@ The notation is explained in `shapes.py`. The examples are the same on every run
 """
 
 import functools
+import inspect
 import sys
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -27,6 +28,8 @@ ELEMENTWISE = 32  # see `gradcheck`: most arrays are checked along random direct
 ROUNDING = 1e-9  # relative difference allowed between two ways to compute the same in float64
 PER_ROUNDING = 64.0  # see `properties.check_float32`
 PROPERTIES = ("gradients", "rows", "leading", "read_only", "non_contiguous", "float32", "float_errors", "empty_batch")
+_parameters = inspect.signature(gradcheck).parameters.values()
+GRADCHECK_OPTIONS = {p.name for p in _parameters if p.kind is p.KEYWORD_ONLY and p.name != "raise_on_fail"}
 
 
 @dataclass
@@ -113,6 +116,8 @@ def check_layer(
             raise ValueError(f"skip is a collection of names among {', '.join(PROPERTIES)}, not {skip!r}")
     if examples < 1:
         raise ValueError(f"examples is at least 1, not {examples}")
+    for name in options.keys() - GRADCHECK_OPTIONS:
+        raise TypeError(f"check_layer has no option {name}; of gradcheck it takes {', '.join(sorted(GRADCHECK_OPTIONS))}")
     specification = parse(text)
     plan = _Plan(specification, batch, mean, frozenset(skip), options)
     if pair:
@@ -151,6 +156,8 @@ class Check:
             names.append(function.__name__ if module else role)
             if module and module != "__main__" and module.replace(".", "").isidentifier():  # runpy calls a script "<run_path>"
                 imports.append(f"from {module} import {function.__name__}")
+        if {"forward", "backward"} & set(names):
+            imports.append("# forward and backward: the layer under test")
         arguments = ", ".join([*names, "inputs", *(f"{name}={value!r}" for name, value in self.options.items())])
         return "\n".join([*imports, "", example.code(), f"{self.function.__name__}({arguments})"])
 
@@ -262,13 +269,14 @@ class _Search:
         """Whether a property failed for certain, or is in doubt at too many examples."""
         return any(not failure.is_doubtful for failure in failures) or len(failures) > MOST_DOUBTFUL * self.examples
 
-    def failures(self, example: Example) -> Iterator[Failure]:
-        """Yield the checks that fail at this example."""
+    def failures(self, example: Example, only: Collection[str] = PROPERTIES) -> Iterator[Failure]:
+        """Yield the checks that fail at this example, of the properties named."""
         for check in self.plan.checks(example):
-            try:
-                check.run(self.forward, self.backward, example)
-            except Exception as error:  # a layer that cannot take an input may say so in any way
-                yield Failure(check, example, error)
+            if check.property in only:
+                try:
+                    check.run(self.forward, self.backward, example)
+                except Exception as error:  # a layer that cannot take an input may say so in any way
+                    yield Failure(check, example, error)
 
     def smallest(self, failure: Failure) -> Failure:
         """Make the example smaller as long as the same property fails in the same way."""
@@ -277,10 +285,11 @@ class _Search:
         return failure
 
     def smaller(self, failure: Failure) -> Iterator[Failure]:
+        """Yield the failures of the property at examples that are one step smaller, each with seed 0 first."""
         for example in failure.example.smaller():
             for seeded in (replace(example, seed=0), example):
-                for found in self.failures(seeded):
-                    if found.check.property == failure.check.property and found.is_doubtful == failure.is_doubtful:
+                for found in self.failures(seeded, only=[failure.check.property]):
+                    if found.is_doubtful == failure.is_doubtful:
                         yield found
 
     def error(self, failures: list[Failure], refused: list[str]) -> CheckLayerError:

@@ -224,6 +224,9 @@ def test_what_cannot_be_read_is_a_value_error():
         check_layer(*pair, "x: B C", skip="rows")
     with pytest.raises(ValueError, match="examples"):
         check_layer(*pair, "x: B C", examples=0)
+    for name in ("skp", "raise_on_fail", "inputs"):
+        with pytest.raises(TypeError, match=f"no option {name}"):
+            check_layer(*pair, "x: B C", **{name: False})
     for wrong in ((), (pair[0], "x: B C"), pair, (*pair, 3)):
         with pytest.raises(ValueError, match="write check_layer"):
             check_layer(*wrong)
