@@ -14,7 +14,7 @@ import inspect
 import sys
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 from typing import Any, overload
 
@@ -285,12 +285,11 @@ class _Search:
         return failure
 
     def smaller(self, failure: Failure) -> Iterator[Failure]:
-        """Yield the failures of the property at examples that are one step smaller, each with seed 0 first."""
+        """Yield the failures of the property at examples that are one step smaller."""
         for example in failure.example.smaller():
-            for seeded in (replace(example, seed=0), example):
-                for found in self.failures(seeded, only=[failure.check.property]):
-                    if found.is_doubtful == failure.is_doubtful:
-                        yield found
+            for found in self.failures(example, only=[failure.check.property]):
+                if found.is_doubtful == failure.is_doubtful:
+                    yield found
 
     def error(self, failures: list[Failure], refused: list[str]) -> CheckLayerError:
         """Return the error to raise for the smallest example of a property: what failed, where, and how to repeat it.

@@ -133,6 +133,15 @@ def test_each_property_refuses_a_layer_without_it_and_can_be_skipped(name):
     assert name not in report.checked
 
 
+def test_an_empty_batch_gives_empty_results():
+    def forward(x):
+        return 2 * (x if len(x) else np.zeros((1, x.shape[1]))), None
+
+    error = refused(forward, twice_backward, "x: B C")
+    assert error.property == "empty_batch"
+    assert "of shape (1, 1) instead of (0, 1)" in str(error)
+
+
 def test_float16_inside_is_seen():
     assert refused(in_float16_forward, twice_backward, "x: B C").property == "float32"
 

@@ -99,9 +99,12 @@ def test_the_same_inputs_are_drawn_each_time():
     assert len(seeds) > 40
 
 
-@pytest.mark.parametrize("layer", [*OPS, *LAYERS], ids=lambda layer: layer.name)
-def test_the_printed_code_draws_the_same_inputs(layer):
-    for example in examples(layer.specification, 20):
+SCALARS = "s: , g: gain, a: 0..1, m: bool, i: int<3, n: =N"
+
+
+@pytest.mark.parametrize("text", [SCALARS, *(layer.specification for layer in (*OPS, *LAYERS))])
+def test_the_printed_code_draws_the_same_inputs(text):
+    for example in examples(text, 20):
         names = {"np": np}
         exec(example.code(), names)
         expected = example.inputs()
