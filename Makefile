@@ -34,7 +34,7 @@ mutate:  ## plant some 5200 small mistakes in the ops and in gpt/; the tests mus
 	$(PYTHON) tests/mutation/mutate.py gpt
 
 prove:  ## the proofs of docs/reliability.md at full count; tests/repo/test_prove.py runs a part of each
-	for proof in bits mutations syscalls kills resume nans endurance; do PYTHONPATH=.:tests/support $(PYTHON) -m prove.$$proof || exit 1; done
+	for proof in bits mutations syscalls kills resume nans endurance alarms; do PYTHONPATH=.:tests/support $(PYTHON) -m prove.$$proof || exit 1; done
 
 fuzz:  ## search 20 seconds each for inputs that break what reads files: guided by coverage where atheris is installed
 	for target in checkpoint description text; do PYTHONPATH=.:tests/support $(PYTHON) -m prove.fuzz $$target || exit 1; done

@@ -1,19 +1,23 @@
 """Properties that every hand-derived layer should have, as functions to call from a test suite.
 
 Finite differences alone cannot prove a layer right: the backward of a wrong forward passes them. Draw inputs with the strategies
-below (they need Hypothesis) and call the `check_*` functions, which raise AssertionError if the property does not hold. Each takes
-the layer as `forward(**inputs) -> y, cache` and `backward(dy, cache)`, and its inputs by name in float64.
+below, which alone need Hypothesis, and call the `check_*` functions, which raise AssertionError if the property does not hold. Each
+takes the layer as `forward(**inputs) -> y, cache` and `backward(dy, cache)`, and its inputs by name in float64.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from hypothesis import strategies as st
 
 from tensorlite.arrays import Array
 from tensorlite.testing.gradcheck import gradcheck
 from tensorlite.testing.trees import as_tuple, map_arrays
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
 
 Inputs = Mapping[str, Any]
 EPS32 = float(np.finfo(np.float32).eps)
@@ -22,18 +26,24 @@ EPS32 = float(np.finfo(np.float32).eps)
 # ---- strategies ----
 
 
-def seeds() -> st.SearchStrategy[int]:
+def seeds() -> "SearchStrategy[int]":
     """Seeds of a NumPy generator. Hypothesis draws the shapes; NumPy draws the values, fast and never degenerate."""
+    from hypothesis import strategies as st
+
     return st.integers(0, 2**32 - 1)
 
 
-def sizes(most: int = 5) -> st.SearchStrategy[int]:
+def sizes(most: int = 5) -> "SearchStrategy[int]":
     """Axis lengths from 1 on, since broadcasting hides mistakes where an axis has length 1."""
+    from hypothesis import strategies as st
+
     return st.integers(1, most)
 
 
-def leading(most: int = 2, longest: int = 4) -> st.SearchStrategy[tuple[int, ...]]:
+def leading(most: int = 2, longest: int = 4) -> "SearchStrategy[tuple[int, ...]]":
     """Shapes of the axes in front of the last one, of which there may be none."""
+    from hypothesis import strategies as st
+
     return st.lists(sizes(longest), min_size=0, max_size=most).map(tuple)
 
 
@@ -67,120 +77,230 @@ def check_value(forward: Callable, inputs: Inputs, reference: Callable[..., Any]
 
 
 def check_read_only(forward: Callable, backward: Callable, inputs: Inputs) -> None:
-    """Read-only inputs and dy are accepted and give equal gradients."""
-    y, cache = forward(**inputs)
-    dy = _cotangent(y)
-    expected = as_tuple(backward(dy, cache))
-    frozen = {name: _frozen(a) for name, a in inputs.items()}
-    y, cache = forward(**frozen)
-    grads = as_tuple(backward(map_arrays(_frozen, dy), cache))
-    for a, b in zip(expected, grads, strict=True):
-        np.testing.assert_array_equal(a, b)
+    """Read-only inputs and dy are accepted and give equal results."""
+    expected = _results(forward, backward, inputs)
+    found = _results(forward, backward, {name: _frozen(a) for name, a in inputs.items()}, dy_as=_frozen)
+    for name, a, b in _pairs(expected, found):
+        np.testing.assert_array_equal(b, a, err_msg=name)
 
 
 def check_non_contiguous(forward: Callable, backward: Callable, inputs: Inputs, rtol: float = 1e-12) -> None:
     """Inputs and dy with gaps in memory or negative strides give the same values, up to the rounding of another summation order."""
-    y, cache = forward(**inputs)
-    dy = _cotangent(y)
-    expected = (*as_tuple(y), *as_tuple(backward(dy, cache)))
+    expected = _results(forward, backward, inputs)
     for spread in (_with_gaps, _reversed):
-        y, cache = forward(**{name: spread(a) for name, a in inputs.items()})
-        found = (*as_tuple(y), *as_tuple(backward(map_arrays(spread, dy), cache)))
-        for a, b in zip(expected, found, strict=True):
-            if a is not None:
-                np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol)
+        found = _results(forward, backward, {name: spread(a) for name, a in inputs.items()}, dy_as=spread)
+        for name, a, b in _pairs(expected, found):
+            _assert_close(b, a, rtol, name)
 
 
-def check_float32(forward: Callable, backward: Callable, inputs: Inputs, ulps: float = 64) -> None:
+def check_float32(forward: Callable, backward: Callable, inputs: Inputs, ulps: float = 64, per_rounding: float = 0) -> None:
     """With float32 inputs, results are float32 and close to those of the same values in float64.
 
     ulps: the allowed difference, in units of the float32 epsilon times the largest entry of the float64 result (or 1).
+    per_rounding: what is allowed besides, in units of how much a result changes when the inputs are rounded to float32. It
+      allows for inputs at which the layer is ill-conditioned, such as a layernorm over two nearly equal values.
     """
     inputs = {name: _as32(a) for name, a in inputs.items()}  # float64 starts from the same rounded values
-    y, cache = forward(**{name: _as64(a) for name, a in inputs.items()})
-    dy = map_arrays(_as32, _cotangent(y))
-    twin = (*as_tuple(y), *as_tuple(backward(map_arrays(_as64, dy), cache)))
-    y32, cache = forward(**inputs)
-    found = (*as_tuple(y32), *as_tuple(backward(dy, cache)))
-    for a, b in zip(twin, found, strict=True):
-        if a is None:
-            assert b is None
-            continue
-        assert b.dtype == np.float32, f"float32 in, {b.dtype} out"
-        bound = ulps * EPS32 * max(1.0, float(np.abs(a).max(initial=0.0)))
-        error = float(np.abs(a - b).max(initial=0.0))
-        assert error <= bound, f"the float32 error is {error / bound:.2g} times its bound"
+    exact_inputs = {name: _as64(a) for name, a in inputs.items()}
+    exact = _results(forward, backward, exact_inputs, dy_as=_rounded)
+    found = _results(forward, backward, inputs, dy_as=_as32)
+    changed = (
+        [_results(forward, backward, _nudged(exact_inputs, seed), dy_as=_rounded) for seed in range(3)] if per_rounding else []
+    )
+    for i, (name, a, b) in enumerate(_pairs(exact, found)):
+        assert b.dtype == np.float32, f"{name}: float32 in, {b.dtype} out"
+        change = max((_largest(a - other.arrays[i]) for other in changed), default=0.0)
+        bound = ulps * EPS32 * max(1.0, _largest(a)) + per_rounding * change
+        error = _largest(a - b)
+        assert error <= bound, f"{name}: the float32 error is {error / bound:.2g} times its bound"
 
 
 def check_float_errors(forward: Callable, backward: Callable, inputs: Inputs) -> None:
     """No overflow, division by zero or invalid operation occurs on ordinary inputs."""
     with np.errstate(all="raise", under="ignore"):
-        y, cache = forward(**inputs)
-        backward(_cotangent(y), cache)
+        _results(forward, backward, inputs)
 
 
 def check_batch(
-    forward: Callable, backward: Callable, inputs: Inputs, batched: Iterable[str], mean: bool = False, rtol: float = 1e-11
+    forward: Callable,
+    backward: Callable,
+    inputs: Inputs,
+    batched: Iterable[str] | Mapping[str, int],
+    mean: bool = False,
+    rtol: float = 1e-11,
 ) -> None:
-    """Rows do not mix: permuting the batch permutes the results, and the gradients of a batch are those of its two halves.
+    """Rows do not mix: permuting the batch permutes the results, and the results of a batch are those of its two halves.
 
-    batched: names of the inputs whose first axis is the batch.
+    batched: names of the inputs whose first axis is the batch, or the number of the batch axis by name.
     mean: y is a mean over rows, so a half counts in proportion to its rows.
+
+    Results with a batch axis are found by doubling the batch. Those of the halves stand side by side. Gradients of shared inputs
+    are the sum of the halves.
     """
-    batched = set(batched)
-    _check_permuted_batch(forward, backward, inputs, batched, mean, rtol)
-    _check_halves_of_batch(forward, backward, inputs, batched, mean, rtol)
+    batch = _Batch.of(forward, backward, inputs, batched)
+    for name, axis in zip(batch.whole.names, batch.axes, strict=True):
+        if axis is None and name.startswith("y"):
+            assert mean, f"{name} has no batch axis: a loss that is a mean over the rows needs mean=True"
+    _check_permuted_batch(batch, rtol)
+    _check_halves_of_batch(batch, rtol)
 
 
-def _check_permuted_batch(
-    forward: Callable, backward: Callable, inputs: Inputs, batched: set[str], mean: bool, rtol: float
-) -> None:
-    y, cache = forward(**inputs)
-    dy = _cotangent(y)
-    expected = _gradients(backward, dy, cache, inputs)
-    order = np.random.default_rng(1).permutation(_batch_size(inputs, batched))
-    permuted = {name: a[order] if name in batched else a for name, a in inputs.items()}
-    y_permuted, cache = forward(**permuted)
-    np.testing.assert_allclose(y_permuted, y if mean else y[order], rtol=rtol, atol=rtol)
-    grads = _gradients(backward, dy if mean else dy[order], cache, inputs)
-    for name, g in expected.items():
-        np.testing.assert_allclose(grads[name], g[order] if name in batched else g, rtol=rtol, atol=rtol)
+def _check_permuted_batch(batch: "_Batch", rtol: float) -> None:
+    order = np.random.default_rng(1).permutation(batch.rows)
+    permuted = batch.part(order)
+    for (name, a, b), axis in zip(_pairs(batch.whole, permuted), batch.axes, strict=True):
+        _assert_close(b, _taken(a, order, axis), rtol, f"{name} with the rows in another order")
 
 
-def _check_halves_of_batch(
-    forward: Callable, backward: Callable, inputs: Inputs, batched: set[str], mean: bool, rtol: float
-) -> None:
-    """Gradients of batched inputs are those of the halves side by side; gradients of shared inputs are their sum."""
-    y, cache = forward(**inputs)
-    dy = _cotangent(y)
-    expected = _gradients(backward, dy, cache, inputs)
-    B = _batch_size(inputs, batched)
-    halves = []
-    for rows in (slice(0, B // 2), slice(B // 2, B)):
-        n = rows.stop - rows.start
-        if n == 0:
-            continue
-        half = {name: a[rows] if name in batched else a for name, a in inputs.items()}
-        _, cache = forward(**half)
-        halves.append(_gradients(backward, dy * n / B if mean else dy[rows], cache, half))
-    for name, g in expected.items():
-        parts = [grads[name] for grads in halves]
-        found = np.concatenate(parts) if name in batched else sum(parts)
-        np.testing.assert_allclose(found, g, rtol=rtol, atol=rtol)
+def _check_halves_of_batch(batch: "_Batch", rtol: float) -> None:
+    indices = np.arange(batch.rows)
+    halves = [half for half in np.split(indices, [batch.rows // 2]) if len(half)]
+    results = [batch.part(half) for half in halves]
+    shares = [len(half) / batch.rows for half in halves]
+    for i, (name, axis) in enumerate(zip(batch.whole.names, batch.axes, strict=True)):
+        parts = [result.arrays[i] for result in results]
+        if axis is not None:
+            found = np.concatenate(parts, axis=axis)
+        elif name.startswith("y"):  # a mean over rows
+            found = sum(part * share for part, share in zip(parts, shares, strict=True))
+        else:
+            found = sum(parts)
+        _assert_close(found, batch.whole.arrays[i], rtol, f"{name} from the two halves of the batch")
 
 
-def check_empty_batch(forward: Callable, backward: Callable, inputs: Inputs, batched: Iterable[str]) -> None:
+def check_empty_batch(forward: Callable, backward: Callable, inputs: Inputs, batched: Iterable[str] | Mapping[str, int]) -> None:
     """A batch without rows gives empty results and, for the shared inputs, zero gradients."""
-    batched = set(batched)
-    empty = {name: a[:0] if name in batched else a for name, a in inputs.items()}
-    y, cache = forward(**empty)
-    assert y.shape[0] == 0
-    for name, g in _gradients(backward, _cotangent(y), cache, empty).items():
-        assert g.shape == empty[name].shape
-        assert not g.any()
+    batch = _Batch.of(forward, backward, inputs, batched)
+    none = np.arange(0)
+    for (name, a, b), axis in zip(_pairs(batch.whole, batch.part(none)), batch.axes, strict=True):
+        expected = _taken(a, none, axis).shape
+        assert b.shape == expected, f"{name} of an empty batch is of shape {b.shape} instead of {expected}"
+        assert not b.any(), f"{name} of an empty batch is not 0"
+
+
+def check_leading(
+    forward: Callable, backward: Callable, inputs: Inputs, leading: Mapping[str, int], n_axes: int, rtol: float = 1e-11
+) -> None:
+    """Leading axes are only a shape: with all of them in one axis the results hold the same values.
+
+    leading: the number of the first leading axis, by name of the inputs that have leading axes.
+    n_axes: how many leading axes there are; with none the inputs get one of length 1.
+    """
+
+    def flat(name: str, a: Any) -> Any:
+        if name not in leading:
+            return a
+        first = leading[name]
+        n = math.prod(a.shape[first : first + n_axes])
+        return a.reshape(*a.shape[:first], n, *a.shape[first + n_axes :])
+
+    expected = _results(forward, backward, inputs)
+    flat_inputs = {name: flat(name, a) for name, a in inputs.items()}
+    flat_y, _ = forward(**flat_inputs)
+    dy = iter(expected.dy)
+    found = _results(forward, backward, flat_inputs, dy=map_arrays(lambda a: next(dy).reshape(a.shape), flat_y))
+    for name, a, b in _pairs(expected, found):
+        assert a.size == b.size, f"{name} is of shape {a.shape}, and {b.shape} with all leading axes in one"
+        _assert_close(b.reshape(a.shape), a, rtol, f"{name} with all leading axes in one")
 
 
 # ---- helpers ----
+
+
+@dataclass(frozen=True)
+class _Results:
+    """The arrays that one forward and backward returned: outputs first, then gradients, without those that are None."""
+
+    names: list[str]
+    arrays: list[Array]
+    dy: list[Array]
+
+
+def _results(
+    forward: Callable, backward: Callable, inputs: Inputs, dy: Any = None, dy_as: Callable[[Any], Any] = lambda a: a
+) -> _Results:
+    """Call forward and backward; return copies of what they return, because a layer may reuse its memory.
+
+    dy: the gradient of y, by default a random one.
+    dy_as: what to do to each array of dy.
+    """
+    y, cache = forward(**inputs)
+    y = map_arrays(np.asarray, y)  # a loss may be a Python float
+    outputs = [a.copy() for a in _arrays(y)]
+    dy = map_arrays(dy_as, _cotangent(y) if dy is None else dy)
+    gradients = [g.copy() for g in _arrays(backward(dy, cache))]
+    names = ["y" if len(outputs) == 1 else f"y[{i}]" for i in range(len(outputs))]
+    names += [f"gradient {i + 1} of {len(gradients)}" for i in range(len(gradients))]
+    return _Results(names, [*outputs, *gradients], _arrays(dy))
+
+
+def _arrays(tree: Any) -> list[Array]:
+    """Return the arrays of one result or of several, which may nest tuples, lists and dicts. None has no place among them."""
+    if isinstance(tree, Mapping):
+        tree = list(tree.values())
+    if isinstance(tree, tuple | list):
+        return [a for part in tree for a in _arrays(part)]
+    return [] if tree is None else [np.asarray(tree)]
+
+
+def _pairs(expected: _Results, found: _Results) -> list[tuple[str, Array, Array]]:
+    """Return the name of each result, what is expected and what was found."""
+    assert len(expected.arrays) == len(found.arrays), f"{len(expected.arrays)} results, then {len(found.arrays)}"
+    return list(zip(expected.names, expected.arrays, found.arrays, strict=True))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A layer on a batch, and which axis of each result is the batch axis (None: the result is shared by all rows)."""
+
+    forward: Callable
+    backward: Callable
+    inputs: Inputs
+    batched: Mapping[str, int]
+    whole: _Results
+    axes: list[int | None]
+
+    @classmethod
+    def of(cls, forward: Callable, backward: Callable, inputs: Inputs, batched: Iterable[str] | Mapping[str, int]) -> "_Batch":
+        if not isinstance(batched, Mapping):
+            batched = dict.fromkeys(batched, 0)
+        whole = _results(forward, backward, inputs)
+        twice = _results(forward, backward, {n: _twice(a, batched[n]) if n in batched else a for n, a in inputs.items()})
+        axes = [_axis_that_doubled(name, a, b) for name, a, b in _pairs(whole, twice)]
+        return cls(forward, backward, inputs, batched, whole, axes)
+
+    @property
+    def rows(self) -> int:
+        return next(self.inputs[name].shape[axis] for name, axis in self.batched.items())
+
+    def part(self, rows: np.ndarray) -> _Results:
+        """Return the results on some of the rows. A dy without a batch axis is that of a mean and counts in proportion."""
+        inputs = {name: _taken(a, rows, self.batched.get(name)) for name, a in self.inputs.items()}
+        share = len(rows) / self.rows
+        dys = iter(zip(self.whole.dy, self.axes, strict=False))
+
+        def next_dy(a: Array) -> Array:
+            dy, axis = next(dys)
+            return np.asarray(dy * share if axis is None else _taken(dy, rows, axis), dtype=a.dtype)
+
+        y, _ = self.forward(**inputs)
+        return _results(self.forward, self.backward, inputs, dy=map_arrays(next_dy, y))
+
+
+def _twice(a: Array, axis: int) -> Array:
+    return np.concatenate([a, a], axis=axis)
+
+
+def _taken(a: Any, rows: np.ndarray, axis: int | None) -> Any:
+    """Return some rows of an array with a batch axis, and anything else as it is."""
+    return a if axis is None else np.take(a, rows, axis=axis)
+
+
+def _axis_that_doubled(name: str, a: Array, twice: Array) -> int | None:
+    """Return the axis that is longer when the batch is twice as long."""
+    longer = [axis for axis, (n, m) in enumerate(zip(a.shape, twice.shape, strict=True)) if n != m]
+    assert len(longer) <= 1, f"{name} is of shape {a.shape}, and {twice.shape} for a batch of twice the rows"
+    return longer[0] if longer else None
 
 
 def _cotangent(y: Any) -> Any:
@@ -189,19 +309,22 @@ def _cotangent(y: Any) -> Any:
     return map_arrays(lambda a: np.asarray(random.standard_normal(a.shape), dtype=a.dtype), y)
 
 
+def _assert_close(found: Array, expected: Array, rtol: float, name: str) -> None:
+    np.testing.assert_allclose(found, expected, rtol=rtol, atol=rtol * max(1.0, _largest(expected)), err_msg=name)
+
+
+def _largest(a: Array) -> float:
+    return float(np.abs(a).max(initial=0.0))
+
+
 def _is_float(a: Any) -> bool:
     return isinstance(a, np.ndarray) and a.dtype.kind == "f"
 
 
-def _gradients(backward: Callable, dy: Any, cache: Any, inputs: Inputs) -> dict[str, Array]:
-    """Return the gradients by name. Backward returns one per float array, and None for a parameter that is None."""
-    names = [name for name, a in inputs.items() if a is None or _is_float(a)]
-    gradients = zip(names, as_tuple(backward(dy, cache)), strict=True)
-    return {name: g for name, g in gradients if g is not None}
-
-
-def _batch_size(inputs: Inputs, batched: set[str]) -> int:
-    return next(len(a) for name, a in inputs.items() if name in batched)
+def _nudged(inputs: Inputs, seed: int) -> dict[str, Any]:
+    """Change every float by up to the rounding error of float32."""
+    random = np.random.default_rng(seed)
+    return {name: a * (1 + EPS32 / 2 * random.uniform(-1, 1, a.shape)) if _is_float(a) else a for name, a in inputs.items()}
 
 
 def _frozen(a: Any) -> Any:
@@ -217,6 +340,10 @@ def _as32(a: Any) -> Any:
 
 def _as64(a: Any) -> Any:
     return a.astype(np.float64) if _is_float(a) else a
+
+
+def _rounded(a: Any) -> Any:
+    return _as64(_as32(a))
 
 
 def _with_gaps(a: Any) -> Array:

@@ -42,6 +42,18 @@ def test_add_an_op(example):
     assert issubclass(names["MyOps"], names["ReferenceOps"])
 
 
+def test_property_test(example):
+    names, printed = example("property_test.py")
+    assert names["right"].examples == 50
+    assert "not checked: rows (skipped)" in printed
+    assert printed.endswith("the windows are where they should be\n")
+    wrong = names["wrong"]
+    assert wrong.example.letters == {"B": 1, "T": 1, "K": 2, "C": 1}
+    assert wrong.snippet in printed
+    with pytest.raises(names["CheckLayerError"].__base__, match=r"dx\[0, 1, 0\]"):
+        exec(wrong.snippet, names)
+
+
 def test_train_on_your_text(example):
     names, printed = example("train_on_your_text.py")
     losses = [float(words.split("val loss ")[1]) for words in printed.splitlines() if "val loss" in words]
@@ -61,5 +73,6 @@ def test_every_example_has_a_test():
     assert {path.name for path in EXAMPLES.iterdir() if path.suffix == ".py"} == {
         "gradcheck_your_layer.py",
         "add_an_op.py",
+        "property_test.py",
         "train_on_your_text.py",
     }
