@@ -2,9 +2,10 @@
 
     python benchmarks/detection.py [--trials 100]
 
-The same layers, inputs and planted mistakes go through tensorlite.gradcheck, torch.autograd.gradcheck (default and fast mode),
-jax.test_util.check_grads and autograd.test_util.check_grads. Each is called as its documentation says, with its default tolerances,
-in float64. A checker that is not installed is left out: pip install torch==2.13.0 jax autograd
+The same layers, inputs and planted mistakes go through tensorlite.gradcheck (also with the layer inside a torch.autograd.Function
+or a JAX custom_vjp, by from_torch and from_jax), torch.autograd.gradcheck (default and fast mode), jax.test_util.check_grads and
+autograd.test_util.check_grads. Each is called as its documentation says, with its default tolerances, in float64. A checker that is
+not installed is left out: pip install torch==2.13.0 jax autograd
 
 The script writes docs/detection.md: the share of trials in which each checker refused the gradient.
 """
@@ -22,6 +23,8 @@ import numpy as np
 import tyro
 
 from tensorlite import ReferenceOps, gradcheck
+from tensorlite.testing.adapters.from_jax import from_jax
+from tensorlite.testing.adapters.from_torch import from_torch
 
 OPS = ReferenceOps()
 
@@ -103,65 +106,101 @@ def plant(layer: Layer, mistake: Callable, which: int, at: int) -> Layer:
 
 def ours(layer: Layer) -> bool:
     """Call tensorlite.gradcheck."""
-    names = [f"x{i}" for i in range(len(layer.arrays))]
-    inputs = dict(zip(names, layer.arrays, strict=True))
-    report = gradcheck(lambda **a: layer.forward(*a.values()), layer.backward, inputs, raise_on_fail=False)
-    return not report.ok  # inconclusive is a refusal too
+    return refused(lambda **a: layer.forward(*a.values()), layer.backward, layer)
+
+
+def refused(forward: Callable, backward: Callable, layer: Layer) -> bool:
+    """Whether tensorlite.gradcheck refuses the pair at the layer's inputs. Inconclusive is a refusal too."""
+    inputs = {f"x{i}": a for i, a in enumerate(layer.arrays)}
+    return not gradcheck(forward, backward, inputs, raise_on_fail=False).ok
+
+
+def torch_function(layer: Layer) -> Any:
+    """Return an autograd.Function around the layer."""
+    import torch
+
+    torch.set_num_threads(1)
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *tensors: Any) -> Any:
+            y, ctx.layer_cache = layer.forward(*(t.detach().numpy() for t in tensors))
+            return torch.from_numpy(np.array(y))
+
+        @staticmethod
+        def backward(ctx: Any, dy: Any) -> Any:
+            return tuple(torch.from_numpy(np.array(g)) for g in layer.backward(dy.numpy(), ctx.layer_cache))
+
+    return Function
+
+
+def ours_through_torch() -> Callable[[Layer], bool]:
+    """Return tensorlite.gradcheck on an autograd.Function around the layer."""
+    import torch  # noqa: F401  an ImportError leaves the column out
+
+    return lambda layer: refused(*from_torch(torch_function(layer)), layer)
 
 
 def torch_checker(fast_mode: bool) -> Callable[[Layer], bool]:
     """Return torch.autograd.gradcheck on an autograd.Function around the layer."""
     import torch
 
-    torch.set_num_threads(1)
-
     def refuses(layer: Layer) -> bool:
-        class Function(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx: Any, *tensors: Any) -> Any:
-                y, ctx.layer_cache = layer.forward(*(t.detach().numpy() for t in tensors))
-                return torch.from_numpy(np.array(y))
-
-            @staticmethod
-            def backward(ctx: Any, dy: Any) -> Any:
-                return tuple(torch.from_numpy(np.array(g)) for g in layer.backward(dy.numpy(), ctx.layer_cache))
-
         tensors = [torch.tensor(a, requires_grad=True) for a in layer.arrays]
-        return not torch.autograd.gradcheck(Function.apply, tensors, raise_exception=False, fast_mode=fast_mode)
+        function = torch_function(layer)
+        return not torch.autograd.gradcheck(function.apply, tensors, raise_exception=False, fast_mode=fast_mode)
 
     return refuses
 
 
-def jax_checker() -> Callable[[Layer], bool]:
-    """Return jax.test_util.check_grads on a custom_vjp around the layer, in reverse mode."""
+def jax_function(layer: Layer) -> Callable:
+    """Return a custom_vjp around the layer."""
     import jax
 
-    jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_platforms", "cpu")
+    y_type = jax.ShapeDtypeStruct(np.shape(layer.forward(*layer.arrays)[0]), np.float64)
+    x_types = tuple(jax.ShapeDtypeStruct(a.shape, np.float64) for a in layer.arrays)
+
+    def value(*xs: Any) -> np.ndarray:
+        return np.asarray(layer.forward(*map(np.asarray, xs))[0])
+
+    def pull(dy: Any, *xs: Any) -> tuple:
+        return tuple(np.asarray(g) for g in layer.backward(np.asarray(dy), layer.forward(*map(np.asarray, xs))[1]))
+
+    @jax.custom_vjp
+    def function(*xs: Any) -> Any:
+        return jax.pure_callback(value, y_type, *xs)
+
+    function.defvjp(lambda *xs: (function(*xs), xs), lambda xs, dy: jax.pure_callback(pull, x_types, dy, *xs))
+    return function
+
+
+def ours_through_jax() -> Callable[[Layer], bool]:
+    """Return tensorlite.gradcheck on a custom_vjp around the layer."""
+    use_jax_in_float64()
+    return lambda layer: refused(*from_jax(jax_function(layer)), layer)
+
+
+def jax_checker() -> Callable[[Layer], bool]:
+    """Return jax.test_util.check_grads on a custom_vjp around the layer, in reverse mode."""
+    use_jax_in_float64()
     from jax.test_util import check_grads
 
     def refuses(layer: Layer) -> bool:
-        y_type = jax.ShapeDtypeStruct(np.shape(layer.forward(*layer.arrays)[0]), np.float64)
-        x_types = tuple(jax.ShapeDtypeStruct(a.shape, np.float64) for a in layer.arrays)
-
-        def value(*xs: Any) -> np.ndarray:
-            return np.asarray(layer.forward(*map(np.asarray, xs))[0])
-
-        def pull(dy: Any, *xs: Any) -> tuple:
-            return tuple(np.asarray(g) for g in layer.backward(np.asarray(dy), layer.forward(*map(np.asarray, xs))[1]))
-
-        @jax.custom_vjp
-        def function(*xs: Any) -> Any:
-            return jax.pure_callback(value, y_type, *xs)
-
-        function.defvjp(lambda *xs: (function(*xs), xs), lambda xs, dy: jax.pure_callback(pull, x_types, dy, *xs))
         try:
-            check_grads(function, tuple(layer.arrays), order=1, modes=["rev"])
+            check_grads(jax_function(layer), tuple(layer.arrays), order=1, modes=["rev"])
         except AssertionError:
             return True
         return False
 
     return refuses
+
+
+def use_jax_in_float64() -> None:
+    """Enable float64 on the CPU."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_platforms", "cpu")
 
 
 def autograd_checker() -> Callable[[Layer], bool]:
@@ -188,6 +227,8 @@ def autograd_checker() -> Callable[[Layer], bool]:
 
 CHECKERS: dict[str, tuple[str, Callable[[], Callable[[Layer], bool]]]] = {
     "tensorlite": ("tensorlite", lambda: ours),
+    "tensorlite, from_torch": ("torch", ours_through_torch),
+    "tensorlite, from_jax": ("jax", ours_through_jax),
     "torch": ("torch", lambda: torch_checker(fast_mode=False)),
     "torch, fast mode": ("torch", lambda: torch_checker(fast_mode=True)),
     "JAX": ("jax", jax_checker),
@@ -241,7 +282,9 @@ def write(rows: list[list[str]], names: list[str], versions: list[str], trials: 
         f"Each entry is the share of {trials} trials in which the checker refused the gradient. A trial is a layer",
         "(linear, layernorm, GELU, softmax, attention or cross-entropy) of a random small shape in float64,",
         "with one mistake in one of its gradients. Each checker has its default tolerances. A mistake changes",
-        "nothing where the true entry is 0 or has no neighbour, so 1.00 is not always possible.",
+        "nothing where the true entry is 0 or has no neighbour, so 1.00 is not always possible. The columns",
+        "from_torch and from_jax are tensorlite's checker on the same torch.autograd.Function and JAX",
+        "custom_vjp that the checkers of PyTorch and JAX get.",
         "",
         f"| planted mistake | {' | '.join(names)} |",
         f"|---|{'---|' * len(names)}",

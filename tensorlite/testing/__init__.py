@@ -1,9 +1,9 @@
 """The tools that test a hand-derived layer, ours or yours.
 
-`gradcheck` compares a backward with finite differences (needs SciPy). `of_object` and `of_loss` make layers of other styles ready
-for it. `properties` has checks of what every layer should obey, to call from a test suite, and strategies that draw inputs for
-them (needs Hypothesis); its names can be imported from here as well. `bugs` is a collection of known-wrong layers, and `exercises`
-asks the reader to find the mistake in each.
+`gradcheck` compares a backward with finite differences (needs SciPy). `of_object`, `of_loss`, `from_torch` and `from_jax` make
+layers of other styles ready for it. `properties` has checks of what every layer should obey, to call from a test suite, and
+strategies that draw inputs for them (needs Hypothesis); its names can be imported from here as well. `bugs` is a collection of
+known-wrong layers, and `exercises` asks the reader to find the mistake in each.
 """
 
 import importlib
@@ -16,6 +16,9 @@ __all__ = ["GradReport", "GradcheckError", "gradcheck"]
 LAZY = {  # names by their modules, which are loaded on first use, because `import tensorlite` needs NumPy alone
     "of_object": "adapters.objects",
     "of_loss": "adapters.losses",
+    "from_torch": "adapters.from_torch",
+    "parameters_of": "adapters.from_torch",
+    "from_jax": "adapters.from_jax",
 }
 
 

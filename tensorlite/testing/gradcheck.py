@@ -15,6 +15,7 @@ from tensorlite.arrays import Array, array_namespace
 from tensorlite.testing.argument_check import ArgumentCheck, Settings
 from tensorlite.testing.contract import Trial, check_contract, comparable_gradients
 from tensorlite.testing.layer import PAIR, Layer, describe
+from tensorlite.testing.low_precision import check_twin
 from tensorlite.testing.poor_forward import blame_forward
 from tensorlite.testing.report import FAIL, PASS, GradcheckError, GradReport
 from tensorlite.testing.trees import copy_leaf, copy_tree, flatten, is_array, is_float_array, map_arrays
@@ -28,6 +29,7 @@ def gradcheck(
     inputs: Mapping[str, Any],
     *,
     wrt: Sequence[str] | None = None,
+    twin: tuple[Callable, Callable] | Callable | None = None,
     method: str = "auto",
     directions: int = 3,
     elementwise: int = 256,
@@ -51,6 +53,9 @@ def gradcheck(
       random values of size about 1, away from kinks: zeros and ones hide mistakes.
     wrt: names of the inputs whose gradients to check, or paths inside them; default: every float array. Any other input, such as a
       target or a mask, needs no gradient, and what backward returns for it is ignored.
+    twin: for inputs in float32, float16 or bfloat16, which no difference can check: the same layer for float64 NumPy arrays, as a
+      pair (forward, backward) or as a forward alone. The results are compared with its, within bounds that
+      `tensorlite/testing/low_precision.py` derives. Of the options below only rng, max_report and raise_on_fail apply then.
     method: "fd" (finite differences), "complex" (complex step, for analytic code) or "auto" (differences, and the complex step
       where they are inconclusive).
     directions: number of random directions for an argument of more than `elementwise` entries.
@@ -88,6 +93,8 @@ def gradcheck(
     )
     complete = getattr(forward, "with_parameters", dict)  # the forward of an object brings the object's parameters
     layer = Layer(forward, backward, copy_tree(complete(inputs)), wrt)  # the caller's arrays stay as they are
+    if twin is not None:
+        return _passed(check_twin(layer, twin, rng=rng, max_report=max_report), raise_on_fail)
     _require_float64(layer)
     random = np.random.default_rng(rng)
     y = _output(layer)
@@ -104,6 +111,10 @@ def gradcheck(
         from tensorlite.testing.hints.report import add_hints  # loaded when there is something to explain
 
         add_hints(report, trial, checks, settings)
+    return _passed(report, raise_on_fail)
+
+
+def _passed(report: GradReport, raise_on_fail: bool) -> GradReport:
     if raise_on_fail and not report.ok:
         raise GradcheckError(report)
     return report
@@ -115,7 +126,8 @@ def _require_float64(layer: Layer) -> None:
     for path in layer.checked:
         dtype = layer.leaves[path].dtype
         if dtype != np.float64:
-            text = f"gradcheck proves gradients in float64; input {path!r} is {dtype}. Convert it, or name the others in wrt=[...]"
+            text = f"gradcheck proves gradients in float64; input {path!r} is {dtype}. Convert it, name the others in wrt=[...], or"
+            text += " check the layer in this precision against its float64 version with twin=(forward64, backward64)"
             raise ValueError(text)
 
 

@@ -22,7 +22,7 @@ def is_array(a: Any) -> bool:
 
 def is_float_array(a: Any) -> bool:
     """Whether `a` is an array of real or complex floats."""
-    return is_array(a) and a.dtype.kind in "fc"
+    return is_array(a) and (a.dtype.kind in "fc" or a.dtype.name == "bfloat16")
 
 
 def copy_leaf(a: Any) -> Any:
