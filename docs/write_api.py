@@ -14,7 +14,17 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "api.md"
 COLUMNS = 100  # of a line of prose
-TESTING = {"properties": (), "report": ("Entry", "Argument"), "bugs/bug": ("Bug", "example")}  # () stands for all public names
+TESTING = {  # () stands for all public names
+    "property_tests": ("check_layer", "CheckLayerError", "LayerReport"),
+    "shapes": ("drawn_inputs",),
+    "adapters/objects": ("of_object",),
+    "adapters/losses": ("of_loss",),
+    "adapters/from_torch": ("from_torch", "parameters_of"),
+    "adapters/from_jax": ("from_jax",),
+    "properties": (),
+    "report": ("Entry", "Argument"),
+    "bugs/bug": ("Bug", "example"),
+}
 GPT = {  # what a script of yours may import from gpt
     "train": ("main",),
     "sample": ("main",),
@@ -254,7 +264,8 @@ def entries(folder: str, modules: dict[str, tuple[str, ...]]) -> Iterator[str]:
     for name, wanted in modules.items():
         here = module(f"{folder}/{name}")
         for item in wanted or here.public():
-            place = folder if name == "properties" else f"{folder}/{name}".removesuffix("/bug")  # where a script imports it from
+            in_folder = name in ("properties", "property_tests", "shapes") or name.startswith("adapters/")
+            place = folder if in_folder else f"{folder}/{name}".removesuffix("/bug")  # where a script imports it from
             yield entry(f"{place}.{item}".replace("/", "."), here, item)
 
 

@@ -15,8 +15,7 @@ This needs SciPy, which the extra `check` installs. The last part needs Hypothes
 import numpy as np
 from hypothesis import given, settings
 
-from tensorlite.testing.property_tests import CheckLayerError, check_layer
-from tensorlite.testing.shapes import drawn_inputs
+from tensorlite.testing import CheckLayerError, check_layer, drawn_inputs
 
 
 def depthwise_forward(x, w):

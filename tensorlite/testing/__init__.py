@@ -1,9 +1,10 @@
 """The tools that test a hand-derived layer, ours or yours.
 
 `gradcheck` compares a backward with finite differences (needs SciPy). `of_object`, `of_loss`, `from_torch` and `from_jax` make
-layers of other styles ready for it. `properties` has checks of what every layer should obey, to call from a test suite, and
-strategies that draw inputs for them (needs Hypothesis); its names can be imported from here as well. `bugs` is a collection of
-known-wrong layers, and `exercises` asks the reader to find the mistake in each.
+layers of other styles ready for it. `check_layer` draws inputs from a specification of their shapes and checks every property of a
+layer; `drawn_inputs` is its Hypothesis strategy. `properties` has the single checks and strategies (needs Hypothesis), and its
+names can be imported from here as well. `bugs` is a collection of known-wrong layers, and `exercises` asks the reader to find the
+mistake in each.
 """
 
 import importlib
@@ -19,6 +20,10 @@ LAZY = {  # names by their modules, which are loaded on first use, because `impo
     "from_torch": "adapters.from_torch",
     "parameters_of": "adapters.from_torch",
     "from_jax": "adapters.from_jax",
+    "check_layer": "property_tests",
+    "CheckLayerError": "property_tests",
+    "LayerReport": "property_tests",
+    "drawn_inputs": "shapes",
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 COMPLEX_STEP = 1e-30
+NOT_ROUND = 1.0317  # times the step: a forward that rounds to a decimal grid looks smooth along steps that are round numbers
 SHORTER_STEPS = (1, 50, 2500, 125_000, 6_250_000)  # what the first step is divided by in each attempt
 LAST_STEP = 2500  # the later ones are tried only where phi is infinite or NaN within a longer step, as log is close to 0
 EPS = float(np.finfo(np.float64).eps)
@@ -43,7 +44,7 @@ def finite_difference(phi: Callable[[float], float], step: float, order: int, to
             result = derivative(
                 probed,
                 0.0,
-                initial_step=step / divisor,
+                initial_step=NOT_ROUND * step / divisor,
                 order=order,
                 step_direction=side,
                 tolerances={"atol": tolerance, "rtol": 0.0},

@@ -252,3 +252,11 @@ def test_the_report_is_data():
     nan = gradcheck(OPS.gelu_forward, scaled(np.nan), {"x": RANDOM((2, 2))}, raise_on_fail=False)
     assert json.loads(nan.to_json())["arguments"][0]["worst"] is None
     assert gradcheck(OPS.gelu_forward, OPS.gelu_backward, {"x": RANDOM((2, 2))}).ok
+
+
+@pytest.mark.parametrize("grid", [10, 100, 1e3, 1e4, 7919, 1024])
+def test_a_forward_that_rounds_to_a_grid_is_never_a_pass(grid):
+    """A step of 0.05 would go from grid point to grid point, along which such a function is a straight line."""
+    x = np.random.default_rng(0).standard_normal((2, 3))
+    report = gradcheck(lambda x: (np.floor(x * grid) / grid, None), lambda dy, _: dy * 1.0, {"x": x}, raise_on_fail=False)
+    assert report.status != "pass"
