@@ -1,4 +1,4 @@
-"""A layer in float32, float16 or bfloat16 against a twin in float64, within bounds that random rounding derives.
+"""A layer in float32, float16 or bfloat16 against a float64 twin, within bounds from random rounding.
 
 Finite differences say nothing in these precisions: their error is that of rounding divided by the step. But the inputs of the layer
 are exact values of float64 too, so a twin in float64 has the true result at the same point, and the error of every entry can be

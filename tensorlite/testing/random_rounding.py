@@ -1,4 +1,4 @@
-"""Random rounding: float64 code run as if each of its intermediate arrays were rounded to a low precision.
+"""Random rounding: float64 code run as if its intermediate arrays were rounded to a low precision.
 
 `Format.rounded(a, seed)` moves each value by up to half a unit in the last place (ulp) that it has in the format. The move is a
 random function of the value and the seed. So equal values move equally, as in true rounding, and the errors of a hundred equal rows

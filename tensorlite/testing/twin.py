@@ -1,4 +1,4 @@
-"""The float64 twin of a layer in lower precision: its true results, and samples of them with random rounding."""
+"""The float64 twin of a layer in low precision: its true results, and samples with random rounding."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -47,8 +47,8 @@ class Nothing:
             raise ImportError(f"import tensorlite wants {name}")
 sys.meta_path.insert(0, Nothing())
 import tensorlite
-from tensorlite.testing import bugs, exercises, gradcheck, numerical, of_loss, of_object, report, trees
-print(sorted({m.partition(".")[0] for m in sys.modules} & {"scipy", "cupy", "hypothesis", "matplotlib", "torch", "tyro"}))
+from tensorlite.testing import bugs, check_layer, exercises, from_jax, from_torch, gradcheck, numerical, of_loss, of_object, report, trees
+print(sorted({m.partition(".")[0] for m in sys.modules} & {"scipy", "cupy", "hypothesis", "matplotlib", "torch", "jax", "tyro"}))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The usual mistakes of a gradient: one small function per kind, which says in a sentence whether this is it.
+"""The usual mistakes of a gradient: one small function per kind says whether this is it.
 
 Each takes a Case and returns the sentence, or an empty string. What a sentence says is true of the two arrays; what led to it is
 the reader's guess.

@@ -1,4 +1,4 @@
-"""Hints in the report of a gradient check: for arguments that failed and for gradients whose shape does not fit."""
+"""Hints in the report of a gradient check: for wrong gradients and for those of a wrong shape."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
