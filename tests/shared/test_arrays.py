@@ -47,7 +47,8 @@ class Nothing:
             raise ImportError(f"import tensorlite wants {name}")
 sys.meta_path.insert(0, Nothing())
 import tensorlite
-from tensorlite.testing import bugs, check_layer, exercises, from_jax, from_torch, gradcheck, numerical, of_loss, of_object, report, trees
+from tensorlite.testing import bugs, exercises, gradcheck, numerical, report, trees
+from tensorlite.testing import check_layer, from_jax, from_torch, of_loss, of_object
 print(sorted({m.partition(".")[0] for m in sys.modules} & {"scipy", "cupy", "hypothesis", "matplotlib", "torch", "jax", "tyro"}))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
