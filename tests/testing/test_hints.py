@@ -130,6 +130,7 @@ def test_other_mistakes_get_no_wrong_hint(square):
         assert kinds == ({"term"} if (bug.op, bug.name) in TERMS_INSIDE else set()), bug.name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("square", SIDES, ids=SIDES.values())
 def test_the_report_of_gradcheck_gives_the_same_hints(square):
     """gradcheck has the truth from differences; attention, which takes longest, is left to its own test."""

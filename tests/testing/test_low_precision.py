@@ -89,6 +89,7 @@ def test_right_ops_pass(name, dtype):
     check()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_the_cpu_backend_passes_against_the_reference(name):
     @settings(max_examples=max(5, settings.default.max_examples // 4))
@@ -112,6 +113,7 @@ LAYERS = {
 every_layer = pytest.mark.parametrize("name", LAYERS)
 
 
+@pytest.mark.long
 @every_layer
 @every_dtype
 def test_the_twin_may_be_a_forward_alone(name, dtype):
