@@ -1,4 +1,4 @@
-"""What each backend of a run is: which class computes, in what, and what the user is told of it."""
+"""The backends of a run: which class computes, in what, and what the user is told of it."""
 
 import re
 

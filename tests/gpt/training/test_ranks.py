@@ -1,4 +1,4 @@
-"""Several ranks, each in a thread of this process: what they agree on, how they wait, and that they compute what one rank does."""
+"""Ranks as threads of this process: what they agree on, how they wait, what they compute together."""
 
 import sys
 import warnings
