@@ -1,5 +1,7 @@
 """Shards, threads and ranks compute what one worker computes: to the bit where they share a shard count, else to rounding."""
 
+import threading
+import time
 from functools import cache
 
 import numpy as np
@@ -146,3 +148,61 @@ def test_two_ranks_have_the_same_loss_curve(shards, accumulation, mpiexec, tmp_p
         np.testing.assert_array_equal(a[name], b[name])
     assert_same_curve(a["losses"], a["params"])
     assert float(a["val"]) == pytest.approx(curve(shards, ROWS // accumulation, accumulation)[2], rel=ROUNDING)
+
+
+def test_one_worker_computes_with_the_backend_that_it_is_given():
+    ops = ReferenceOps()
+    workers = Workers.of(ops)
+    assert (workers.shards, workers.threads, workers.ranks.size) == (1, 1, 1)
+    assert workers.map(lambda own, item: own is ops and item, [3, 4]) == [3, 4]
+
+
+@pytest.mark.parametrize(("shards", "threads", "rows"), [(1, 1, [6]), (2, 1, [3, 3]), (2, 2, [3, 3]), (4, 3, [1, 2, 1, 2])])
+def test_every_shard_computes_its_rows_and_the_step_is_that_of_all(shards, threads, rows):
+    class Counting(ReferenceOps):
+        rows = 0
+
+        def get_batch(self, data, key, n, block_size):
+            self.rows += n
+            return super().get_batch(data, key, n, block_size)
+
+    task = task_of(TrainConfig(batch_size=ROWS, learning_rate=0.01, min_lr=0.001, grad_clip=0.5))
+    workers, state, twin = Workers(Counting, shards, threads), start(CONFIG), start(CONFIG)
+    for step in range(1, 4):
+        loss, norm = workers.train_step(task, state)
+        expected_loss, expected_norm = train_step(ReferenceOps(), task, twin)
+        assert loss == pytest.approx(float(expected_loss), rel=ROUNDING)
+        assert norm == pytest.approx(float(expected_norm), rel=ROUNDING)
+        np.testing.assert_allclose(state.params, twin.params, atol=ROUNDING)
+        assert state.step == step
+        assert [ops.rows for ops in workers.backends] == [n * step for n in rows]
+        assert (type(norm) is float) == (shards > 1)  # a single shard's is not waited for
+
+
+def test_one_thread_is_this_one():
+    """Also without a word of threads, and whatever the shards."""
+    for workers in (Workers(ReferenceOps, 4, 1), Workers(ReferenceOps, 4)):
+        assert workers.threads == 1
+        used = workers.map(lambda ops, item: time.sleep(0.01) or threading.get_ident(), range(8))
+        assert set(used) == {threading.get_ident()}
+
+
+@pytest.mark.parametrize("threads", [2, 3, 4])
+def test_as_many_threads_work_as_are_asked_for(threads):
+    """No item is done before all threads have begun one."""
+    all_at_work = threading.Barrier(threads)
+    Workers(ReferenceOps, threads, threads).map(lambda ops, item: all_at_work.wait(10), range(threads))
+
+
+def test_a_part_of_a_range_is_split_where_it_is():
+    assert split_evenly(range(3, 10), 3) == [range(3, 5), range(5, 7), range(7, 10)]
+
+
+def test_each_further_shard_has_one_buffer_which_all_steps_use():
+    workers, state = Workers(ReferenceOps, 3), start(CONFIG)
+    task, seen = task_of(TrainConfig(batch_size=3)), []
+    for _ in range(3):
+        workers.train_step(task, state)
+        seen.append([id(buffer) for buffer in workers._shard_grads])
+    assert len(seen[0]) == 2
+    assert seen == [seen[0]] * 3

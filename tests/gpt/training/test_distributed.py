@@ -81,7 +81,7 @@ def test_nccl_sums_device_arrays_and_mpi_the_rest(monkeypatch):
 
         def Iallreduce(self, how, flat):
             sent.append((how, flat))
-            return Library(Test=lambda: True)
+            return Library(Test=iter([True]).__next__)
 
     class Library:
         def __init__(self, **names):
@@ -142,14 +142,48 @@ def test_gpus_of_two_machines_may_have_one_number(monkeypatch):
         on_device(ranks, cupy)
 
 
-def test_a_rank_that_was_asked_to_stop_does_not_wait_for_ever(monkeypatch):
-    monkeypatch.setattr("gpt.training.distributed.STOP_TIMEOUT_S", 0.05)
-    ranks = object.__new__(MPIGroup)
+class Clock:
+    """A time that passes as it is read, 20 ms each time, and during a sleep."""
+
+    def __init__(self):
+        self.now, self.naps = 1000.0, []
+
+    def monotonic(self):
+        self.now += 0.02
+        assert self.now < 1100, "it waits for ever"
+        return self.now
+
+    def sleep(self, seconds):
+        self.naps.append((self.now - 1000, seconds))
+        self.now += max(seconds, 0.5)
+
+
+def waiting_rank(monkeypatch, done_after_s, asked_after_s):
+    clock, ranks = Clock(), object.__new__(MPIGroup)
+    monkeypatch.setattr("gpt.training.distributed.time", clock)
+    request = SimpleNamespace(Test=lambda: clock.monotonic() - 1000 > done_after_s)
     ranks.rank, ranks.mpi = 0, SimpleNamespace(IN_PLACE="in place")
-    ranks.comm = SimpleNamespace(Iallreduce=lambda how, flat: SimpleNamespace(Test=lambda: False))
-    ranks.asked_to_stop = lambda: True
-    with pytest.raises(TrainingError, match="rank 0 was asked to stop and has waited"):
+    ranks.comm = SimpleNamespace(Iallreduce=lambda how, flat: request)
+    ranks.asked_to_stop = lambda: clock.now - 1000 > asked_after_s
+    return ranks, clock
+
+
+@pytest.mark.parametrize("asked_after_s", [0, 40])
+def test_a_rank_that_was_asked_to_stop_does_not_wait_for_ever(asked_after_s, monkeypatch):
+    ranks, clock = waiting_rank(monkeypatch, 1e9, asked_after_s)
+    with pytest.raises(TrainingError, match=rf"^ranks: rank 0 was asked to stop and has waited {asked_after_s or 30}.* s for"):
         ranks.all_reduce_(np.zeros(1))
+    assert max(30, asked_after_s) < clock.now - 1000 < max(30, asked_after_s) + 1
+
+
+def test_a_rank_waits_as_long_as_it_takes_and_sleeps_after_a_moment(monkeypatch):
+    """Ranks are hardly ever further apart than 0.1 s: until then it looks without a pause, and then takes short naps."""
+    for done_after_s, asked_after_s in ((50, 1e9), (20, 10)):
+        ranks, clock = waiting_rank(monkeypatch, done_after_s, asked_after_s)
+        ranks.all_reduce_(np.zeros(1))
+        assert done_after_s < clock.now - 1000 < done_after_s + 1
+        assert 0.1 < clock.naps[0][0] < 0.2
+        assert {seconds for _, seconds in clock.naps} <= {0.001}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ For a large text these are windows spread evenly over it.
 import dataclasses
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -147,3 +148,55 @@ def test_checkpoints_from_before_it_was_bounded_have_the_default():
     for bad in (-1, 1.5, True):
         with pytest.raises(ConfigError, match="val_chars must be a whole number of at least 0"):
             TrainConfig(val_chars=bad)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "shards", "rows"), [(900, 1, 900), (900, 4, 225), (901, 4, 226), (900, 5, 204), (816, 4, 204), (3, 1, 204)]
+)
+def test_a_pass_has_the_rows_of_a_shard_or_a_thousand_tokens(batch_size, shards, rows):
+    """As much as training needs memory for, and no less than keeps the processor busy. The last pass has what is left."""
+    config, passes = config_of("bigram"), []
+
+    class Passes(ReferenceOps):
+        def cross_entropy_forward(self, logits, targets):
+            passes.append(targets.shape)
+            return super().cross_entropy_forward(logits, targets)
+
+    state, total = start(config), 2 * batch_size
+    params = state.table.tree(state.params)
+    train = TrainConfig(batch_size=batch_size, shards=shards, eval_batches=2, val_chars=0)
+    data = np.random.default_rng(0).integers(0, config.vocab_size, total * T + 3)
+    task, workers = Task(MODELS["bigram"], config, train, data, seed=1), Workers(Passes, shards)
+    expected = [(rows, T)] * (total // rows) + [(total % rows, T)] * (total % rows > 0)
+    train_loss(workers, task, params)
+    assert sorted(passes) == sorted(expected)
+    passes.clear()
+    split_loss(workers, task, params, data)
+    assert sorted(passes) == sorted([*expected, (1, 2)])
+
+
+def test_an_evaluation_saves_nothing_for_a_backward_pass():
+    caches = []
+
+    def forward(*args, **options):
+        loss, cache = MODELS["gpt"].forward(*args, **options)
+        caches.append(cache)
+        return loss, cache
+
+    data, params = np.arange(100) % CONFIG.vocab_size, STATE.table.tree(STATE.params)
+    task = Task(SimpleNamespace(forward=forward), CONFIG, TRAIN, data, seed=1)
+    train_loss(Workers.of(OPS), task, params)
+    split_loss(Workers.of(OPS), task, params, data)
+    assert caches
+    assert not any(caches)
+
+
+def test_train_loss_is_that_of_its_rows_one_at_a_time():
+    """Row i of an evaluation is drawn with the key of step 0 and row i, at the site "evaluation"."""
+    data, params = np.random.default_rng(0).integers(0, CONFIG.vocab_size, 500), STATE.table.tree(STATE.params)
+    train, losses = TrainConfig(batch_size=110, eval_batches=2), []  # 220 rows: more than one pass
+    for row in range(220):
+        key = OPS.fold_in(OPS.step_key(7, 0, row), 0, "evaluation")
+        losses.append(float(MODELS["gpt"].forward(OPS, params, *OPS.get_batch(data, key, 1, T), CONFIG)[0]))
+    task = Task(MODELS["gpt"], CONFIG, train, data, seed=7)
+    assert math.isclose(train_loss(Workers.of(OPS), task, params), sum(losses) / 220, rel_tol=1e-12)

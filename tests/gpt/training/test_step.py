@@ -4,17 +4,19 @@ Another array library gives the same values.
 """
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
 import pytest
 
 import fake_cupy
+from gpt.config import TrainConfig
 from gpt.generate import generate
 from gpt.models import MODELS
 from gpt.training.data_parallel import Workers
 from gpt.training.evaluate import split_loss
-from gpt.training.step import Task, TrainState, loss_and_gradients, train_step
+from gpt.training.step import Task, TrainState, learning_rate, loss_and_gradients, train_step, update
 from small import config_of, start
 from tensorlite import ReferenceOps, to_numpy
 from trainers import TRAIN
@@ -84,3 +86,71 @@ def test_training_and_generation_on_another_array_library(monkeypatch):
         results.append((losses, tokens, to_numpy(state.params)))
     assert results[0][:2] == results[1][:2]
     np.testing.assert_array_equal(results[0][2], results[1][2])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_rows_of_a_batch_have_their_share_of_it(dropout):
+    """The shares of loss and gradient add up to the whole, in whatever buffers they are, and with whatever was in them."""
+    config = config_of("gpt", dropout=dropout)
+    data = np.random.default_rng(0).integers(0, config.vocab_size, 500)
+    train = dataclasses.replace(TRAIN, batch_size=5, gradient_accumulation_steps=2)
+    task, state, shards = Task(MODELS["gpt"], config, train, data, seed=3), start(config, std=0.3), []
+    state.step = 7
+    whole = float(loss_and_gradients(OPS, task, state))
+    expected = state.grads.copy()
+    state.grads[:] = np.nan
+    for rows in (range(2), range(2, 5)):
+        grads = np.zeros_like(state.grads)
+        for view in state.table.views(grads):  # not the gaps between them
+            view[:] = np.inf
+        shards.append((float(loss_and_gradients(OPS, task, state, rows, grads)), grads))
+    assert np.isnan(state.grads).all()
+    assert math.isclose(sum(loss for loss, _ in shards), whole, rel_tol=1e-12)
+    np.testing.assert_allclose(sum(grads for _, grads in shards), expected, rtol=1e-9, atol=1e-13)
+
+
+def test_an_update_of_slices_is_an_update_of_all():
+    """Weight decay ends where it ends for the whole: within a slice, or before or behind it."""
+    config = config_of("gpt")
+    train = dataclasses.replace(TRAIN, weight_decay=10.0)
+    task = Task(MODELS["gpt"], config, train, np.arange(10), seed=3)
+    whole, sliced = start(config, std=0.3), start(config, std=0.3)
+    for state in (whole, sliced):
+        state.step = 5
+        for buffer in state.buffers():
+            buffer[:] = np.random.default_rng(1).uniform(0.1, 1, len(buffer))
+    update(OPS, task, whole)
+    n, size = whole.table.n_decay, whole.table.size
+    for a, b in itertools.pairwise([0, n // 2, n - 1, n + 2, n + 3, size]):
+        update(OPS, task, sliced, slice(a, b))
+    for a, b in zip(whole.buffers(), sliced.buffers(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert whole.step == 5
+
+
+def test_a_run_starts_from_the_parameters_that_it_is_given():
+    params = np.linspace(-1, 1, 12)
+    state = TrainState.start(None, params, np)
+    assert (state.params is not params, state.params.tolist()) == (True, params.tolist())
+    assert not np.any([state.grads, state.m, state.v])
+
+
+def test_a_copied_state_goes_on_alone():
+    state = start(config_of("gpt"), std=0.3)
+    for i, buffer in enumerate(state.buffers()):
+        buffer[:] = i
+    state.step = 3
+    copy = state.copy()
+    assert (copy.table, copy.step) == (state.table, 3)
+    for i, (buffer, own) in enumerate(zip(state.buffers(), copy.buffers(), strict=True)):
+        np.testing.assert_array_equal(own, buffer)
+        own[:] = 9
+        assert (buffer == i).all()
+
+
+def test_the_learning_rate_follows_the_schedule_of_the_run():
+    train = TrainConfig(max_iters=20, warmup_iters=4, learning_rate=0.5, min_lr=0.1)
+    rates = [learning_rate(OPS, train, step) for step in range(21)]
+    assert rates[:5] == [0.1, 0.2, pytest.approx(0.3), 0.4, 0.5]
+    assert rates[12] == pytest.approx(0.3)
+    assert rates[20] == 0.1
