@@ -60,7 +60,7 @@ class Bar:
     def __exit__(self, *_):
         pass
 
-    def set_postfix_str(self, text, refresh):
+    def set_postfix_str(self, text, **_):
         self.shown.append(text)
 
     def update(self):
