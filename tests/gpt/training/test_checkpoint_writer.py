@@ -1,4 +1,4 @@
-"""Files that are written while training goes on: their content, and when an error of the writing is reported."""
+"""Files that are written while training goes on: their content, and when an error is reported."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""The parts of a Trainer: its records, its progress bar, its errors, its history, and what it does on other ranks."""
+"""The parts of a Trainer: its records, progress bar, errors and history, and what other ranks do."""
 
 import contextlib
 import math
