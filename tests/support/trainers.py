@@ -3,7 +3,9 @@
 import numpy as np
 
 from gpt.config import Preset, TrainConfig
-from gpt.training import run_setup
+from gpt.models import MODELS
+from gpt.params import ParamTable
+from gpt.training import checkpoint, run_setup
 from gpt.training.data_parallel import Workers
 from gpt.training.trainer import Trainer
 from small import config_of
@@ -24,6 +26,27 @@ def trainer(corpus, out, train_fields=None, resume=False, **fields):
         setup = run_setup.new_run(preset(**fields), {}, train_fields or {}, out, corpus, seed=1)
     out.mkdir(exist_ok=True)
     return Trainer(setup, Workers.of(ReferenceOps()), np)
+
+
+def save_checkpoint(setup, path, step=7, val_loss=1.5, best_val=1.25):
+    """Write and return a checkpoint of this run, with buffers as after some steps: no two are equal, and the gaps are zero."""
+    params, m, v = (ParamTable(MODELS["gpt"].init(setup.model)).init_params(seed) for seed in (7, 8, 9))
+    saved = checkpoint.Checkpoint(
+        model=setup.model,
+        train=setup.train,
+        vocabulary=setup.corpus.tokenizer.vocabulary,
+        seed=setup.seed,
+        step=step,
+        val_loss=val_loss,
+        best_val=best_val,
+        data_sha256=setup.corpus.sha256,
+        drop_unknown=setup.drop_unknown,
+        params=params,
+        m=m,
+        v=v,
+    )
+    checkpoint.save(path, saved)
+    return saved
 
 
 def without_time(records):
