@@ -5,7 +5,7 @@ PYTHON ?= python
 
 check: lint types test  ## everything that must be green before a commit
 
-check-all: lint types long matrix  ## every test there is, and what CI runs: some ten minutes
+check-all: lint types long matrix  ## every test there is, and what CI runs: some 15 minutes
 
 format:
 	$(PYTHON) -m ruff format .
@@ -23,7 +23,7 @@ types:
 test:
 	$(PYTHON) -m pytest -q
 
-long:  ## what `test` leaves out or `matrix` cannot run, and eight times as many examples from Hypothesis
+long:  ## what `test` or `matrix` leaves out, and eight times as many examples from Hypothesis
 	HYPOTHESIS_PROFILE=ci $(PYTHON) -m pytest -q -m "long or program or gpu or hypothesis"
 
 matrix:  ## the numeric tests under the kernels that OpenBLAS and NumPy take on other processors

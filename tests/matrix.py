@@ -1,4 +1,4 @@
-"""The numeric tests, those that start no program, under other kernels of OpenBLAS and NumPy.   make matrix
+"""The numeric tests, those that start no program and are not long, under other kernels of OpenBLAS and NumPy.   make matrix
 
 What a processor makes the two libraries choose must not decide a verdict. The variables of a setting are set for its own command
 alone. A setting that takes no other kernels than one before it, because this processor or this library lacks them, is skipped by
@@ -25,7 +25,7 @@ SETTINGS = [
     {"OPENBLAS_CORETYPE": "Nehalem"},
     {"NPY_DISABLE_CPU_FEATURES": DISPATCHED},
 ]
-PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not program and not gpu"]
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not program and not gpu and not long"]
 
 
 def kernels(environment):

@@ -150,6 +150,7 @@ def jax_lets_pass(function, inputs):
     return True
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mistake", WRONG)
 def test_mistakes_that_jaxs_checker_lets_pass(mistake):
     function, inputs, words = WRONG[mistake]

@@ -518,6 +518,7 @@ ROUNDED = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [1, 3, 300])
 @pytest.mark.parametrize("where", ROUNDED)
 def test_float32_inside_is_named_in_place_of_ratios(where, size):

@@ -74,6 +74,7 @@ def mistaken(backward, mistake, which=0):
 # ---- right layers ----
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 @every_dtype
 def test_right_ops_pass(name, dtype):

@@ -38,6 +38,7 @@ def refused(forward, backward, specification, **options):
     return error
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layer", [*OPS, *LAYERS], **by_name)
 def test_a_right_layer_passes(layer):
     report = check_layer(layer.forward, layer.backward, layer.specification, examples=6, **layer.options)
@@ -47,6 +48,7 @@ def test_a_right_layer_passes(layer):
     assert str(report).startswith("check_layer: pass, 6 examples: gradients, ")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layer", LAYERS, **by_name)
 def test_a_wrong_backward_is_refused(layer):
     error = refused(layer.forward, layer.wrong, layer.specification, **layer.options)
@@ -120,6 +122,7 @@ PROPERTY_MISTAKES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", PROPERTY_MISTAKES)
 @pytest.mark.filterwarnings("ignore:divide by zero")
 def test_each_property_refuses_a_layer_without_it_and_can_be_skipped(name):
@@ -146,6 +149,7 @@ def test_float16_inside_is_seen():
     assert refused(in_float16_forward, twice_backward, "x: B C").property == "float32"
 
 
+@pytest.mark.long
 def test_a_batch_axis_that_does_not_come_first_is_found():
     def forward(x):
         return x - x.mean(axis=1, keepdims=True), None
