@@ -27,7 +27,7 @@ long:  ## what `test` or `matrix` leaves out, and eight times as many examples f
 	HYPOTHESIS_PROFILE=ci $(PYTHON) -m pytest -q -m "long or program or gpu or hypothesis"
 
 matrix:  ## the numeric tests under the kernels that OpenBLAS and NumPy take on other processors
-	$(PYTHON) tests/matrix.py
+	$(PYTHON) tests/matrix.py $(MATRIX)
 
 mutate:  ## plant some 5200 small mistakes in the ops and in gpt/; the tests must notice each: 15 minutes. Writes docs/mutation.md
 	$(PYTHON) tests/mutation/mutate.py ops
