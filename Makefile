@@ -29,7 +29,7 @@ long:  ## what `test` or `matrix` leaves out, and eight times as many examples f
 matrix:  ## the numeric tests under the kernels that OpenBLAS and NumPy take on other processors
 	$(PYTHON) tests/matrix.py $(MATRIX)
 
-mutate:  ## plant some 5200 small mistakes in the ops and in gpt/; the tests must notice each: 15 minutes. Writes docs/mutation.md
+mutate:  ## plant some 7300 small mistakes in the ops and in gpt/; the tests must notice each: 20 minutes. Writes docs/mutation.md
 	$(PYTHON) tests/mutation/mutate.py ops
 	$(PYTHON) tests/mutation/mutate.py gpt
 
