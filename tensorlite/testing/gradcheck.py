@@ -11,14 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from tensorlite.arrays import Array, array_namespace
 from tensorlite.testing.argument_check import ArgumentCheck, Settings
 from tensorlite.testing.contract import Trial, check_contract, comparable_gradients
-from tensorlite.testing.layer import PAIR, Layer, describe
-from tensorlite.testing.low_precision import check_twin
+from tensorlite.testing.layer import PAIR, Layer, describe, random_like
 from tensorlite.testing.poor_forward import blame_forward
 from tensorlite.testing.report import FAIL, PASS, GradcheckError, GradReport
-from tensorlite.testing.trees import copy_leaf, copy_tree, flatten, is_array, is_float_array, map_arrays
+from tensorlite.testing.trees import copy_leaf, copy_tree, flatten, is_float_array, map_arrays
 
 __all__ = ["GradReport", "GradcheckError", "gradcheck"]
 
@@ -94,12 +92,14 @@ def gradcheck(
     complete = getattr(forward, "with_parameters", dict)  # the forward of an object brings the object's parameters
     layer = Layer(forward, backward, copy_tree(complete(inputs)), wrt)  # the caller's arrays stay as they are
     if twin is not None:
+        from tensorlite.testing.low_precision import check_twin  # loaded when there is a twin
+
         return _passed(check_twin(layer, twin, rng=rng, max_report=max_report), raise_on_fail)
     _require_float64(layer)
     random = np.random.default_rng(rng)
     y = _output(layer)
-    dy = _random_like(random, y)
-    trial = Trial(layer, dy, other_dy=_random_like(random, y), atol=atol)
+    dy = random_like(random, y)
+    trial = Trial(layer, dy, other_dy=random_like(random, y), atol=atol)
 
     report = GradReport(contract_violations=check_contract(trial))
     gradients = comparable_gradients(trial)
@@ -140,14 +140,3 @@ def _output(layer: Layer) -> Any:
             f"y must be a float array, a float (a loss), or several, and forward returned {describe(y)} for it. {PAIR}"
         )
     return map_arrays(copy_leaf, y)
-
-
-def _random_like(random: np.random.Generator, y: Any) -> Any:
-    """Return normal values in the structure, shapes and library of y."""
-
-    def normal(a: Array) -> Array:
-        if not is_array(a):
-            return float(random.standard_normal())
-        return array_namespace(a).asarray(random.standard_normal(a.shape))
-
-    return map_arrays(normal, y)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tensorlite.arrays import to_numpy
+from tensorlite.arrays import array_namespace, to_numpy
 from tensorlite.testing.trees import children, flatten, flatten_inputs, is_array, is_float_array, map_arrays, map_with_path
 
 PAIR = "forward must return a pair: `return y, cache`, where the cache may be None"
@@ -105,6 +105,17 @@ def describe(value: Any) -> str:
     else:
         inside = ", ".join(describe(part) for part in list(parts.values())[:6])
     return f"{kind} ({inside}{', ...' if len(parts) > 6 else ''})"
+
+
+def random_like(random: np.random.Generator, y: Any) -> Any:
+    """Return normal float64 values in the structure, shapes and library of y."""
+
+    def normal(a: Any) -> Any:
+        if not is_array(a):
+            return float(random.standard_normal())
+        return array_namespace(a).asarray(random.standard_normal(a.shape))
+
+    return map_arrays(normal, y)
 
 
 def _inner_product(dy: Any, y: Any) -> complex:

@@ -31,13 +31,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tensorlite.arrays import array_namespace
 from tensorlite.testing.contract import RULES, Trial, backward_is_linear, check_contract, forward_is_float64
-from tensorlite.testing.layer import Layer
+from tensorlite.testing.layer import Layer, random_like
 from tensorlite.testing.random_rounding import FORMATS
 from tensorlite.testing.report import FAIL, INCONCLUSIVE, PASS, Argument, Entry, GradReport
 from tensorlite.testing.returned import read_gradients
-from tensorlite.testing.trees import copy_tree, flatten, is_array, is_float_array, map_arrays
+from tensorlite.testing.trees import copy_tree, flatten, is_array, is_float_array, map_pairs
 from tensorlite.testing.twin import Arrays, Pair, Results, Twin, plain
 
 SAMPLES = 16  # runs of the twin with random rounding
@@ -68,7 +67,7 @@ def check_twin(layer: Layer, twin: Pair | Callable, *, rng: int = 0, max_report:
         raise ValueError("twin= is for inputs in float32, float16 or bfloat16, and none of the inputs is")
     random = np.random.default_rng(rng)
     y, _ = layer.call_forward(copy_tree(layer.inputs))
-    dys = [_random_like(random, y) for _ in range(COTANGENTS)]
+    dys = [map_pairs(_in_dtype_of, random_like(random, y), y) for _ in range(COTANGENTS)]
     found = Results(plain(flatten(y)), [])
     for dy in dys:
         _, cache = layer.call_forward(copy_tree(layer.inputs))
@@ -226,12 +225,6 @@ def _promotions(layer: Layer, y: Any) -> list[str]:
     return [f"y{path} is float64, and the inputs are {sorted(inputs)}" for path in wide] if "float64" not in inputs else []
 
 
-def _random_like(random: np.random.Generator, y: Any) -> Any:
-    """Return normal values in the structure, shapes, dtypes and library of y."""
-
-    def normal(a: Any) -> Any:
-        if not is_array(a):
-            return float(random.standard_normal())
-        return array_namespace(a).asarray(random.standard_normal(a.shape)).astype(a.dtype)
-
-    return map_arrays(normal, y)
+def _in_dtype_of(dy: Any, y: Any) -> Any:
+    """Return a leaf of dy in the dtype of that of y; a float stays one."""
+    return dy.astype(y.dtype) if is_array(y) else dy

@@ -10,6 +10,7 @@ import numpy as np
 RTOL = 1e-7  # values closer than this, relative to the root mean square of the truth, are equal
 ATOL = 1e-9
 ERRORS = 10.0  # an estimate of a numerical error is no bound, so it counts ten times
+FEW = 3  # fewer values than this obey a rule by accident
 DECISIVE = 100.0  # what tells two arrays apart must exceed the slack by this factor
 
 
@@ -17,7 +18,7 @@ DECISIVE = 100.0  # what tells two arrays apart must exceed the slack by this fa
 class Hint:
     """What a wrong gradient is, compared with the true one."""
 
-    kind: str  # the name of the function that found it
+    kind: str  # as in the tables of kinds.py
     text: str  # one sentence
 
 
@@ -58,6 +59,10 @@ class Case:
         if not self.equal(self.wrong, candidate, scale):
             return False
         return bool(abs(candidate - self.true).max(initial=0.0) > DECISIVE * max(1.0, scale) * self.slack)
+
+    def is_constant(self, a: np.ndarray, axis: int) -> bool:
+        """Whether an array has one value along the axis."""
+        return self.equal(a, np.broadcast_to(a.mean(axis=axis, keepdims=True), a.shape))
 
     def float_arrays(self) -> dict[str, np.ndarray]:
         """Return the float arrays among the inputs, and y."""

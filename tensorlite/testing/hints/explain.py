@@ -15,34 +15,9 @@ from tensorlite.testing.hints.kinds import find_hint
 from tensorlite.testing.hints.views import axes_text, subsets
 from tensorlite.testing.report import Entry
 
-__all__ = ["Hint", "explain", "hint_for", "hint_from_entries"]
+__all__ = ["Hint", "explain", "hint_from_entries"]
 
 FEWEST_ENTRIES = 3  # with a common ratio
-
-
-def hint_for(
-    name: str,
-    wrong: Mapping[str, np.ndarray],
-    true: Mapping[str, np.ndarray],
-    errors: Mapping[str, float] | None = None,
-    *,
-    inputs: Mapping[str, Any] | None = None,
-    y: Sequence[np.ndarray] = (),
-    dy: Sequence[np.ndarray] = (),
-) -> str:
-    """Return one sentence on how the wrong gradient of the input `name` relates to the true one, or an empty string.
-
-    wrong: the gradients that backward returned, by name of the input. Their shapes may be wrong, too.
-    true: the true gradients by name, of all inputs whose every entry is known.
-    errors: the largest estimated error among the entries of a true gradient, by name.
-    inputs: what forward got, by name: arrays, integers such as ids, and options. They give names to factors.
-    y: the outputs of forward.
-    dy: the gradients of the outputs that the gradients belong to.
-
-    A gradient that agrees with the truth has no hint, and neither has a truth that hardly exceeds its error.
-    """
-    hint = explain(name, wrong, true, errors, inputs=inputs, y=y, dy=dy)
-    return hint.text if hint else ""
 
 
 def explain(
@@ -55,7 +30,17 @@ def explain(
     y: Sequence[np.ndarray] = (),
     dy: Sequence[np.ndarray] = (),
 ) -> Hint | None:
-    """Return the hint of `hint_for` with its kind, or None."""
+    """Return how the wrong gradient of the input `name` relates to the true one, or None.
+
+    wrong: the gradients that backward returned, by name of the input. Their shapes may be wrong, too.
+    true: the true gradients by name, of all inputs whose every entry is known.
+    errors: the largest estimated error among the entries of a true gradient, by name.
+    inputs: what forward got, by name: arrays, integers such as ids, and options. They give names to factors.
+    y: the outputs of forward.
+    dy: the gradients of the outputs that the gradients belong to.
+
+    A gradient that agrees with the truth has no hint, and neither has a truth that hardly exceeds its error.
+    """
     if name not in wrong or not np.isfinite(wrong[name]).all():
         return None
     if name not in true:

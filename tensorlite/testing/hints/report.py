@@ -9,7 +9,7 @@ import numpy as np
 from tensorlite.arrays import array_namespace, to_numpy
 from tensorlite.testing.argument_check import ArgumentCheck, Settings
 from tensorlite.testing.contract import Trial, misshapen_gradients
-from tensorlite.testing.hints.explain import hint_for, hint_from_entries
+from tensorlite.testing.hints.explain import explain, hint_from_entries
 from tensorlite.testing.numerical import Derivative
 from tensorlite.testing.report import FAIL, GradReport
 from tensorlite.testing.trees import flatten, is_array
@@ -54,14 +54,15 @@ def add_hints(report: GradReport, trial: Trial, checks: Sequence[ArgumentCheck],
     }
     for argument in report.arguments:
         if argument.status == FAIL:
-            hint = hint_for(argument.name, wrong, truths.values, truths.errors, **setting)
-            if not hint and argument.name not in truths.values:
-                hint = hint_from_entries(argument.name, argument.entries, **setting)
-            argument.hint = hint
+            hint = explain(argument.name, wrong, truths.values, truths.errors, **setting)
+            if hint:
+                argument.hint = hint.text
+            elif argument.name not in truths.values:
+                argument.hint = hint_from_entries(argument.name, argument.entries, **setting)
     for path in misshapen:
-        hint = hint_for(path, wrong, truths.values, truths.errors, **setting)
+        hint = explain(path, wrong, truths.values, truths.errors, **setting)
         report.contract_violations = [
-            f"{violation}. {hint}" if hint and violation.startswith(f"d{path} is (") else violation
+            f"{violation}. {hint.text}" if hint and violation.startswith(f"d{path} is (") else violation
             for violation in report.contract_violations
         ]
 
