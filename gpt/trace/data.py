@@ -1,0 +1,176 @@
+"""What the page holds, as JSON: the functions with their formulas, the calls, and the numbers of one or two steps."""
+
+import ast
+import base64
+import inspect
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import numpy as np
+
+from gpt.trace import tape
+from gpt.trace.axes import Axes, axes_of
+from gpt.trace.differences import places
+from gpt.trace.formula import merge_axes, parse
+from gpt.trace.formulas import FORMULAS
+from gpt.trace.recorder import Call, Trace
+
+STEP = re.compile(r"^\s*(\d+)\. (.*)$")
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class State:
+    """One recorded step of a model: after how many updates, its loss, and what was recorded.
+
+    parameters: the name of every parameter by its array.
+    differences: a finite difference for every element of a gradient, flat, by the gradient's array.
+    """
+
+    step: int
+    loss: float
+    trace: Trace
+    parameters: Mapping[int, str]
+    differences: Mapping[int, np.ndarray]
+
+
+def page_data(model: Mapping[str, Any], vocabulary: str, text: str, states: Sequence[State]) -> dict[str, Any]:
+    """Return the data of the page. The states are runs of one model on one text, so they differ in their numbers alone."""
+    trace, parameters = states[0].trace, states[0].parameters
+    pairs = tape.pair_calls(trace)
+    names = tape.names(trace, pairs, parameters)
+    stored = stored_arrays(trace)
+    axes = axes_of(trace, parameters)
+    codes = {call.function: call.code for call in trace.calls if tape.has_formulas(call)}
+    return {
+        "format": 1,
+        "model": dict(model),
+        "vocabulary": vocabulary,
+        "text": text,
+        "functions": {name: function_data(code) for name, code in codes.items()},
+        "arrays": [array_data(array, axes.get(i, ()), stored.get(i)) for i, array in enumerate(trace.arrays)],
+        "parameters": {str(array): name for array, name in parameters.items()},
+        "gradient_of": gradients_by_array(trace, pairs),
+        "calls": [call_data(call, names[call.number], pairs) for call in trace.calls],
+        "rows": [{"forward": row.forward, "backward": row.backward} for row in tape.rows(trace, pairs)],
+        "states": [state_data(state, stored) for state in states],
+        "differences": list(states[0].differences),
+    }
+
+
+def stored_arrays(trace: Trace) -> dict[int, int]:
+    """Return where each array begins in the buffer of numbers. Arrays that only move values are not in it: the page moves them."""
+    moved = {made.array for call in trace.calls for made in call.made if moves(call, made.array)}
+    at, end = {}, 0
+    for i, array in enumerate(trace.arrays):
+        if i not in moved:
+            at[i] = end
+            end += array.size
+    return at
+
+
+def moves(call: Call, array: int) -> bool:
+    """Whether this call makes the array out of another one's elements, unchanged."""
+    makers = [tape.formula_of(call, made) for made in call.made if made.array == array]
+    return array not in call.arguments.values() and any(found[1].only_moves for found in makers if found)
+
+
+def function_data(code: CodeType) -> dict[str, Any]:
+    """Return a function's source without its docstring, the steps of its derivation, and its formulas."""
+    lines, first = inspect.getsourcelines(code)
+    function = ast.parse(textwrap.dedent("".join(lines))).body[0]
+    assert isinstance(function, ast.FunctionDef)
+    doc = ast.get_docstring(function) or ""
+    hidden = range(function.body[0].lineno - 1, function.body[0].end_lineno or 0) if doc else range(0)
+    indent = len(lines[0]) - len(lines[0].lstrip())
+    return {
+        "file": Path(code.co_filename).relative_to(ROOT).as_posix(),
+        "source": [[first + i, line[indent:].rstrip()] for i, line in enumerate(lines) if i not in hidden],
+        "says": doc.split("\n\n")[0],
+        "derivation": derivation(doc),
+        "formulas": [
+            {"text": f.text, "means": f.means, "name": p.name, "indices": p.indices, "tree": p.tree, "moves": p.only_moves}
+            for f, p in ((f, parse(f.text)) for f in FORMULAS[code.co_name])
+        ],
+    }
+
+
+def derivation(doc: str) -> list[list[str]]:
+    """Return the numbered steps of a docstring as [number, text], with the indented lines below a step in its text."""
+    steps: list[list[str]] = []
+    inside = False
+    for line in doc.splitlines():
+        if line.startswith("Derivation"):
+            inside = True
+            line = line.partition(": ")[2] if STEP.match(line.partition(": ")[2]) else ""
+        elif inside and line and not line.startswith(" "):
+            inside = False
+        if inside and (found := STEP.match(line)):
+            steps.append([found[1], found[2].strip()])
+        elif inside and line.strip() and steps:
+            steps[-1][1] += "\n" + line.strip()
+    return steps
+
+
+def array_data(array: np.ndarray, axes: Axes, at: int | None) -> dict[str, Any]:
+    """Return an array's shape as formulas index it, what its axes count, and where it begins in the buffer, if it is there."""
+    return {"shape": merge_axes(array, len(axes)).shape, "axes": axes, "at": at}
+
+
+def gradients_by_array(trace: Trace, pairs: Mapping[int, int]) -> dict[str, int]:
+    """Return, by the array of each gradient, the array of the value that it belongs to."""
+    found = {}
+    for array, place in places(trace, pairs).items():
+        forward = trace.calls[place.call]
+        made = {m.target.name: m.array for m in forward.made}
+        found[str(array)] = made[place.name] if place.made else forward.arguments[place.name]
+    return found
+
+
+def call_data(call: Call, name: str, pairs: Mapping[int, int]) -> dict[str, Any]:
+    formulas = {}
+    for place, made in enumerate(call.made):
+        found = tape.formula_of(call, made)
+        if found:
+            formulas[place] = FORMULAS[call.function].index(found[0])
+    return {
+        "function": call.function,
+        "name": name,
+        "parent": call.parent,
+        "parent_line": call.parent_line,
+        "pair": pairs.get(call.number),
+        "arguments": call.arguments,
+        "scalars": call.scalars,
+        "made": [
+            {
+                "name": made.target.name,
+                "array": made.array,
+                "line": made.statement.first,
+                "last": made.statement.last,
+                "steps": made.statement.steps,
+                "formula": formulas.get(place),
+            }
+            for place, made in enumerate(call.made)
+        ],
+    }
+
+
+def state_data(state: State, stored: Mapping[int, int]) -> dict[str, Any]:
+    """Return the numbers of a state: every stored array one after another, and the differences of its gradients."""
+    numbers = [np.ravel(state.trace.arrays[i]).astype("<f8") for i in stored]
+    errors = [np.ravel(difference) - np.ravel(state.trace.arrays[array]) for array, difference in state.differences.items()]
+    return {
+        "step": state.step,
+        "loss": state.loss,
+        "numbers": encode(np.concatenate(numbers)),
+        "errors": encode(np.concatenate(errors or [np.zeros(0)]).astype("<f4")),
+    }
+
+
+def encode(array: np.ndarray) -> str:
+    return base64.b64encode(array.tobytes()).decode("ascii")

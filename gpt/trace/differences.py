@@ -1,0 +1,121 @@
+"""A finite difference beside every gradient: the unchanged forward runs again with one element moved by h.
+
+A parameter is moved in the flat buffer. A value inside a function is moved while the function runs, at the moment its line has made
+it, so what is measured is how the loss depends on that very value. An argument of an op is moved for the length of that call alone,
+because the same array may be used by other calls, and moved for good where the gradient is a sum over all uses.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from gpt.trace import tape
+from gpt.trace.recorder import Call, Listener, Made, Trace, listening
+from gpt.trace.statements import Statement
+
+H = 1e-5  # error: h^2 f'''/6 of the series and 1e-16 f/h of rounding, both some 1e-11 here
+
+Loss = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A value of the forward pass whose gradient backward returns."""
+
+    call: int
+    name: str
+    made: Statement | None  # the statement that makes it; None: it is an argument
+    stays: bool  # moved for good, not for the length of the call alone
+
+
+def places(trace: Trace, pairs: Mapping[int, int]) -> dict[int, Place]:
+    """Return, for the array of every gradient that a line makes, the value that it is the gradient of."""
+    found: dict[int, Place] = {}
+    for call, made, of in gradients(trace):
+        forward = trace.calls[pairs[call.number]]
+        sets_it = [m for m in forward.made if m.target.name == of]
+        is_argument = of in forward.arguments
+        found.setdefault(made.array, Place(forward.number, of, None if is_argument else sets_it[-1].statement, not is_argument))
+    for call in trace.calls:
+        if call.function == "add" and call.arguments["b"] in found:  # the branch came first, so all uses come after its start
+            branch = found[call.arguments["b"]]
+            found[call.made[-1].array] = Place(branch.call, branch.name, branch.made, stays=True)
+    return found
+
+
+def gradients(trace: Trace) -> Iterator[tuple[Call, Made, str]]:
+    """Yield every line that makes a gradient, with the name of the value in forward."""
+    for call in trace.calls:
+        for made in call.made:
+            formula = tape.formula_of(call, made)
+            if formula and formula[0].gradient_of:
+                yield call, made, formula[0].gradient_of
+
+
+class Mover(Listener):
+    """Moves one element of one value by h, while the call that has it runs."""
+
+    def __init__(self, place: Place, element: int, h: float) -> None:
+        self.place = place
+        self.element = element
+        self.h = h
+        self._restore: tuple[np.ndarray, float] | None = None
+
+    def called(self, frame: FrameType) -> None:
+        if self.place.made is None:
+            self._move(frame.f_locals[self.place.name])
+
+    def made(self, frame: FrameType, statement: Statement, values: list[Any]) -> None:
+        if statement == self.place.made:
+            self._move(frame.f_locals[self.place.name])
+
+    def returned(self, frame: FrameType, value: Any) -> None:
+        if self._restore and not self.place.stays:
+            array, before = self._restore
+            array.flat[self.element] = before
+
+    def _move(self, array: np.ndarray) -> None:
+        self._restore = array, array.flat[self.element]
+        array.flat[self.element] += self.h
+
+
+def at_place(loss: Loss, place: Place, size: int) -> np.ndarray:
+    """Return (loss(+h) - loss(-h)) / 2h for every element of a value inside forward."""
+    return np.array([(_moved(loss, place, i, H) - _moved(loss, place, i, -H)) / (2 * H) for i in range(size)])
+
+
+def _moved(loss: Loss, place: Place, element: int, h: float) -> float:
+    with listening(Mover(place, element, h), only=place.call):
+        return loss()
+
+
+def of_parameter(loss: Loss, parameter: np.ndarray) -> np.ndarray:
+    """Return the same for every element of a parameter. The array is changed while this runs, and restored."""
+    found = []
+    for i in range(parameter.size):
+        before = parameter.flat[i]
+        parameter.flat[i] = before + H
+        above = loss()
+        parameter.flat[i] = before - H
+        below = loss()
+        parameter.flat[i] = before
+        found.append((above - below) / (2 * H))
+    return np.array(found)
+
+
+def differences(
+    trace: Trace, pairs: Mapping[int, int], loss: Loss, parameters: Sequence[np.ndarray], gradients: Sequence[int]
+) -> dict[int, np.ndarray]:
+    """Return a difference for every element of every gradient of the trace, flat, by the gradient's array.
+
+    loss: runs forward once more, from the parameters as they are then, and returns its loss.
+    parameters, gradients: the parameters, and the array of each one's gradient.
+    """
+    found = {array: of_parameter(loss, p) for p, array in zip(parameters, gradients, strict=True)}
+    for array, place in places(trace, pairs).items():
+        if array not in found:
+            found[array] = at_place(loss, place, trace.arrays[array].size)
+    return found

@@ -1,0 +1,63 @@
+"""The page: one HTML file that holds its data, style and script, and loads nothing."""
+
+import base64
+import html
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent / "page"
+SCRIPTS = ("data.js", "formula.js", "mathml.js", "main.js")
+
+
+def page(data: Mapping[str, Any]) -> str:
+    """Return the HTML of a page with this data, which `page_data` makes."""
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
+    packed = base64.b64encode(zlib.compress(text.encode(), 9)).decode("ascii")
+    script = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    parts = {
+        "<!--title-->": html.escape(title(data)),
+        "/*style*/": (FOLDER / "style.css").read_text(encoding="utf-8"),
+        "/*script*/": script,
+        "/*data*/": packed,
+        "<!--static-->": static(data),
+    }
+    found = (FOLDER / "template.html").read_text(encoding="utf-8")
+    for place, text in parts.items():
+        found = found.replace(place, text)
+    return found
+
+
+def unpack(page_html: str) -> dict[str, Any]:
+    """Return the data of a page: what `page` put in."""
+    packed = page_html.split('<script type="text/plain" id="data">', 1)[1].split("</script>", 1)[0]
+    return json.loads(zlib.decompress(base64.b64decode(packed)))
+
+
+def title(data: Mapping[str, Any]) -> str:
+    """Return one line that says what the page shows."""
+    return f"One training step on {data['text']!r}, forward and backward, number by number"
+
+
+def static(data: Mapping[str, Any]) -> str:
+    """Return the forward and backward of the step as a list of formulas, for a browser that runs no script."""
+    rows = data["rows"]
+    forward = [row["forward"] for row in rows]
+    backward = [call for row in reversed(rows) for call in row["backward"]]
+    seen: set[str] = set()
+    parts = []
+    for call in (data["calls"][number] for number in forward + backward):
+        if call["function"] not in seen:
+            seen.add(call["function"])
+            parts.append(_function(call["function"], data["functions"][call["function"]]))
+    return "\n".join(parts)
+
+
+def _function(name: str, function: Mapping[str, Any]) -> str:
+    """Return a function's formula line, derivation and formulas."""
+    steps = [f"<li>{html.escape(text)}</li>" for _, text in function["derivation"]]
+    derivation = f"<p>Derivation:</p><ol>{''.join(steps)}</ol>" if steps else ""
+    formulas = [f"<li><code>{html.escape(f['text'])}</code> {html.escape(f['means'])}</li>" for f in function["formulas"]]
+    return f"<h3>{name}</h3><p>{html.escape(function['says'])}</p>{derivation}<ul>{''.join(formulas)}</ul>"

@@ -1,0 +1,110 @@
+"""The tape: the calls of one recorded step in order, each backward beside its forward, each with a name that lasts.
+
+A call's name is its function's, such as `attention_backward`. Where a function is called several times, the parameter that the call
+takes tells the calls apart, as in `linear_backward.qkv`, or else their number, as in `residual_forward.2`.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gpt.trace.formula import Parsed, parse
+from gpt.trace.formulas import FORMULAS, Formula
+from gpt.trace.recorder import Call, Made, Trace
+
+
+@dataclass
+class Row:
+    """One op: its forward call and the calls that take its gradient, as numbers of calls."""
+
+    forward: int
+    backward: list[int] = field(default_factory=list)
+
+
+def formula_of(call: Call, made: Made) -> tuple[Formula, Parsed] | None:
+    """Return the formula of a value, or None for a value that the line only received from elsewhere."""
+    of_name = [f for f in FORMULAS.get(call.function, ()) if parse(f.text).name == made.target.name]
+    if made.target.version >= len(of_name):
+        return None
+    formula = of_name[made.target.version]
+    return formula, parse(formula.text)
+
+
+def has_formulas(call: Call) -> bool:
+    """Whether a reader can stop at this call."""
+    return any(formula_of(call, made) for made in call.made)
+
+
+def pair_calls(trace: Trace) -> dict[int, int]:
+    """Return, for each backward call, the forward call whose cache it opened.
+
+    A cache is recognised as the same object. Where there is none (dropout that is off), calls pair in reverse order.
+    """
+    pairs: dict[int, int] = {}
+    forwards = [call for call in trace.calls if call.function.endswith("forward")]
+    unpaired = list(forwards)
+    for call in trace.calls:
+        if not call.function.endswith("backward"):
+            continue
+        name = call.function.removesuffix("backward") + "forward"
+        cache = call.objects.get("cache")
+        candidates = [f for f in reversed(unpaired) if f.function == name]
+        same = [f for f in reversed(forwards) if f.function == name and cache is not None and f.objects["returned"] is cache]
+        found = next(iter(same or candidates), None)
+        if found:
+            pairs[call.number] = found.number
+            if found in unpaired:
+                unpaired.remove(found)
+    return pairs
+
+
+def rows(trace: Trace, pairs: Mapping[int, int]) -> list[Row]:
+    """Return the ops of the step, top to bottom as forward ran them. An add stands beside the op whose gradient it adds."""
+    by_forward = {call.number: Row(call.number) for call in trace.calls if call.function.endswith("forward") and has_formulas(call)}
+    latest: Row | None = None
+    for call in trace.calls:
+        if call.number in pairs and has_formulas(call):
+            latest = by_forward[pairs[call.number]]
+            latest.backward.append(call.number)
+        elif call.function == "add" and latest:
+            latest.backward.append(call.number)
+    return list(by_forward.values())
+
+
+def names(trace: Trace, pairs: Mapping[int, int], parameters: Mapping[int, str]) -> dict[int, str]:
+    """Return the name of every call. parameters: the name of each parameter, such as "blocks.0.qkv_w", by its array."""
+    several_blocks = any(name.startswith("blocks.1.") for name in parameters.values())
+    hints = {}
+    for call in trace.calls:
+        taken = [parameters[array] for array in call.arguments.values() if array in parameters]
+        hints[call.number] = _hint(taken[0], several_blocks) if taken else ""
+    beside = ""
+    for call in trace.calls:
+        if call.number in pairs:
+            hints[call.number] = hints[pairs[call.number]]
+            beside = hints[call.number] if has_formulas(call) else beside
+        elif call.function == "add":
+            hints[call.number] = beside
+    n_calls = Counter(call.function for call in trace.calls)
+    n_hinted = Counter((call.function, hints[call.number]) for call in trace.calls)
+    seen: Counter[str] = Counter()
+    found = {}
+    for call in trace.calls:
+        hint = hints[call.number]
+        seen[call.function] += 1
+        if n_calls[call.function] == 1:
+            found[call.number] = call.function
+        elif hint and n_hinted[call.function, hint] == 1:
+            found[call.number] = f"{call.function}.{hint}"
+        else:
+            found[call.number] = f"{call.function}.{seen[call.function]}"
+    for backward, forward in pairs.items():
+        function, ending = trace.calls[backward].function, found[forward].partition(".")[2]
+        found[backward] = f"{function}.{ending}" if ending else function
+    return found
+
+
+def _hint(parameter: str, several_blocks: bool) -> str:
+    """Return `qkv` for "blocks.0.qkv_w", and `0.qkv` where there are several blocks."""
+    name = parameter.removesuffix("_w").removesuffix("_b")
+    return name.removeprefix("blocks.") if several_blocks else name.removeprefix("blocks.0.")
