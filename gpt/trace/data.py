@@ -6,7 +6,6 @@ import inspect
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -19,24 +18,10 @@ from gpt.trace.differences import places
 from gpt.trace.formula import merge_axes, parse
 from gpt.trace.formulas import FORMULAS
 from gpt.trace.recorder import Call, Trace
+from gpt.trace.state import State
 
 STEP = re.compile(r"^\s*(\d+)\. (.*)$")
 ROOT = Path(__file__).parents[2]
-
-
-@dataclass(frozen=True)
-class State:
-    """One recorded step of a model: after how many updates, its loss, and what was recorded.
-
-    parameters: the name of every parameter by its array.
-    differences: a finite difference for every element of a gradient, flat, by the gradient's array.
-    """
-
-    step: int
-    loss: float
-    trace: Trace
-    parameters: Mapping[int, str]
-    differences: Mapping[int, np.ndarray]
 
 
 def page_data(model: Mapping[str, Any], vocabulary: str, text: str, states: Sequence[State]) -> dict[str, Any]:
@@ -133,6 +118,7 @@ def gradients_by_array(trace: Trace, pairs: Mapping[int, int]) -> dict[str, int]
 
 
 def call_data(call: Call, name: str, pairs: Mapping[int, int]) -> dict[str, Any]:
+    """Return a call, with every value that its lines set and the formula of those that a line makes."""
     formulas = {}
     for place, made in enumerate(call.made):
         found = tape.formula_of(call, made)
@@ -173,4 +159,5 @@ def state_data(state: State, stored: Mapping[int, int]) -> dict[str, Any]:
 
 
 def encode(array: np.ndarray) -> str:
+    """Return the bytes of an array in base64."""
     return base64.b64encode(array.tobytes()).decode("ascii")
