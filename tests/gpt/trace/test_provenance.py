@@ -13,13 +13,14 @@ from traces import SHORT_AND_LONG, calls_with_formulas, recorded
 
 
 def line_runner(call, made, names):
-    """Return a function that runs the source line with another array in the place of one of its names, and returns what it makes."""
-    space = other_names(call, names) | names
+    """Return a function that runs the source line with another array for one of its names, and returns what it makes."""
+    space = other_names(call) | names
     code = compile(ast.fix_missing_locations(ast.Module([assignment(call, made)], [])), "line", "exec")
     in_place = made.target.name if made.statement.in_place else None
 
     def run(name, array):
         local = {**space, name: array}
+        local["params"] = local  # head_weight reads a tree of parameters
         if in_place:
             local[in_place] = local[in_place].copy()
         with np.errstate(invalid="ignore"):
@@ -49,11 +50,11 @@ def tree_of(call, made):
     return ast.parse("".join(line.strip() for line in lines)).body[0]
 
 
-def other_names(call, names):
+def other_names(call):
     """What a line may name besides arrays and numbers: its module, xp, and values that say that dropout is off."""
     module = next(m for m in list(sys.modules.values()) if getattr(m, "__file__", None) == call.code.co_filename)
     off = {"dropout_cache": None, "cache": None, "has_bias": True, "p": 0.0, "key": None}
-    return {**vars(module), **off, "xp": np, "params": names}  # head_weight reads a tree of parameters
+    return {**vars(module), **off, "xp": np}
 
 
 @pytest.mark.parametrize("variant", SHORT_AND_LONG)
