@@ -15,6 +15,7 @@ These rules are all that the backward lines need. The comment of each line names
   broadcast  one a serves many u_i:      da = the sum of its gradients over i: backward sums the axes that forward broadcast
   pick       u = a_i:                    da_i = du, and 0 for the entries that were not picked
   reuse      several lines read a:       their gradients add
+  matmul     u = a b, of matrices:       da = du b^T,  db = a^T du: product, sum and broadcast in one, see longhand_linear
 
 Read a function with a pencil, then the fused backward in the file of the same name. The docstring says which of its lines collapse
 into which step of the derivation there. Where the two forms disagree, compare the d-variables from the top: the first wrong one
