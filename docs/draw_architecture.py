@@ -40,6 +40,7 @@ def comment(path: Path) -> str:
 
 FOLDERS = {  # comments of the folders that are not packages
     "kernels": "the CUDA kernels: one file per op; layout, reduce, spin and the *.cuh are helpers",
+    "simple": "kernels to read first: one thread per row, no fusion; only the tests run them",
     "cli": "the command lines: consoles, signals, bad input",
     "cpu": "the CPU backend: its memory pool, and its values against the reference",
     "cuda": "kernels, runtime and captured steps on the CPU shim",
