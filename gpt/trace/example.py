@@ -22,13 +22,13 @@ VOCABULARY = "".join(sorted(set(TEXT)))
 MODEL = ModelConfig(vocab_size=len(VOCABULARY), block_size=len(WINDOW) - 1, n_layer=1, n_head=4, n_embd=8, init_std=0.3)
 
 
-def example() -> list[State]:
+def example(with_differences: bool = True) -> list[State]:
     """Return the window's step before training and after STEPS updates, in float64."""
     model = MODELS[MODEL.model]
     table = ParamTable(model.init(MODEL))
     state = TrainState.start(table, table.init_params(SEED, np.float64), np)
     task = Task(model, MODEL, TRAIN, CharTokenizer(VOCABULARY).encode(TEXT, "text"), SEED)
-    before = record(MODEL, state.params.copy(), VOCABULARY, WINDOW, step=0)
+    before = record(MODEL, state.params.copy(), VOCABULARY, WINDOW, 0, with_differences)
     for _ in range(STEPS):
         train_step(ReferenceOps(), task, state)
-    return [before, record(MODEL, state.params.copy(), VOCABULARY, WINDOW, STEPS)]
+    return [before, record(MODEL, state.params.copy(), VOCABULARY, WINDOW, STEPS, with_differences)]

@@ -1,5 +1,6 @@
 """The program of `python -m gpt.trace`: it records one training step and writes the page that shows it."""
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -62,6 +63,7 @@ def run(args: Args) -> int:
     """Record the step and write the page. Returns the exit status."""
     if args.checkpoint is None and args.text is not None:
         raise ConfigError("text needs --checkpoint: the small model of the example shows its own text")
+    prepare(args.out)
     if args.checkpoint is None:
         html = page_of(example.MODEL, example.VOCABULARY, example.WINDOW, example.example())
     else:
@@ -90,13 +92,27 @@ def page_of_checkpoint(path: Path, text: str | None) -> str:
     return page_of(config, saved.vocabulary, text, states)
 
 
+def prepare(path: Path) -> None:
+    """Make the folder of the file to write. Raises UserError if the file cannot be written there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error.strerror) from error
+    if path.is_dir():
+        raise _cannot_write(path, "it is a folder")
+
+
 def write(path: Path, html: str) -> None:
     """Write the file whole or not at all. Raises UserError if that fails."""
     partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(html, encoding="utf-8")
         files.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"out: {path} cannot be written: {error.strerror}; choose another file with --out") from error
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise _cannot_write(path, error.strerror) from error
+
+
+def _cannot_write(path: Path, reason: str | None) -> UserError:
+    return UserError(f"out: {path} cannot be written: {reason}; choose another file with --out")

@@ -20,7 +20,8 @@ VARIANTS = {
     "head": {"model": "head"},
     "bigram": {"model": "bigram"},
 }
-SHORT_AND_LONG = [pytest.param(name, marks=pytest.mark.long) if "2-blocks" in name else name for name in VARIANTS]
+QUICK = ("gpt", "head", "bigram")
+SHORT_AND_LONG = [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in VARIANTS]
 TEXT = "abcadb"  # a token twice in the input, T = block_size
 
 
