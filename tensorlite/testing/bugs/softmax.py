@@ -55,6 +55,20 @@ def _(dy: Array, cache: Array) -> Array:
     return y * (dy - dy.sum(axis=-1, keepdims=True))
 
 
+@bug(
+    "softmax",
+    "a gradient for the maximum",
+    "dx",
+    how_it_happens="Forward subtracts the largest entry, so it was differentiated too, in the numerator alone.",
+    explanation="A shift of the row leaves y as it is: the maximum's paths through numerator and denominator cancel, and nothing is added.",
+)
+def _(dy: Array, cache: Array) -> Array:
+    y = cache
+    average = (dy * y).sum(axis=-1, keepdims=True)
+    is_max = y == y.max(axis=-1, keepdims=True)
+    return y * (dy - average) - is_max * average
+
+
 def _softmax_unshifted(x: Array) -> tuple[Array, Array]:
     e = np.exp(x)
     y = e / e.sum(axis=-1, keepdims=True)
