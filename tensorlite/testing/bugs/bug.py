@@ -11,7 +11,6 @@ from tensorlite.arrays import Array
 from tensorlite.random import Key
 from tensorlite.reference.ops import ReferenceOps
 
-
 CHAPTERS = {  # the chapter of the course that derives the backward of each op, in the order of the course
     "linear": 3,
     "embedding": 4,

@@ -64,7 +64,7 @@ def _(dy: Array, cache: tuple) -> Array:
     "dy passed on as it is",
     "dx",
     how_it_happens="dy was computed from the dropped values, so the mask was thought to be in it already.",
-    explanation="The layers above saw the dropped values, but dy is the gradient of y. Only this backward knows that y = x mask inv_keep.",
+    explanation="The layers above saw the dropped values, and dy is the gradient of those. The step from y to x is still to come.",
 )
 def _(dy: Array, cache: tuple) -> Array:
     return dy

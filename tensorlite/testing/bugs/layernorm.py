@@ -148,7 +148,7 @@ def _(dy: Array, cache: tuple) -> tuple:
     "rows counted by the first axis",
     "dx dw db",
     how_it_happens="The layer was written for x of shape (N, C), where the first axis is the number of rows.",
-    explanation="(B, T, C) has B T rows. Here only the first B of them are read and written, and the other rows get a zero gradient.",
+    explanation="(B, T, C) has B T rows. Only the first B of them are read and written here, and dx is 0 in all others.",
 )
 def _(dy: Array, cache: tuple) -> tuple:
     x, w, _, mean, rstd = cache

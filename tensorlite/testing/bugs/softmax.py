@@ -60,7 +60,7 @@ def _(dy: Array, cache: Array) -> Array:
     "a gradient for the maximum",
     "dx",
     how_it_happens="Forward subtracts the largest entry, so it was differentiated too, in the numerator alone.",
-    explanation="A shift of the row leaves y as it is: the maximum's paths through numerator and denominator cancel, and nothing is added.",
+    explanation="y ignores a shift of its row: the paths of the maximum through numerator and denominator cancel exactly.",
 )
 def _(dy: Array, cache: Array) -> Array:
     y = cache
