@@ -1,5 +1,6 @@
 """The exercises in finding a mistake, as a reader uses them."""
 
+import os
 import subprocess
 import sys
 
@@ -42,6 +43,17 @@ def test_the_exercises_follow_the_chapters():
     assert chapters == sorted(chapters)
     assert set(chapters) == {*CHAPTERS.values(), 9}
     assert {title(m) for m in BUGS if m.chapter == 9} == {title(m) for m in BUGS if m.op == "attention" and m.wrong == ("y",)}
+
+
+@pytest.mark.program
+def test_a_reader_that_has_left_is_no_error():
+    command = [sys.executable, "-m", "tensorlite.exercises", "1"]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=buffered, **pipes) as program:
+        program.stdout.close()
+        assert program.stderr.read() == b""
+    assert program.returncode == 141
 
 
 @pytest.mark.program

@@ -204,6 +204,7 @@ def test_an_open_hole_has_the_words_of_every_gradient(capsys):
         ("return dy", "exercise_linear.py:41: SyntaxError: 'return' outside function"),
         ("  return dy", "exercise_linear.py:41: IndentationError: "),
         ("    raise SystemExit", "exercise_linear.py:41, in linear_backward: SystemExit\n    raise SystemExit\n"),
+        ("    return half(dy)\n\n\ndef half(dy):\n    return dy / two", "exercise_linear.py:45, in half: NameError: name 'two'"),
         ("    return dy", "backward returns 1 gradient for the 3 inputs"),
         ("    return None", "backward returns 1 gradient for the 3 inputs"),
         ("    pass", "backward returns 1 gradient for the 3 inputs"),
@@ -225,6 +226,7 @@ def test_a_mistake_in_the_code_is_found_in_the_file(body, words, capsys):
         ("def linear_forward", "def forward", "defines no forward of an op, such as linear_forward; --write NAME"),
         ("y = y + b ", "y = y - b ", "linear_forward was changed and no longer returns the y of linear; --write linear"),
         (", (x, w, has_bias)", "", "linear_forward was changed"),
+        (", (x, w, has_bias)", ", x, w", "linear_forward was changed"),
         ("import sys", "import sys, nothing", "exercise.py:7, in <module>: ModuleNotFoundError: No module named 'nothing'"),
         ("def linear_backward(dy: Array, ", "def linear_backward(", "the call is backward(dy, cache), but backward takes"),
         ("def draw_inputs", "def gelu_forward(): ...\ndef draw_inputs", "the forwards of linear and gelu; keep one op per file"),
@@ -239,6 +241,19 @@ def test_a_file_that_was_changed(old, new, words, capsys):
     status, out = tried("exercise.py", capsys)
     assert status == 1
     assert words in out
+
+
+def test_a_file_that_older_pythons_refuse_in_another_way(monkeypatch, capsys):
+    def refuse(*args):
+        raise ValueError("source code string cannot contain null bytes")
+
+    monkeypatch.setattr(attempt, "compile", refuse, raising=False)
+    status, out = tried(fill("linear", "    return dy"), capsys)
+    assert (status, out) == (1, "exercise_linear.py: source code string cannot contain null bytes\n")
+
+
+def test_an_interrupt_ends_the_check():
+    assert main(["--try", fill("linear", "    raise KeyboardInterrupt")]) == 130
 
 
 def test_attention_that_returns_its_parts_apart(capsys):
