@@ -74,6 +74,14 @@ def test_derivations_are_read_whole():
         assert len(derivation(inspect.cleandoc(docstring))) == len(re.findall(r"^\s*(?:Derivation: )?\d\. ", docstring, re.M))
 
 
+def test_a_step_has_its_further_lines_and_the_derivation_ends_with_it():
+    source = inspect.getsource(CODES["attention_backward"])
+    steps = derivation(inspect.cleandoc(source.split('"""')[1]))
+    assert [number for number, _ in steps] == ["1", "2", "3", "4"]
+    assert steps[2][1].endswith("the mask needs no line of its own.")
+    assert "Each row" not in steps[3][1]
+
+
 @EVERY_VARIANT
 def test_a_softmax_row_and_its_gradient_sum_as_the_notes_say(variant):
     """The sums that the notes state: rows of probabilities to 1, rows of dscores, dlogits and layernorm's dx to 0."""

@@ -7,7 +7,9 @@ import pytest
 from gpt.trace import tape
 from gpt.trace.axes import axes_of
 from gpt.trace.example import MODEL, VOCABULARY, WINDOW
+from gpt.trace.formula import merge_axes
 from gpt.trace.recorder import Listener, listening
+from small import config_of
 from traces import VARIANTS, recorded
 
 ROWS = {
@@ -61,6 +63,20 @@ def test_a_backward_opened_the_cache_of_its_forward(variant):
         unpacked = {m.target.name: m.array for m in call.made if m.target.name in pair.arguments and not tape.formula_of(call, m)}
         for name, array in unpacked.items():
             assert pair.arguments[name] == array, f"{call.function} {name}"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_axis_counts_what_its_length_says(variant):
+    """T, V, H and the number of channels all differ in these models."""
+    state = recorded(variant)
+    config = config_of(**VARIANTS[variant])
+    meaning = {config.block_size: "position", config.vocab_size: "token"}
+    for array, axes in axes_of(state.trace, state.parameters).items():
+        shape = merge_axes(state.trace.arrays[array], len(axes)).shape
+        for length, axis in zip(shape, axes, strict=True):
+            if config.model != "bigram":  # whose table has a channel per token
+                assert (axis == meaning.get(length)) == (length in meaning), (shape, axes)
+            assert axis != "head" or length == config.n_head
 
 
 def test_two_blocks_are_told_apart():
