@@ -22,7 +22,7 @@ VARIANTS = {
 }
 QUICK = ("gpt", "feedforward-relu", "head", "bigram")
 SHORT_AND_LONG = [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in VARIANTS]
-TEXT = "abcadb"  # a token twice in the input, T = block_size
+TEXT = "gabcad"  # a token twice in the input, T = block_size, and no input of ReLU within a step of 0
 
 
 @functools.cache

@@ -12,14 +12,14 @@ from gpt.trace.data import derivation
 from gpt.trace.formula import evaluate, merge_axes, parse
 from gpt.trace.formulas import FORMULAS, RETURN_NAMES
 from gpt.trace.statements import statements
-from traces import VARIANTS, calls_with_formulas, recorded
+from traces import TEXT, VARIANTS, calls_with_formulas, recorded
 
 EVERY_VARIANT = pytest.mark.parametrize("variant", VARIANTS)
 CODES = {call.function: call.code for variant in VARIANTS for call in recorded(variant).trace.calls}
 
 
 @EVERY_VARIANT
-@pytest.mark.parametrize("text", ["abcadb", "cab"], ids=["whole context", "shorter"])
+@pytest.mark.parametrize("text", [TEXT, "cab"], ids=["whole context", "shorter"])
 def test_a_formula_gives_every_element_of_what_its_line_made(variant, text):
     state = recorded(variant, text=text)
     for call, made, _, parsed in calls_with_formulas(state):
