@@ -75,9 +75,10 @@ def stored_arrays(trace: Trace) -> dict[int, int]:
 
 
 def moves(call: Call, array: int) -> bool:
-    """Whether this call makes the array out of another one's elements, unchanged."""
-    makers = [tape.formula_of(call, made) for made in call.made if made.array == array]
-    return array not in call.arguments.values() and any(found[1].only_moves for found in makers if found)
+    """Whether this call makes the array out of another one's elements, unchanged, and did not have it before."""
+    first = next((made for made in call.made if made.array == array), None)
+    found = first and tape.formula_of(call, first)
+    return array not in call.arguments.values() and bool(found and found[1].only_moves)
 
 
 def function_data(code: CodeType) -> dict[str, Any]:
