@@ -6,7 +6,6 @@ import inspect
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -19,24 +18,10 @@ from gpt.trace.differences import places
 from gpt.trace.formula import merge_axes, parse
 from gpt.trace.formulas import FORMULAS
 from gpt.trace.recorder import Call, Trace
+from gpt.trace.state import State
 
 STEP = re.compile(r"^\s*(\d+)\. (.*)$")
 ROOT = Path(__file__).parents[2]
-
-
-@dataclass(frozen=True)
-class State:
-    """One recorded step of a model: after how many updates, its loss, and what was recorded.
-
-    parameters: the name of every parameter by its array.
-    differences: a finite difference for every element of a gradient, flat, by the gradient's array.
-    """
-
-    step: int
-    loss: float
-    trace: Trace
-    parameters: Mapping[int, str]
-    differences: Mapping[int, np.ndarray]
 
 
 def page_data(model: Mapping[str, Any], vocabulary: str, text: str, states: Sequence[State]) -> dict[str, Any]:
@@ -134,6 +119,7 @@ def gradients_by_array(trace: Trace, pairs: Mapping[int, int]) -> dict[str, int]
 
 
 def call_data(call: Call, name: str, pairs: Mapping[int, int]) -> dict[str, Any]:
+    """Return a call, with every value that its lines set and the formula of those that a line makes."""
     formulas = {}
     for place, made in enumerate(call.made):
         found = tape.formula_of(call, made)
@@ -162,34 +148,34 @@ def call_data(call: Call, name: str, pairs: Mapping[int, int]) -> dict[str, Any]
 
 
 def state_data(state: State, stored: Mapping[int, int]) -> dict[str, Any]:
-    """Return the numbers of a state: every stored array one after another, and the differences of its gradients."""
+    """Return the numbers of a state: every stored array one after another, and the differences of its gradients.
+
+    The numbers are kept to 13 digits, and how far a difference is from its gradient to two, for the size of the page.
+    """
     numbers = [np.ravel(state.trace.arrays[i]).astype("<f8") for i in stored]
     errors = [np.ravel(difference) - np.ravel(state.trace.arrays[array]) for array, difference in state.differences.items()]
     return {
         "step": state.step,
         "loss": state.loss,
-        "numbers": encode(np.concatenate(numbers)),
-        "errors": encode(upper_half(np.concatenate(errors or [np.zeros(0)]))),
+        "numbers": encode(rounded(np.concatenate(numbers), 8)),
+        "errors": encode(rounded(np.concatenate(errors or [np.zeros(0)]).astype("<f4"), 16)),
     }
 
 
+def rounded(array: np.ndarray, n_bits: int) -> np.ndarray:
+    """Return the values rounded so that the lowest bits of each are zero, which compress to nothing."""
+    as_integers = array.view(f"u{array.itemsize}")
+    unit = as_integers.dtype.type(1) << n_bits
+    return ((as_integers + unit // 2) // unit * unit).view(array.dtype)
+
+
 def encode(array: np.ndarray) -> str:
-    """Return base64 of the first byte of every element, then of every second byte, and so on: bytes of a kind compress better."""
+    """Return base64 of the first byte of every value, then of every second byte, and so on: bytes of one kind compress better."""
     planes = array.view(np.uint8).reshape(-1, array.itemsize).T
     return base64.b64encode(planes.tobytes()).decode("ascii")
 
 
 def decode(text: str, dtype: str) -> np.ndarray:
-    """Return the array that `encode` was given. dtype: "<f8" of `numbers`, "<u2" of `errors`."""
+    """Return the array that `encode` was given. dtype: "<f8" for `numbers`, "<f4" for `errors`."""
     planes = np.frombuffer(base64.b64decode(text), np.uint8).reshape(np.dtype(dtype).itemsize, -1)
     return np.ascontiguousarray(planes.T).view(dtype).ravel()
-
-
-def upper_half(array: np.ndarray) -> np.ndarray:
-    """Return the upper 16 bits of float32: two significant digits, which are enough of an error."""
-    return (array.astype("<f4").view("<u4") >> 16).astype("<u2")
-
-
-def from_upper_half(halves: np.ndarray) -> np.ndarray:
-    """Return the float32 values that `upper_half` was given, to two digits."""
-    return (halves.astype("<u4") << 16).view("<f4")

@@ -5,7 +5,7 @@ The tree is nested lists, because the page evaluates and draws the same tree in 
     ["num", 0.5]                 a number
     ["name", "scale"]            an index, or a scalar of the function
     ["at", "x", [index, ...]]    an element; an index is an expression
-    ["+", a, b]                  also - * / // % < <= > == ; a comparison is 1 or 0
+    ["+", a, b]                  also - * / // % max < <= > == ; a comparison is 1 or 0
     ["neg", a]                   -a
     ["Sum", "c", a]              over all values of the index c; also Mean, Max
     ["exp", a]                   also log, sqrt, tanh
@@ -48,6 +48,7 @@ BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "<=": lambda a, b: a <= b,
     ">": lambda a, b: a > b,
     "==": lambda a, b: a == b,
+    "max": max,
 }
 FUNCTIONS = {"exp": math.exp, "log": math.log, "sqrt": math.sqrt, "tanh": math.tanh}
 OVER_AN_INDEX: dict[str, Callable[[Sequence[float]], float]] = {
@@ -101,6 +102,8 @@ def _tree(node: ast.expr) -> Tree:
             return [name, index, _tree(body)]
         case ast.Call(func=ast.Name(id=name), args=[argument]) if name in FUNCTIONS:
             return [name, _tree(argument)]
+        case ast.Call(func=ast.Name(id="max"), args=[left, right]):
+            return ["max", _tree(left), _tree(right)]
     raise ValueError(f"a formula cannot have {ast.unparse(node)!r}")
 
 
@@ -124,7 +127,7 @@ def evaluate(tree: Tree, at: Mapping[str, int], names: Names, reads: list[Read] 
 
     at: the value of every index.
     names: arrays and scalars by name. inf needs no entry.
-    reads: every element that is read is appended here.
+    reads: every element whose value enters the result is appended here. What a condition looks at only decides.
     """
     kind = tree[0]
     if kind == "num":
@@ -140,7 +143,7 @@ def evaluate(tree: Tree, at: Mapping[str, int], names: Names, reads: list[Read] 
     if kind == "neg":
         return -evaluate(tree[1], at, names, reads)
     if kind == "if":
-        return evaluate(tree[2] if evaluate(tree[1], at, names, reads) else tree[3], at, names, reads)
+        return evaluate(tree[2] if evaluate(tree[1], at, names) else tree[3], at, names, reads)
     if kind in FUNCTIONS:
         return FUNCTIONS[kind](evaluate(tree[1], at, names, reads))
     if kind in OVER_AN_INDEX:

@@ -1,8 +1,8 @@
 """One formula per line of the ops: what every element of a value is, as a Python expression.
 
-`y[t,d] = Sum(c, x[t,c] * w[c,d])` says that element (t, d) of y is the sum over all c. A text is one sequence (B = 1), so the rows of
-every (..., C) array are positions, and an index is t or s for a position, c, d, e for a channel, f for a channel of the MLP, h for
-a head, v for a token of the vocabulary. Where an array has more axes than the formula has indices, its leading axes are merged.
+`y[t,d] = Sum(c, x[t,c] * w[c,d])` says that element (t, d) of y is the sum over all c. A text is one sequence (B = 1), so the rows
+of every (..., C) array are positions. An index is t or s for a position, c, d, e for a channel, f for a channel of the MLP, h for a
+head, v for a token of the vocabulary. Where an array has more axes than the formula has indices, its leading axes are merged.
 
 The k-th formula that sets a name belongs to the k-th statement of the function that does so. A formula whose right side is a single
 element only moves values to another place.
@@ -40,8 +40,6 @@ RETURN_NAMES: dict[str, tuple[str, ...]] = {
     "residual_backward": ("dx", "dy"),
     "cross_entropy_backward": ("dlogits",),
     "prenorm_layernorm_backward": ("dx",),
-    "activation_forward": ("y",),
-    "activation_backward": ("dx",),
     "add": ("sum",),
     "head_weight": ("w",),
 }
@@ -106,7 +104,7 @@ FORMULAS: dict[str, tuple[Formula, ...]] = {
         F("dydx[t,f] = 0.5 * (1 + tanh[t,f]) + 0.5 * x[t,f] * dtanh[t,f]", "the slope of y, by the product rule"),
         F("dx[t,f] = dy[t,f] * dydx[t,f]", "each element alone: slope times gradient", "x"),
     ),
-    "relu_forward": (F("y[t,f] = (x[t,f] if x[t,f] > 0 else 0)"),),
+    "relu_forward": (F("y[t,f] = max(x[t,f], 0)"),),
     "relu_backward": (F("dx[t,f] = (dy[t,f] if y[t,f] > 0 else 0)", "passed on where the line was on, 0 elsewhere", "x"),),
     "softmax_forward": (
         F("e[h,t,s] = exp(x[h,t,s] - Max(j, x[h,t,j]))", "a masked entry is exp(-inf) = 0"),

@@ -44,7 +44,7 @@ class Call:
     arguments: dict[str, int]  # arrays by the name that the function gives them
     scalars: dict[str, Scalar] = field(default_factory=dict)  # the last value of every int and float
     made: list[Made] = field(default_factory=list)
-    objects: dict[str, Any] = field(default_factory=dict)  # the argument `cache` and the returned one, to pair two calls by
+    objects: dict[str, Any] = field(default_factory=dict)  # "cache" and "returned": the cache it opened and the one it returned
 
 
 @dataclass
@@ -71,11 +71,11 @@ class Listener:
     def called(self, frame: FrameType) -> None:
         """A recorded function begins; its arguments are in frame.f_locals."""
 
-    def made(self, frame: FrameType, statement: Statement, values: list[Any]) -> None:
+    def made(self, statement: Statement, values: list[Any]) -> None:
         """A statement has ended; `values` are what its targets are now."""
 
-    def returned(self, frame: FrameType, value: Any) -> None:
-        """A recorded function ends and returns this value."""
+    def returned(self) -> None:
+        """A recorded function ends."""
 
 
 @contextmanager
@@ -125,16 +125,16 @@ class _Follower:
         if event == "return":
             if self.running and self.running.is_return:
                 values = arg if isinstance(arg, tuple) else (arg,)
-                self.listener.made(frame, self.running, list(values))
+                self.listener.made(self.running, list(values))
             else:
                 self._ended(frame)
-            self.listener.returned(frame, arg)
+            self.listener.returned()
         return self.on_event
 
     def _ended(self, frame: FrameType) -> None:
         if self.running and not self.running.is_return:
             values = [frame.f_locals.get(target.name) for target in self.running.targets]
-            self.listener.made(frame, self.running, values)
+            self.listener.made(self.running, values)
 
 
 class Recorder(Listener):
@@ -163,8 +163,10 @@ class Recorder(Listener):
         self.trace.calls.append(call)
         self._stack.append(call)
 
-    def made(self, frame: FrameType, statement: Statement, values: list[Any]) -> None:
+    def made(self, statement: Statement, values: list[Any]) -> None:
         call = self._stack[-1]
+        if statement.is_return and len(values) == 2:
+            call.objects["returned"] = values[1]
         for target, value in zip(statement.targets, values, strict=False):
             if not target.name:
                 continue
@@ -175,9 +177,8 @@ class Recorder(Listener):
             elif isinstance(value, Scalar) and not isinstance(value, bool):
                 call.scalars[target.name] = value
 
-    def returned(self, frame: FrameType, value: Any) -> None:
-        call = self._stack.pop()
-        call.objects["returned"] = value[1] if isinstance(value, tuple) and len(value) == 2 else None
+    def returned(self) -> None:
+        self._stack.pop()
 
     def array(self, value: Any) -> int:
         """Return the place of an array in the trace; a new one is copied there."""

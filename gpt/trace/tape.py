@@ -49,7 +49,7 @@ def pair_calls(trace: Trace) -> dict[int, int]:
         name = call.function.removesuffix("backward") + "forward"
         cache = call.objects.get("cache")
         candidates = [f for f in reversed(unpaired) if f.function == name]
-        same = [f for f in reversed(forwards) if f.function == name and cache is not None and f.objects["returned"] is cache]
+        same = [f for f in reversed(forwards) if f.function == name and cache is not None and f.objects.get("returned") is cache]
         found = next(iter(same or candidates), None)
         if found:
             pairs[call.number] = found.number
@@ -60,10 +60,11 @@ def pair_calls(trace: Trace) -> dict[int, int]:
 
 def rows(trace: Trace, pairs: Mapping[int, int]) -> list[Row]:
     """Return the ops of the step, top to bottom as forward ran them. An add stands beside the op whose gradient it adds."""
-    by_forward = {call.number: Row(call.number) for call in trace.calls if call.function.endswith("forward") and has_formulas(call)}
+    stops = [call for call in trace.calls if has_formulas(call)]
+    by_forward = {call.number: Row(call.number) for call in stops if call.number not in pairs and call.function != "add"}
     latest: Row | None = None
-    for call in trace.calls:
-        if call.number in pairs and has_formulas(call):
+    for call in stops:
+        if call.number in pairs:
             latest = by_forward[pairs[call.number]]
             latest.backward.append(call.number)
         elif call.function == "add" and latest:

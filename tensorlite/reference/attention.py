@@ -70,7 +70,7 @@ def attention_backward(dy: Array, cache: tuple) -> Array:
          A masked entry has probs = 0, so its dscores is exactly 0: the mask needs no line of its own.
       4. scores = q k^T / sqrt(D), a matmul:      dq = dscores k / sqrt(D),  dk = dscores^T q / sqrt(D).
     Each row of dscores sums to 0, because softmax ignores a shift. So dk summed over positions is 0, and a bias on the keys
-    could learn nothing.
+    could learn nothing. Without dropout dscores_ts = probs_ts dy_t . (v_s - y_t): see longhand/attention.py for what this means.
     """
     qkv, n_head, probs, dropout_cache = cache
     xp = array_namespace(dy, qkv)

@@ -29,4 +29,4 @@ def softmax_backward(dy: Array, cache: Array) -> Array:
     """
     y = cache
     array_namespace(dy, y)
-    return y * (dy - (dy * y).sum(axis=-1, keepdims=True))  # 2. (..., K)
+    return y * (dy - (dy * y).sum(axis=-1, keepdims=True))  # 1. and 2. (..., K)

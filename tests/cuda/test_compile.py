@@ -13,6 +13,8 @@ from tensorlite import DeviceError
 from tensorlite.cuda.runtime import device, nvrtc
 from tensorlite.cuda.runtime.signature import read_signatures
 
+SOURCES = {path.relative_to(KERNELS).as_posix(): path.read_text() for path in sorted(KERNELS.rglob("*.cu*"))}
+HEADERS = {name for name in SOURCES if name.endswith(".cuh")}
 ARCHITECTURES = (80, *(pytest.param(architecture, marks=pytest.mark.long) for architecture in (89, 90, 100)))
 
 
@@ -40,7 +42,7 @@ def test_a_file_compiles_for_a_gpu_and_nothing_spills(file, defines, architectur
 
 
 def test_every_file_is_compiled():
-    assert {file for file, _ in files_of_a_run()} == {path.name for path in KERNELS.glob("*.cu")}
+    assert {file for file, _ in files_of_a_run()} == set(SOURCES) - HEADERS
 
 
 def test_a_file_that_does_not_compile_is_named(compiler, tmp_path):
@@ -105,14 +107,11 @@ def test_code_for_a_gpu_is_of_its_family(monkeypatch):
             device.check_device("Tesla T4", old)
 
 
-SOURCES = {path.name: path.read_text() for path in sorted(KERNELS.glob("*.cu*"))}
-
-
 def test_assembly_is_in_one_file():
     assert [name for name, text in SOURCES.items() if re.search(r"\basm\b", text)] == ["ptx.cuh"]
 
 
-@pytest.mark.parametrize("file", [name for name in SOURCES if name.endswith(".cu")])
+@pytest.mark.parametrize("file", sorted(set(SOURCES) - HEADERS))
 def test_a_kernel_file_names_what_it_replaces(file):
     """Its first lines name the file of the reference, or a kernel file that names it. Sums, copies and a wait replace nothing."""
     header = "".join(itertools.takewhile(lambda line: line.startswith("//"), SOURCES[file].splitlines(keepends=True)))

@@ -12,6 +12,7 @@ import cuda_op_checks as op_checks
 import cuda_step_checks as step_checks
 from cuda_bounds import BF16, close
 from on_gpu import FUSED_BY_CUBLASLT, ForcedEpilogues, Machine, on_host
+from simple_kernels import AGAINST_REFERENCE, SimpleOps
 from tensorlite import DeviceError, Key, ReferenceOps, to_numpy
 from tensorlite.cuda import CUDAOps
 from tensorlite.cuda.ops import PRECISIONS
@@ -59,6 +60,13 @@ def fused(cupy, gpu, tmp_path_factory):
 @pytest.mark.parametrize("name", [name for name in op_checks.CHECKS if name not in op_checks.UNFUSED])
 def test_an_op_and_its_gradients(name, precision, machine):
     op_checks.check_all(name, machine(precision))
+
+
+@pytest.mark.parametrize("name", AGAINST_REFERENCE)
+def test_the_simple_kernels(name, machine):
+    simple = machine("float32")
+    simple.ops = SimpleOps(simple.ops.runtime)
+    op_checks.check_all(name, simple, AGAINST_REFERENCE)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

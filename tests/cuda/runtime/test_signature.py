@@ -52,7 +52,7 @@ def test_parameters_are_read_from_the_source():
 
 
 def test_every_kernel_has_a_signature():
-    for path in KERNELS.glob("*.cu"):
+    for path in KERNELS.rglob("*.cu"):
         source = path.read_text()
         assert len(read_signatures(path.name, source)) == source.count('extern "C" __global__'), path
 

@@ -70,6 +70,7 @@ def build(sources, file, defines, optimize):
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             for name, text in used.items():
+                Path(folder, name).parent.mkdir(exist_ok=True)
                 Path(folder, name).write_text(text)
             # In two steps, because with -fsanitize the linker would add a library that we replace.
             for command in (
@@ -228,7 +229,7 @@ class HostRuntime:
     def __init__(self, order="forward", edits=None, kernels=KERNELS, separate=False):
         assert order in ("forward", "reversed")
         self.reversed, self.separate = order == "reversed", separate
-        self.sources = {path.name: path.read_text() for path in sorted(Path(kernels).glob("*.cu*"))}
+        self.sources = {path.relative_to(kernels).as_posix(): path.read_text() for path in sorted(Path(kernels).rglob("*.cu*"))}
         for file, changes in (edits or {}).items():
             for old, new in changes:
                 assert old in self.sources[file], f"{file} has no {old!r}"
