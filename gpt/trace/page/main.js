@@ -24,11 +24,14 @@ function move(place, how) {
 function jump(place) {
   trail = [...trail, addressOf(at)];
   move(place, "jump");
-  byId("line").scrollIntoView({ block: "nearest" });
+  closeDrawer();
+  const top = byId("line").getBoundingClientRect().top;
+  if (top < 0 || top > innerHeight / 2) byId("line").scrollIntoView();
 }
 
 function goBack(steps = 1) {
   if (trail.length) history.go(-steps);
+  else say("You have not jumped from anywhere.", true);
 }
 
 // Go where the address in the URL says.
@@ -102,6 +105,7 @@ function render() {
   drawn = key;
   markTables(tables, reads, focused);
   byId("cell").replaceChildren(...drawCell(at).filter(Boolean));
+  letScroll(".math", "Formula");
   drawTop();
   drawBar();
   markTape(at);
@@ -126,6 +130,7 @@ function readTable(name, reads) {
   const slice = sliceOf(array, first ? first[1] : 0);
   const table = { array, name, state: at.state, slice, from: source ? `from ${source.address}` : originOf(array) };
   table.follow = (flat) => (source ? jump({ ...at, stop: source, flat }) : say(`${name} is ${originOf(array)}.`, true));
+  table.choose = (flat) => say(`${name}, ${cellWords(array, flat, "say")}: ${format(numbersOf(at.state, array)[flat])}`);
   table.turn = (to) => {
     const redrawn = drawTable({ ...table, slice: to });
     document.querySelectorAll("#reads figure")[namesRead(at.stop).indexOf(name)].replaceWith(redrawn);
@@ -148,11 +153,9 @@ function markTables([madeTable, ...readTables], reads, focused) {
   for (const td of table.querySelectorAll("td[data-i]")) td.textContent = format(numbersOf(at.state, at.stop.array)[td.dataset.i]);
   if (isHidden(at)) cell.textContent = "?";
   if (focused) cell.focus({ preventScroll: true });
-  cell.scrollIntoView?.({ block: "nearest", inline: "nearest" });
-  byId("plane")?.remove();
-  const plane = isHidden(at) ? null : drawPlane(at);
-  if (plane) byId("line").append(plane);
-  document.querySelectorAll("#reads table").forEach((one, i) => markTable(one, null, litIn(readTables[i].array, reads)));
+  keepInBox(cell);
+  showPlane(at);
+  document.querySelectorAll("#reads table").forEach((one, i) => keepInBox(markTable(one, null, litIn(readTables[i].array, reads))));
 }
 
 function litIn(array, reads) {
@@ -169,24 +172,24 @@ function drawBar() {
     button("pair", stop.backward ? "its forward" : "its backward", "the other side (x)", goToPair),
     button("back", "back", "back to where you jumped from (Backspace)", () => goBack()),
     make("ol", { "class": "trail", "aria-label": "Where you came from" }, trail.slice(-3).map((address, i, shown) =>
-      make("li", {}, make("button", { click: () => goBack(shown.length - i) }, address)))));
+      make("li", {}, make("button", { title: address, click: () => goBack(shown.length - i) }, address.split("/").slice(2).join(" "))))));
   document.querySelector("[data-key=back]").disabled = !trail.length;
 }
 
 function drawTop() {
   const { text, states } = data;
   const marked = (part) => [...part].map(showCharacter).join("");
-  byId("run").textContent = `A GPT reads ${marked(text.slice(0, -1))} and is to say ${marked(text.slice(1))}.`;
+  byId("run").textContent = `${marked(text.slice(0, -1))} → ${marked(text.slice(1))}`;
   drawSwitches();
   byId("states").replaceChildren(...states.map((state, i) => make("button", { "aria-pressed": String(i === at.state), "click": () => changeState(i) },
-    `${state.step ? `after ${state.step} steps` : "before training"}, loss ${format(state.loss)}`)));
+    `${state.step ? `after ${state.step} steps` : "before training"}: loss ${format(state.loss)}`)));
 }
 
 // What can be switched on and off: [key, text, how it is now, how it is changed].
 const SWITCHES = {
-  numbers: ["s", "numbers in formulas", () => shown.numbers, () => (shown.numbers = !shown.numbers)],
+  numbers: ["s", "numbers", () => shown.numbers, () => (shown.numbers = !shown.numbers)],
   differences: ["f", "differences", () => shown.differences, () => (shown.differences = !shown.differences)],
-  predict: ["p", "predict first", () => predict.on, () => (predict.on = !predict.on)],
+  predict: ["p", "predict", () => predict.on, () => (predict.on = !predict.on)],
 };
 
 function toggle(name) {

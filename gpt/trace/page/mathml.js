@@ -43,6 +43,7 @@ function mathElement(text, first, second) {
   const rows = [first, second].map((parts) => element("mtr", element("mtd", row(...parts))));
   const broken = element("mtable", ...rows);
   broken.setAttribute("class", "broken");
+  broken.setAttribute("displaystyle", "true");
   const found = element("math", isLong ? broken : row(...first, ...second));
   found.setAttribute("display", "block");
   found.setAttribute("alttext", text);
@@ -119,9 +120,8 @@ function drawTerms(tree, cell) {
   const joint = kind === "Max" ? "," : "+";
   const rows = shown.map((term, i) =>
     element("mtr", element("mtd", i && joint === "+" ? operator("+") : row()), element("mtd", term, i < shown.length - 1 && joint === "," ? operator(",") : row())));
-  const table = element("mtable", ...rows);
-  table.setAttribute("class", "terms");
-  const whole = bracketed(table);
+  const whole = element("mtable", ...rows); // its brackets are drawn by the style, because not every font has tall ones
+  whole.setAttribute("class", "terms");
   if (kind === "Mean") return element("mfrac", whole, element("mn", String(terms.length)));
   return kind === "Max" ? row(element("mi", "max"), whole) : whole;
 }
@@ -140,7 +140,7 @@ function cases(condition, yes, no) {
   lines.push([draw(tree, null), element("mtext", "otherwise")]);
   const table = element("mtable", ...lines.map((parts) => element("mtr", ...parts.map((part) => element("mtd", part)))));
   table.setAttribute("class", "cases");
-  return row(operator("{"), table);
+  return table;
 }
 
 // Of a choice with numbers, the branch that is taken, and why.

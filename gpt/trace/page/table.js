@@ -1,11 +1,12 @@
 // One array as a table: one head of it where it has heads, with the characters of the text on its axes.
 
-// What a table shows: { array, name, state, stop, slice, selected, lit, follow, choose, sums }.
+// What a table shows: { array, name, state, slice, from, choose, follow, turn, sums }.
 //   slice     which head, as the place of the leading axes
-//   selected  the flat index of the selected cell, or null
-//   lit       the flat indices that the selected cell was made from
-//   choose    is called with the flat index of a cell that is clicked or reached by arrows
-//   follow    is called with the flat index of a cell on Enter or a click; null: choose alone
+//   from      where the array comes from, in words
+//   choose    is called with the flat index of a cell that is reached by arrows
+//   follow    is called with the flat index of a cell on Enter or a click; where there is none, choose is
+//   turn      is called with the slice of another head
+//   sums      whether a column of row sums is shown
 
 function drawTable(shown) {
   const numbers = numbersOf(shown.state, shown.array);
@@ -140,6 +141,27 @@ function markTable(table, selected, lit) {
   return first;
 }
 
+// Scroll the box of a table, and not the page, so that a cell is seen.
+function keepInBox(cell) {
+  const box = cell.closest(".scroll");
+  const [inner, outer] = [cell.getBoundingClientRect(), box.getBoundingClientRect()];
+  const header = 40; // the row headers stay where they are, above the cells
+  if (inner.left < outer.left + header) box.scrollLeft += inner.left - outer.left - header;
+  if (inner.right > outer.right) box.scrollLeft += inner.right - outer.right + 4;
+  if (inner.top < outer.top) box.scrollTop += inner.top - outer.top;
+  if (inner.bottom > outer.bottom) box.scrollTop += inner.bottom - outer.bottom + 4;
+}
+
+// A box that scrolls must be reached by the keyboard.
+function letScroll(selector, label) {
+  for (const box of document.querySelectorAll(selector)) {
+    if (box.scrollWidth <= box.clientWidth) continue;
+    box.tabIndex = 0;
+    box.setAttribute("role", "group");
+    box.setAttribute("aria-label", label);
+  }
+}
+
 const STEPS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 
 function moveFocus(event, table, grid, shown) {
@@ -164,5 +186,5 @@ function moveFocus(event, table, grid, shown) {
   cell.tabIndex = -1;
   next.tabIndex = 0;
   next.focus();
-  if (shown.choose) shown.choose(Number(next.dataset.i));
+  shown.choose(Number(next.dataset.i));
 }

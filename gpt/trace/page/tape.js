@@ -17,6 +17,11 @@ function drawTape() {
   open();
 }
 
+// On a narrow screen the tape is a drawer, which closes when a reader goes somewhere.
+function closeDrawer() {
+  if (!matchMedia("(min-width: 1000px)").matches) document.querySelector("#tape details").open = false;
+}
+
 function callLink(number, text) {
   const call = data.calls[number];
   const stop = stops.find((one) => one.call === number);
