@@ -3,10 +3,9 @@
 function drawLine(place) {
   const { stop } = place;
   const source = functionOf(stop);
-  const lines = source.source.filter(([, text], i) => i > 0 || text);
   const title = make("h2", { id: "line-title" }, make("code", {}, callOf(stop).name));
   const where = make("p", { class: "where" }, source.file, ", line ", String(stop.line), calledFrom(place));
-  const list = make("ol", { class: "code", "aria-label": "Source lines" }, lines.map(([number, text]) => codeLine(place, number, text)));
+  const list = make("ol", { class: "code", "aria-label": "Source lines" }, source.source.map(([number, text]) => codeLine(place, number, text)));
   return [title, where, make("div", { "class": "scroll", "id": "code", "tabindex": "0", "role": "region", "aria-label": "Code" }, list), insideLinks(place)];
 }
 

@@ -108,6 +108,7 @@ function render() {
   letScroll(".math", "Formula");
   drawTop();
   drawBar();
+  drawTrail();
   markTape(at);
   if (inCode && !document.contains(document.activeElement)) byId("code").focus();
 }
@@ -164,16 +165,23 @@ function litIn(array, reads) {
 
 function drawBar() {
   const { stop } = at;
-  const where = make("span", { class: "place" }, `${callOf(stop).name} ${stop.place + 1}/${stop.of}`);
+  const where = make("span", { class: "place" }, callOf(stop).name, " ", make("span", {}, `${stop.place + 1}/${stop.of}`));
   const button = (name, text, hint, act) => make("button", { "data-key": name, "title": hint, "click": act }, text);
   byId("bar").replaceChildren(
     button("previous", "‹ previous", "previous line (k)", () => walk(-1)), where,
     button("next", "next ›", "next line (j)", () => walk(1)),
     button("pair", stop.backward ? "its forward" : "its backward", "the other side (x)", goToPair),
-    button("back", "back", "back to where you jumped from (Backspace)", () => goBack()),
-    make("ol", { "class": "trail", "aria-label": "Where you came from" }, trail.slice(-3).map((address, i, shown) =>
-      make("li", {}, make("button", { title: address, click: () => goBack(shown.length - i) }, address.split("/").slice(2).join(" "))))));
+    button("back", "back", "back to where you jumped from (Backspace)", () => goBack()));
   document.querySelector("[data-key=back]").disabled = !trail.length;
+}
+
+// The last places that the reader jumped from, oldest first.
+function drawTrail() {
+  const last = trail.slice(-4);
+  const buttons = last.map((address, i) =>
+    make("li", {}, make("button", { title: address, click: () => goBack(last.length - i) }, address.split("/").slice(1).join(" "))));
+  byId("trail").hidden = !last.length;
+  byId("trail").replaceChildren(make("span", {}, "you came from"), make("ol", {}, buttons));
 }
 
 function drawTop() {
@@ -182,7 +190,7 @@ function drawTop() {
   byId("run").textContent = `${marked(text.slice(0, -1))} → ${marked(text.slice(1))}`;
   drawSwitches();
   byId("states").replaceChildren(...states.map((state, i) => make("button", { "aria-pressed": String(i === at.state), "click": () => changeState(i) },
-    `${state.step ? `after ${state.step} steps` : "before training"}: loss ${format(state.loss)}`)));
+    `${state.step ? `after ${state.step} steps` : "before"}: loss ${format(state.loss)}`)));
 }
 
 // What can be switched on and off: [key, text, how it is now, how it is changed].

@@ -54,6 +54,8 @@ function drawPlane(place) {
   const reset = make("button", { "class": "reset", "disabled": moved === null, "click": () => movePlane(null) }, "back to the recorded numbers");
   return [
     make("h2", { id: "plane-title" }, `The value plane: head ${plane.head}, query ${name(plane.query)}`),
+    make("p", { class: "note" }, "Dots are the values v of the keys that the query sees, as big as their weight p. The cross is y, their mixture. ",
+      "The arrow is dy, and each v is dropped on its line."),
     make("div", { class: "columns" }, planePicture(plane, found, name), planeTable(plane, found, name)),
     make("p", { class: "note" }, moved ? "You have moved a point: these are no longer the recorded numbers. " : "Drag a dot or the arrow’s tip, or focus one and use the arrow keys. ", reset),
     make("ol", { class: "sentences" },
@@ -108,6 +110,7 @@ function planePicture(plane, found, name) {
       return svg("line", { class: "drop", ...ends(place, center.map((part, d) => part + foot * direction[d])) });
     }),
     svg("line", { class: "arrow", ...ends(center, tip) }),
+    svg("path", { class: "head", d: "M0,0l-11,-5v10z", transform: `translate(${tip}) rotate(${(Math.atan2(direction[1], direction[0]) * 180) / Math.PI})` }),
     svg("path", { class: "cross", d: `M${center[0] - 6},${center[1]}h12M${center[0]},${center[1] - 6}v12` }),
     svg("text", { x: center[0] + 8, y: center[1] + 14 }, "y"),
   );
@@ -119,9 +122,10 @@ function planePicture(plane, found, name) {
       (to) => movePlane({ v: plane.v.with(s, to), dy: plane.dy })));
     picture.append(svg("text", { x: place[0] + radius + 3, y: place[1] + 4 }, name(s)));
   });
-  picture.append(handle("dy", "tip of dy", plane.dy, tip, 6, "tip", view,
+  picture.append(handle("dy", "tip of dy", plane.dy, tip, 10, "tip", view,
     (to, pixel) => movePlane({ v: plane.v, dy: pixel ? [(pixel[0] - center[0]) / view.arrow, (center[1] - pixel[1]) / view.arrow] : to }), view.unit / view.arrow));
-  picture.append(svg("text", { x: tip[0] + 9, y: tip[1] + 4 }, "dy"));
+  const beyond = tip.map((part, d) => part + 14 * direction[d]);
+  picture.append(svg("text", { "x": beyond[0], "y": beyond[1] + 4, "text-anchor": "middle" }, "dy"));
   return picture;
 }
 

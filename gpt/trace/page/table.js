@@ -25,7 +25,7 @@ function drawTable(shown) {
     const cells = Array.from({ length: grid.columns }, (_, c) => cellElement(numbers, grid.flat(r, c), most, shown));
     const sum = shown.sums && sumOf(numbers, grid, r);
     sums.push(sum);
-    body.append(make("tr", {}, rowHeader(shown.array, grid, r), cells, shown.sums && make("td", { class: "sum" }, formatSum(sum, most))));
+    body.append(make("tr", {}, rowHeader(shown, grid, r), cells, shown.sums && make("td", { class: "sum" }, formatSum(sum, most))));
   }
   table.append(body);
   const box = make("div", { class: "scroll", tabindex: "-1" }, table);
@@ -66,18 +66,19 @@ function captionOf(shown, most) {
 
 function headerOf(shown, grid) {
   if (grid.columnAxis === null) return make("thead");
-  const corner = make("td", { class: "corner" }, grid.rowAxis === null ? "" : cornerText(shown.array, grid));
+  const corner = make("td", { class: "corner" }, grid.rowAxis === null ? axisName(shown.array, grid.columnAxis) : cornerText(shown.array, grid));
   const names = Array.from({ length: grid.columns }, (_, c) => axisHeader(shown.array, grid.columnAxis, c, "col"));
   return make("thead", {}, make("tr", {}, corner, names, shown.sums && make("th", { scope: "col", class: "sum" }, "row sum")));
 }
 
 function cornerText(array, grid) {
-  return axisName(array, grid.rowAxis) === "query" ? "query \\ key" : "";
+  const [rows, columns] = [grid.rowAxis, grid.columnAxis].map((axis) => axisName(array, axis));
+  return rows === "query" ? "query \\ key" : columns;
 }
 
-function rowHeader(array, grid, r) {
-  if (grid.rowAxis === null) return make("th", { scope: "row" }, "");
-  return axisHeader(array, grid.rowAxis, r, "row");
+function rowHeader(shown, grid, r) {
+  if (grid.rowAxis === null) return make("th", { scope: "row" }, shown.name);
+  return axisHeader(shown.array, grid.rowAxis, r, "row");
 }
 
 function axisHeader(array, axis, i, scope) {
@@ -111,7 +112,7 @@ function isRounding(sum, most) {
 
 function sumsNote(sums, most) {
   const apart = Math.max(...sums.filter((sum) => isRounding(sum, most)).map((sum) => Math.abs(sum - Math.round(sum))));
-  return make("p", { class: "note" }, `Row sums are rounded: they are off by at most ${apart === 0 ? "0" : apart.toExponential(0)}.`);
+  return make("p", { class: "note" }, `The row sums hold but for rounding: ${apart === 0 ? "0" : apart.toExponential(0)} at most.`);
 }
 
 // The leading axes as tabs: heads, and q, k, v.
