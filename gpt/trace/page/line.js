@@ -15,10 +15,11 @@ function codeLine(place, number, text) {
   const current = here.some((stop) => stop.line === place.stop.line);
   const [code, comment] = splitComment(text);
   const steps = first?.steps.map((step) => make("span", { class: "step" }, `step ${step}`)) ?? [];
+  const marks = steps.length ? make("span", {}, steps) : null;
   const words = make("code", {}, code, comment && make("span", { class: "comment" }, comment));
   const content = first ? linkTo({ ...place, stop: first, flat: cellNear(first, remembered) }, words, { "data-line": number }) : words;
   return make("li", { "class": current ? "current" : first ? "stop" : null, "aria-current": current ? "step" : null },
-    make("span", { class: "number" }, String(number)), content, steps);
+    make("span", { class: "number" }, String(number)), content, marks);
 }
 
 function splitComment(text) {

@@ -37,7 +37,7 @@ function goBack(steps = 1) {
 // Go where the address in the URL says.
 function arrive() {
   trail = history.state?.trail ?? [];
-  const address = decodeURIComponent(location.hash.slice(1));
+  const address = location.hash.slice(1);
   openAbout(!address);
   if (!address) return move(startPlace(), "silent");
   const { missing, ...place } = placeOf(address, startPlace());
@@ -99,18 +99,28 @@ function render() {
   const reads = readsOf(stop, state, flat);
   const tables = [made(), ...namesRead(stop).map((name) => readTable(name, reads))];
   const key = JSON.stringify([state, stop.order, tables.map((table) => table.slice)]);
-  const focused = document.activeElement?.closest("#line td[data-i]");
-  const inCode = document.activeElement?.closest("#code");
+  const focused = focusNow();
   if (key !== drawn) drawTables(tables);
   drawn = key;
-  markTables(tables, reads, focused);
+  markTables(tables, reads);
   byId("cell").replaceChildren(...drawCell(at).filter(Boolean));
   letScroll(".math", "Formula");
   drawTop();
   drawBar();
   drawTrail();
   markTape(at);
-  if (inCode && !document.contains(document.activeElement)) byId("code").focus();
+  if (focused && document.activeElement === document.body) document.querySelector(focused)?.focus({ preventScroll: true });
+}
+
+// A selector of what has the focus, or of what should have it when that is drawn anew: a button by its name, the code, or else the
+// selected cell.
+function focusNow() {
+  const element = document.activeElement?.closest("#page, header") && document.activeElement;
+  if (!element) return null;
+  for (const name of ["data-key", "data-switch", "data-state", "data-turn", "data-handle"]) {
+    if (element.hasAttribute(name)) return `[${name}="${element.getAttribute(name)}"]`;
+  }
+  return element.closest("#code") ? "#code" : "#line td.selected";
 }
 
 function made() {
@@ -136,6 +146,7 @@ function readTable(name, reads) {
     const redrawn = drawTable({ ...table, slice: to });
     document.querySelectorAll("#reads figure")[namesRead(at.stop).indexOf(name)].replaceWith(redrawn);
     markTable(redrawn.querySelector("table"), null, litIn(array, reads));
+    redrawn.querySelector("[aria-pressed=true]").focus();
     drawn = "";
   };
   return table;
@@ -148,12 +159,15 @@ function drawTables([madeTable, ...readTables]) {
   if (current) byId("code").scrollTop = current.offsetTop - byId("code").clientHeight / 2;
 }
 
-function markTables([madeTable, ...readTables], reads, focused) {
+function markTables([madeTable, ...readTables], reads) {
   const table = document.querySelector("#line table");
   const cell = markTable(table, at.flat, new Set());
-  for (const td of table.querySelectorAll("td[data-i]")) td.textContent = format(numbersOf(at.state, at.stop.array)[td.dataset.i]);
+  const before = table.querySelector(".hidden");
+  before?.classList.remove("hidden");
+  before?.replaceChildren(format(numbersOf(at.state, at.stop.array)[before.dataset.i]));
+  cell.classList.toggle("hidden", isHidden(at));
   if (isHidden(at)) cell.textContent = "?";
-  if (focused) cell.focus({ preventScroll: true });
+  if (document.activeElement?.closest("#line td[data-i]")) cell.focus({ preventScroll: true });
   keepInBox(cell);
   showPlane(at);
   document.querySelectorAll("#reads table").forEach((one, i) => keepInBox(markTable(one, null, litIn(readTables[i].array, reads))));
@@ -189,7 +203,7 @@ function drawTop() {
   const marked = (part) => [...part].map(showCharacter).join("");
   byId("run").textContent = `${marked(text.slice(0, -1))} → ${marked(text.slice(1))}`;
   drawSwitches();
-  byId("states").replaceChildren(...states.map((state, i) => make("button", { "aria-pressed": String(i === at.state), "click": () => changeState(i) },
+  byId("states").replaceChildren(...states.map((state, i) => make("button", { "data-state": i, "aria-pressed": String(i === at.state), "click": () => changeState(i) },
     `${state.step ? `after ${state.step} steps` : "before"}: loss ${format(state.loss)}`)));
 }
 

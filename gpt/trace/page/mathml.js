@@ -116,7 +116,7 @@ function drawTerms(tree, cell) {
   const rest = terms.slice(MOST_TERMS).map((at) => evaluate(body, at, cell.scope));
   if (rest.length) {
     const value = OVER_AN_INDEX[kind === "Mean" ? "Sum" : kind](rest);
-    shown.push(row(bracketedIfNegative(value), element("mtext", ` from ${rest.length} more`)));
+    shown.push(row(bracketedIfNegative(value), element("mtext", `\u00a0from ${rest.length} more`)));
   }
   const joint = kind === "Max" ? "," : "+";
   const rows = shown.map((term, i) =>
@@ -135,7 +135,7 @@ function cases(condition, yes, no) {
   const lines = [];
   let tree = ["if", condition, yes, no];
   while (tree[0] === "if") {
-    lines.push([draw(tree[2], null), row(element("mtext", "if "), draw(tree[1], null, -2))]);
+    lines.push([draw(tree[2], null), row(element("mtext", "if\u00a0"), draw(tree[1], null, -2))]);
     tree = tree[3];
   }
   lines.push([draw(tree, null), element("mtext", "otherwise")]);
@@ -146,8 +146,8 @@ function cases(condition, yes, no) {
 // Of a choice with numbers, the branch that is taken, and why.
 function drawBranch([, condition, yes, no], cell, beside) {
   const holds = evaluate(condition, cell.at, cell.scope);
-  const why = row(element("mtext", holds ? " since " : " since not "), draw(condition, cell, -2));
-  return row(draw(holds ? yes : no, cell, beside), why);
+  const why = [element("mtext", "\u00a0since\u00a0"), draw(condition, cell), element("mtext", holds ? "\u00a0holds" : "\u00a0is false")];
+  return row(draw(holds ? yes : no, cell, beside), ...why);
 }
 
 // A line that only moves elements: which one is taken.

@@ -18,7 +18,7 @@ function drawTable(shown) {
     "data-step": data.states[shown.state].step,
     "keydown": (event) => moveFocus(event, table, grid, shown),
   });
-  table.append(make("caption", {}, captionOf(shown, most)), headerOf(shown, grid));
+  table.append(make("caption", { class: "unseen" }, `${shown.name}${shown.from ? ", " + shown.from : ""}`), headerOf(shown, grid));
   const body = make("tbody");
   const sums = [];
   for (let r = 0; r < grid.rows; r++) {
@@ -29,7 +29,8 @@ function drawTable(shown) {
   }
   table.append(body);
   const box = make("div", { class: "scroll", tabindex: "-1" }, table);
-  return make("figure", { class: shown.follow ? "read" : "made" }, headTabs(shown), box, shown.sums && sumsNote(sums, most));
+  const title = make("div", { class: "title" }, titleOf(shown, most), headTabs(shown));
+  return make("figure", { class: shown.follow ? "read" : "made" }, title, box, shown.sums && sumsNote(sums, most));
 }
 
 // Where the cells of an array stand. The last two axes are the rows and columns; a vector over positions or tokens stands upright.
@@ -53,13 +54,11 @@ function largest(numbers) {
   return numbers.reduce((most, x) => (Number.isFinite(x) ? Math.max(most, Math.abs(x)) : most), 0);
 }
 
-function captionOf(shown, most) {
-  const from = shown.from ? [" ", make("span", { class: "from" }, shown.from)] : [];
+function titleOf(shown, most) {
   return [
     make("b", {}, shown.name),
-    " ",
     make("span", { class: "shape" }, shapeWords(shown.array)),
-    from,
+    shown.from && make("span", { class: "from" }, shown.from),
     make("span", { class: "scale" }, `full colour at ±${format(most)}`),
   ];
 }
@@ -93,8 +92,15 @@ function cellElement(numbers, flat, most, shown) {
   const sign = x === -Infinity ? "masked" : x > 0 ? "plus" : x < 0 ? "minus" : "zero";
   const cell = make("td", { "data-i": flat, "class": sign, "tabindex": "-1", "click": () => (shown.follow ?? shown.choose)(flat) });
   if (Number.isFinite(x) && x !== 0) cell.style.setProperty("--much", Math.max(0.08, Math.abs(x) / most).toFixed(3));
+  if (holdsTokens(shown.array)) cell.dataset.token = showCharacter(data.vocabulary[x]);
   cell.append(format(x));
   return cell;
+}
+
+// The text itself: its numbers are tokens.
+function holdsTokens(array) {
+  const { idx, targets } = data.calls[0].arguments;
+  return array === idx || array === targets;
 }
 
 function sumOf(numbers, grid, r) {
@@ -123,6 +129,7 @@ function headTabs(shown) {
   const index = unravel(shown.slice, leading);
   return leading.map((length, axis) => make("div", { "class": "heads", "role": "group", "aria-label": `${axisName(shown.array, axis)} of ${shown.name}` },
     Array.from({ length }, (_, i) => make("button", {
+      "data-turn": `${shown.name}/${axis}/${i}`,
       "aria-pressed": String(i === index[axis]),
       "click": () => shown.turn(ravel(index.with(axis, i), leading)),
     }, `${axisName(shown.array, axis)} ${placeName(shown.array, axis, i)}`))));

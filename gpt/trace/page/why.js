@@ -64,11 +64,17 @@ function meaning({ formula }) {
 
 // A step is prose and formulas. The docstring sets formulas apart by two spaces or more.
 function derivationText(text) {
-  return text.split("\n").flatMap((line) => line.split(/\s{2,}/).map((part, i) => make(i ? "code" : "span", {}, part)));
+  return text.split("\n").flatMap((line) => {
+    const [first, ...rest] = line.split(/\s{2,}/);
+    if (!rest.length) return make("span", {}, first);
+    if (rest[0].startsWith("=")) return make("code", {}, line.replace(/\s{2,}/g, " "));
+    return [make("span", {}, first), rest.length > 1 && !rest.some((part) => part.startsWith("=")) ? rest.map((part) => make("code", {}, part)) : make("code", {}, rest.join(" "))];
+  }).flat();
 }
 
 function upperFirst(text) {
-  return /^[a-z]\[|^[a-z]+\[/.test(text) || /^(x|b|w|p)\b/.test(text) ? text : text[0].toUpperCase() + text.slice(1);
+  const startsWithCode = /^(\w+[[(]|\w\b(?!t))/.test(text) && !text.startsWith("a ");
+  return startsWithCode ? text : text[0].toUpperCase() + text.slice(1);
 }
 
 // "Its gradients add": where a value is used twice.
