@@ -11,7 +11,7 @@ function questions() {
     ["Where do gradients add into one x, and how many?", adds?.address, { r: 4, c: 0 }],
     ["What does a token that is used twice get?", twice && "embedding_backward/dtable", { v: data.vocabulary.indexOf(twice), c: 0 }],
   ].flatMap(([text, address, cell]) => {
-    const stop = stops.find((one) => one.address === address);
+    const stop = stops.find((one) => one.address === address || kindOf(one) === address);
     return stop ? [[text, { state: data.states.length - 1, stop, flat: cellNear(stop, cell) }]] : [];
   });
 }

@@ -75,7 +75,7 @@ function turnHead(head) {
 }
 
 function startPlace() {
-  const stop = stops.find((one) => one.address === "attention_backward/dscores") ?? stops[0];
+  const stop = stops.find((one) => kindOf(one) === "attention_backward/dscores") ?? stops[0];
   return { state: data.states.length - 1, stop, flat: cellNear(stop, { h: 1, t: 3, s: 3 }) };
 }
 
@@ -137,8 +137,7 @@ function leadingSize(array) {
 function readTable(name, reads) {
   const array = at.stop.arrays[name];
   const source = at.stop.sources.get(name);
-  const first = reads.find(([, , read]) => read === name);
-  const slice = sliceOf(array, first ? first[1] : 0);
+  const slice = sliceOf(array, reads.find((read) => read.name === name)?.flat ?? 0);
   const table = { array, name, state: at.state, slice, from: source ? `from ${source.address}` : originOf(array) };
   table.follow = (flat) => (source ? jump({ ...at, stop: source, flat }) : say(`${name} is ${originOf(array)}.`, true));
   table.choose = (flat) => say(`${name}, ${cellWords(array, flat, "say")}: ${format(numbersOf(at.state, array)[flat])}`);
@@ -174,7 +173,7 @@ function markTables([madeTable, ...readTables], reads) {
 }
 
 function litIn(array, reads) {
-  return new Set(reads.filter(([read]) => read === array).map(([, flat]) => flat));
+  return new Set(reads.filter((read) => read.array === array).map((read) => read.flat));
 }
 
 function drawBar() {
@@ -273,7 +272,8 @@ function openToScripts() {
     address: () => addressOf(at),
     value: (address) => numbersOf(asked(address).state, asked(address).stop.array)[asked(address).flat],
     evaluate: (address) => evaluateStop(asked(address).stop, asked(address).state, asked(address).flat),
-    reads: (address) => readsOf(asked(address).stop, asked(address).state, asked(address).flat).map(([array, flat]) => [array, flat]),
+    reads: (address) => readsOf(asked(address).stop, asked(address).state, asked(address).flat)
+      .filter((read) => !read.decides).map(({ array, flat }) => [array, flat]),
   };
 }
 

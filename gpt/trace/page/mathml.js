@@ -68,6 +68,7 @@ function draw(tree, cell, beside = -1) {
   if (kind === "//") return bracketed(element("mfrac", draw(first, cell), draw(second, cell)), "⌊", "⌋");
   if (kind === "neg") return row(operator("−"), draw(first, cell, 2));
   if (kind in OF_ONE) return row(element("mi", kind), bracketed(draw(first, cell)));
+  if (kind === "max") return row(element("mi", kind), bracketed(row(draw(first, cell), operator(","), draw(second, cell))));
   return drawBinary(tree, cell, beside);
 }
 

@@ -15,24 +15,29 @@ let moved = null; // what the reader has moved, or null: { v: [[x, y], ...], dy:
 // The recorded numbers of the plane at a place, or null where there is none.
 function recordedPlane(place) {
   const { stop, state, flat } = place;
-  if (!PLANE_AT.includes(stop.address)) return null;
-  const dv = stops.find((one) => one.address === "attention_backward/dv");
-  if (!dv || shapeOf(dv.array)[2] !== 2) return null;
+  if (!PLANE_AT.includes(kindOf(stop))) return null;
+  const call = backwardCall(stop);
+  const dprobs = stops.find((one) => one.call === call && kindOf(one) === "attention_backward/dprobs");
+  if (!dprobs || shapeOf(dprobs.arrays.v)[2] !== 2) return null;
   const at = indicesAt(stop, flat);
-  const [, T, D] = shapeOf(dv.array);
+  const [, T, D] = shapeOf(dprobs.arrays.v);
   const head = at.h ?? Math.floor(at.e / D);
   const pair = (array, t) => [0, 1].map((d) => numbersOf(state, array)[(head * T + t) * D + d]);
   const keys = Array.from({ length: at.t + 1 }, (_, s) => s);
-  const backward = stops.find((one) => one.address === "attention_backward/dprobs");
-  const scope = backward.arrays;
   return {
     head,
     query: at.t,
     key: at.s ?? null,
-    p: keys.map((s) => numbersOf(state, scope.probs)[(head * T + at.t) * T + s]),
-    v: keys.map((s) => pair(scope.v, s)),
-    dy: pair(scope.dy, at.t),
+    p: keys.map((s) => numbersOf(state, dprobs.arrays.probs)[(head * T + at.t) * T + s]),
+    v: keys.map((s) => pair(dprobs.arrays.v, s)),
+    dy: pair(dprobs.arrays.dy, at.t),
   };
+}
+
+// The call of attention_backward that belongs to a stop of attention, or that called softmax_backward.
+function backwardCall(stop) {
+  if (!stop.backward) return data.calls.findIndex((call) => call.pair === stop.call);
+  return callOf(stop).function === "attention_backward" ? stop.call : callOf(stop).parent;
 }
 
 const dot = ([a, b], [c, d]) => a * c + b * d;

@@ -123,14 +123,15 @@ function drawOtherSide(place) {
 // What the cell was made from, and where to see how that was made.
 function drawSources(place) {
   const reads = readsOf(place.stop, place.state, place.flat);
-  const names = namesRead(place.stop).filter((name) => reads.some(([, , read]) => read === name));
+  const names = namesRead(place.stop).filter((name) => reads.some((read) => read.name === name));
   const items = names.map((name) => {
-    const elements = reads.filter(([, , read]) => read === name);
+    const elements = reads.filter((read) => read.name === name);
     const source = place.stop.sources.get(name);
     const array = place.stop.arrays[name];
     const from = source ? source.address : originOf(array);
-    return make("li", {}, make("code", {}, name), make("span", { class: "from" }, ` from ${from}`),
-      folded(elements.map(([, i]) => chip(place, source, array, i))));
+    const role = elements.every((read) => read.decides) ? "decided, " : "";
+    return make("li", {}, make("code", {}, name), make("span", { class: "from" }, ` ${role}from ${from}`),
+      folded(elements.map((read) => chip(place, source, array, read.flat))));
   });
   return make("div", { "data-role": "sources" }, make("h3", {}, "Made from"),
     items.length ? make("ul", { class: "links" }, items) : make("p", {}, "Nothing: the line sets a constant."));
@@ -138,7 +139,7 @@ function drawSources(place) {
 
 function originOf(array) {
   if (data.parameters[array]) return `the parameter ${data.parameters[array]}`;
-  return "the text";
+  return holdsTokens(array) ? "the text" : "a line without a formula";
 }
 
 // What the cell went into.
