@@ -120,8 +120,11 @@ function drawTerms(tree, cell) {
     shown.push(row(bracketedIfNegative(value), element("mtext", `\u00a0from ${rest.length} more`)));
   }
   const joint = kind === "Max" ? "," : "+";
-  const rows = shown.map((term, i) =>
-    element("mtr", element("mtd", i && joint === "+" ? operator("+") : row()), element("mtd", term, i < shown.length - 1 && joint === "," ? operator(",") : row())));
+  const rows = shown.map((term, i) => {
+    const before = i && joint === "+" ? operator("+") : row();
+    const after = i < shown.length - 1 && joint === "," ? operator(",") : row();
+    return element("mtr", element("mtd", before), element("mtd", term, after));
+  });
   // The brackets are drawn by the style, because not every font has tall ones.
   const whole = withAttributes(element("mtable", ...rows), { class: "terms" });
   if (kind === "Mean") return element("mfrac", whole, element("mn", String(terms.length)));

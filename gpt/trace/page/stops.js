@@ -123,6 +123,10 @@ function usesOf(stop, state, flat) {
   })).filter((use) => use.cells.length);
 }
 
+function valueAt({ state, stop, flat }) {
+  return numbersOf(state, stop.array)[flat];
+}
+
 function cellsOf(array) {
   return Array.from({ length: sizeOf(array) }, (_, i) => i);
 }
@@ -159,6 +163,7 @@ function twiceUsed(stop) {
   const add = stops.find((other) => callOf(other).function === "add" && data.gradient_of[other.array] === array);
   if (!add) return null;
   const value = stops.findLast((other) => !other.backward && other.array === array);
+  if (!value) return null;
   const readers = stops.filter((other) => !other.backward && [...other.sources.values()].some((from) => from?.array === array));
   const uses = [...new Map(readers.map((reader) => [reader.call, reader])).values()];
   return { add, value, uses };
