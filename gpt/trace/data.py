@@ -60,9 +60,10 @@ def stored_arrays(trace: Trace) -> dict[int, int]:
 
 
 def moves(call: Call, array: int) -> bool:
-    """Whether this call makes the array out of another one's elements, unchanged."""
-    makers = [tape.formula_of(call, made) for made in call.made if made.array == array]
-    return array not in call.arguments.values() and any(found[1].only_moves for found in makers if found)
+    """Whether this call makes the array out of another one's elements, unchanged, and did not have it before."""
+    first = next((made for made in call.made if made.array == array), None)
+    found = first and tape.formula_of(call, first)
+    return array not in call.arguments.values() and bool(found and found[1].only_moves)
 
 
 def function_data(code: CodeType) -> dict[str, Any]:
@@ -147,17 +148,34 @@ def call_data(call: Call, name: str, pairs: Mapping[int, int]) -> dict[str, Any]
 
 
 def state_data(state: State, stored: Mapping[int, int]) -> dict[str, Any]:
-    """Return the numbers of a state: every stored array one after another, and the differences of its gradients."""
+    """Return the numbers of a state: every stored array one after another, and the differences of its gradients.
+
+    The numbers are kept to 13 digits, and how far a difference is from its gradient to one, for the size of the page.
+    """
     numbers = [np.ravel(state.trace.arrays[i]).astype("<f8") for i in stored]
     errors = [np.ravel(difference) - np.ravel(state.trace.arrays[array]) for array, difference in state.differences.items()]
     return {
         "step": state.step,
         "loss": state.loss,
-        "numbers": encode(np.concatenate(numbers)),
-        "errors": encode(np.concatenate(errors or [np.zeros(0)]).astype("<f4")),
+        "numbers": encode(rounded(np.concatenate(numbers), 8)),
+        "errors": encode(rounded(np.concatenate(errors or [np.zeros(0)]).astype("<f4"), 20)),
     }
 
 
+def rounded(array: np.ndarray, n_bits: int) -> np.ndarray:
+    """Return the values rounded so that the lowest bits of each are zero, which compress to nothing."""
+    as_integers = array.view(f"u{array.itemsize}")
+    unit = as_integers.dtype.type(1) << n_bits
+    return ((as_integers + unit // 2) // unit * unit).view(array.dtype)
+
+
 def encode(array: np.ndarray) -> str:
-    """Return the bytes of an array in base64."""
-    return base64.b64encode(array.tobytes()).decode("ascii")
+    """Return base64 of the first byte of every value, then of every second byte, and so on: bytes of one kind compress better."""
+    planes = array.view(np.uint8).reshape(-1, array.itemsize).T
+    return base64.b64encode(planes.tobytes()).decode("ascii")
+
+
+def decode(text: str, dtype: str) -> np.ndarray:
+    """Return the array that `encode` was given. dtype: "<f8" for `numbers`, "<f4" for `errors`."""
+    planes = np.frombuffer(base64.b64decode(text), np.uint8).reshape(np.dtype(dtype).itemsize, -1)
+    return np.ascontiguousarray(planes.T).view(dtype).ravel()
