@@ -1,4 +1,4 @@
-"""What the page holds, as JSON: the functions with their formulas, the calls, and the numbers of one or two steps."""
+"""The data of the page: the functions with their formulas, the calls, and the numbers of the steps."""
 
 import ast
 import base64

@@ -1,4 +1,4 @@
-"""The tape: the calls of one recorded step in order, each backward beside its forward, each with a name that lasts.
+"""The tape: the calls of one recorded step, each with a lasting name, each backward beside its forward.
 
 A call's name is its function's, such as `attention_backward`. Where a function is called several times, the parameter that the call
 takes tells the calls apart, as in `linear_backward.qkv`, or else their number, as in `residual_forward.2`.

@@ -68,5 +68,5 @@ def test_the_package_has_every_folder():
     files = {
         p for package, patterns in data.items() for pattern in patterns for p in (ROOT / package.replace(".", "/")).glob(pattern)
     }
-    page = set((ROOT / "gpt" / "trace" / "page").iterdir())
+    page = set((ROOT / "gpt" / "trace" / "web").iterdir())
     assert files == {p for p in SOURCES if p.suffix != ".py"} | page | {ROOT / "tensorlite" / "py.typed"}

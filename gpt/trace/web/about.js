@@ -1,4 +1,4 @@
-// What a newcomer reads first: what this is, the convention, how to walk, and questions that lead to cells.
+// What a newcomer reads first: what the page is, the convention, how to walk, and five questions.
 
 // A question, and the place that answers it: a stop and a cell. A page without that stop leaves the question out.
 function questions() {
