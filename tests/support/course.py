@@ -1,0 +1,228 @@
+"""The chapters of the course as data: their sections and code blocks, how their code runs, and the cells of the trace page."""
+
+import ast
+import functools
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt.trace import tape
+from gpt.trace.example import example
+from gpt.trace.formula import merge_axes
+from paths import ROOT
+from tensorlite.testing.exercises.write import exercise
+
+COURSE = ROOT / "docs" / "course"
+N_CHAPTERS = 14
+FENCE = re.compile(r"^ *```(\w*)")
+MARK = re.compile(r"^ *<!-- (quote (?P<quote>\S+)|(?P<mark>hole|check)) -->$")
+SUMMARY = re.compile(r"<summary>(.*?)</summary>")
+WRITE = re.compile(r"tensorlite\.exercises --write (\w+)")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block.
+
+    quote: the file that its lines stand in, of a `<!-- quote PATH -->` above it.
+    mark: "hole" for a function that the reader fills in, "check" for the code that then checks it.
+    folded: the summary of the <details> around the block, or "".
+    """
+
+    language: str
+    body: str
+    line: int  # of the page, where the body begins
+    section: str
+    quote: str | None
+    mark: str | None
+    folded: str
+
+    @property
+    def runs(self) -> bool:
+        return self.language == "python" and self.quote is None
+
+    @property
+    def is_solution(self) -> bool:
+        return self.runs and self.folded.lower().startswith("solution")
+
+
+@dataclass(frozen=True)
+class Section:
+    """What stands below a heading of level 2; `prose` leaves the fenced blocks out, `folded` has the summaries of its <details>."""
+
+    heading: str
+    prose: str
+    folded: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A page `NN-name.md`."""
+
+    path: Path
+    title: str
+    head: str  # the prose between the title and the first section
+    sections: tuple[Section, ...]
+    blocks: tuple[Block, ...]
+
+    @property
+    def number(self) -> int:
+        return int(self.path.name[:2])
+
+    @property
+    def minutes(self) -> int | None:
+        found = re.search(r"\b(\d+) minutes", self.head)
+        return int(found[1]) if found else None
+
+    @property
+    def prose(self) -> str:
+        return "\n".join([self.head, *(section.heading + "\n" + section.prose for section in self.sections)])
+
+    @property
+    def written_op(self) -> str | None:
+        """The op NAME of `--write NAME`, in a chapter whose exercise is that of an op."""
+        found = WRITE.search("\n".join([self.prose, *(block.body for block in self.blocks)]))
+        return found[1] if found else None
+
+    def section(self, start: str) -> Section | None:
+        """Return the section whose heading starts like this, or None."""
+        return next((s for s in self.sections if s.heading.lower().startswith(start.lower())), None)
+
+    def blocks_of(self, start: str) -> list[Block]:
+        return [block for block in self.blocks if block.section.lower().startswith(start.lower())]
+
+
+def chapters() -> list[Chapter]:
+    """Return the chapters that exist, in order."""
+    return [read(path) for path in sorted(COURSE.glob("[0-9][0-9]-*.md"))]
+
+
+def read(path: Path) -> Chapter:
+    """Read a chapter from its file."""
+    return parse(path, path.read_text(encoding="utf-8"))
+
+
+def parse(path: Path, text: str) -> Chapter:
+    """Read a chapter from its text. Raises ValueError for a fence that is never closed."""
+    title, folded = "", ""
+    parts: list[_Part] = [_Part("")]  # the first is the head
+    blocks: list[Block] = []
+    lines = text.splitlines()
+    numbered = iter(enumerate(lines))
+    for number, line in numbered:
+        if fence := FENCE.match(line):
+            mark = MARK.match(lines[number - 1]) if number else None
+            body = []
+            for _, inner in numbered:
+                if inner.strip() == "```":
+                    break
+                body.append(inner)
+            else:
+                raise ValueError(f"{path.name}:{number + 1}: this fence is not closed")
+            quote, kind = (mark["quote"], mark["mark"]) if mark else (None, None)
+            blocks.append(Block(fence[1], "\n".join(body) + "\n", number + 2, parts[-1].heading, quote, kind, folded))
+        elif line.startswith("# "):
+            title = line[2:]
+        elif line.startswith("## "):
+            parts.append(_Part(line[3:]))
+        else:
+            parts[-1].lines.append(line)
+            if found := SUMMARY.search(line):
+                folded = found[1]
+                parts[-1].folded.append(folded)
+            if "</details>" in line:
+                folded = ""
+    head, *sections = [Section(part.heading, "\n".join(part.lines), tuple(part.folded)) for part in parts]
+    return Chapter(path, title, head.prose, tuple(sections), tuple(blocks))
+
+
+@dataclass
+class _Part:
+    """A section that is being read."""
+
+    heading: str
+    lines: list[str] = field(default_factory=list)
+    folded: list[str] = field(default_factory=list)
+
+
+# ---- its code ----
+
+
+def run(chapter: Chapter, solved: bool = True) -> dict[str, Any]:
+    """Run the Python blocks in order in one namespace, and return it. A line of an error is that of the page.
+
+    solved: put the solution in the place of a hole. False: leave the hole open, which the check after it notices.
+    """
+    space: dict[str, Any] = {"__name__": "course"}
+    has_hole = any(block.mark == "hole" for block in chapter.blocks)
+    solutions = [block for block in chapter.blocks if block.is_solution]
+    for block in chapter.blocks:
+        if not block.runs or (has_hole and block.is_solution):
+            continue
+        for executed in solutions if solved and block.mark == "hole" else [block]:
+            padded = "\n" * (executed.line - 1) + executed.body
+            exec(compile(padded, chapter.path.name, "exec"), space)
+    return space
+
+
+def solved_exercise(chapter: Chapter) -> str:
+    """Return the file of `--write NAME` with the chapter's solution in the place of the function that has the hole."""
+    op = chapter.written_op
+    assert op
+    text = exercise(op)
+    solution = "\n\n".join(block.body.rstrip() for block in chapter.blocks if block.is_solution)
+    name = f"{op}_backward"
+    hole = next(node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name == name)
+    lines = text.splitlines()
+    return "\n".join([*lines[: hole.lineno - 1], solution, *lines[hole.end_lineno :]]) + "\n"
+
+
+# ---- the trace page ----
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A line of the trace page at which a reader can stop: the indices of its formula, and its array as the formula indexes it."""
+
+    indices: tuple[str, ...]
+    array: np.ndarray
+
+
+@functools.cache
+def trace_stops() -> dict[str, Stop]:
+    """Return every stop of the recorded example, by its address STEP/CALL/NAME."""
+    stops = {}
+    for state in example(with_differences=False):
+        names = tape.names(state.trace, tape.pair_calls(state.trace), state.parameters)
+        for call in state.trace.calls:
+            for name, stop in stops_of(state.trace, call).items():
+                stops[f"{state.step}/{names[call.number]}/{name}"] = stop
+    return stops
+
+
+def stops_of(trace: Any, call: Any) -> dict[str, Stop]:
+    """Return the stops of a call by name. The last of a name has the name alone; those before it are NAME.1, NAME.2, ..."""
+    made = [(value, tape.formula_of(call, value)) for value in call.made]
+    with_formula = [(value, found[1]) for value, found in made if found]
+    stops = {}
+    for value, parsed in with_formula:
+        same = [other for other, _ in with_formula if other.target.name == value.target.name]
+        place = same.index(value)
+        name = value.target.name if place == len(same) - 1 else f"{value.target.name}.{place + 1}"
+        stops[name] = Stop(parsed.indices, merge_axes(trace.arrays[value.array], len(parsed.indices)))
+    return stops
+
+
+def cell_of(address: str) -> float:
+    """Return the value at an address STEP/CALL/NAME/CELL. Raises KeyError for a wrong stop, IndexError for a wrong cell."""
+    stop, _, cell = address.rpartition("/")
+    if address in trace_stops():  # a scalar has no cell
+        stop, cell = address, ""
+    indices, array = trace_stops()[stop].indices, trace_stops()[stop].array
+    found = re.findall(r"([a-z])(\d+)", cell)
+    if "".join(letter + place for letter, place in found) != cell or tuple(letter for letter, _ in found) != indices:
+        raise IndexError(f"{cell or 'no cell'}: {stop} has the indices {' '.join(indices) or '(none)'}")
+    return float(array[tuple(int(place) for _, place in found)])
