@@ -105,11 +105,11 @@ def answers_are_folded(chapter: Chapter) -> list[str]:
 
 
 def few_words_at_the_end(chapter: Chapter) -> list[str]:
-    """At most three sentences are to be remembered."""
+    """At most three sentences are to be remembered. A line of sources may follow."""
     section = chapter.section("What to remember")
     if section is None:
         return []
-    prose = re.sub(r"\$?`[^`]*`\$?", "x", section.prose.partition("\n### ")[0])
+    prose = re.sub(r"\$?`[^`]*`\$?", "x", re.split(r"^Sources?: ", section.prose, flags=re.MULTILINE)[0])
     sentences = re.findall(r"[.!?](?=[\s*)]|$)", prose)
     return [] if 1 <= len(sentences) <= 3 else [f"{len(sentences)} sentences to remember, not 1 to 3"]
 
@@ -489,6 +489,8 @@ def linear_backward(dy: Array, cache: tuple) -> tuple:
 ## What to remember
 
 One. Two `x.y`. Three.
+
+Source: A. Author. 1998.
 """.replace("WORDS", "word " * 900)
 
 OWN_HOLE = """\
