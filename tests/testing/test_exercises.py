@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tensorlite.op_info import OP_INFO
 from tensorlite.testing.bugs import BUGS, CHAPTERS
 from tensorlite.testing.exercises import find
 from tensorlite.testing.exercises.command import main
@@ -40,6 +41,7 @@ def test_the_list_has_every_number():
 
 def test_the_exercises_follow_the_chapters():
     chapters = [m.chapter for m in BUGS]
+    assert set(CHAPTERS) == set(OP_INFO)
     assert chapters == sorted(chapters)
     assert set(chapters) == {*CHAPTERS.values(), 9}
     assert {title(m) for m in BUGS if m.chapter == 9} == {title(m) for m in BUGS if m.op == "attention" and m.wrong == ("y",)}
