@@ -19,24 +19,21 @@ from tensorlite.testing.bugs import BUGS, CHAPTERS
 from tensorlite.testing.exercises.attempt import try_file
 
 PARTS = (  # the sections of a chapter after the one that asks its question, in order; a heading may go on after these words
-    "Predict",
-    "The long form",
-    "The fused form",
-    "By hand",
-    "Code",
-    "The test that proves it",
-    "Find the mistake",
-    "Write it",
-    "In the trace",
-    "What to remember",
+    ("Predict",),
+    ("The test that proves it", "The tests that prove it"),
+    ("Find the mistake",),
+    ("Write it",),
+    ("In the trace",),
+    ("What to remember",),
 )
-WITH_LONG_FORM = range(3, 11)  # the chapters of ops; the others may leave out the long and the fused form
+WITH_LONG_FORM = range(3, 11)  # the chapters of ops quote an op's long form, and its fused form
 LANGUAGES = {"python", "cuda", "text", "sh", "math"}
 MOST_SECONDS = 2
 WORDS = range(800, 1501)
 MINUTES = range(20, 41)
 ALL_MINUTES = 540
 COLUMNS = 100
+FEWEST_ASSERTS = 5
 MILESTONES = {6: ["bigram"], 9: ["head"], 10: ["multihead"], 11: ["feedforward", "residual", "layernorm"]}
 IDEAS = (
     "there is one loss",
@@ -54,20 +51,27 @@ every_chapter = pytest.mark.parametrize("chapter", ALL, ids=lambda chapter: chap
 
 
 def parts_are_there(chapter: Chapter) -> list[str]:
-    """Every part of the form, in order, after a section with a heading of its own."""
-    headings = [section.heading.lower() for section in chapter.sections]
-    required = [part for part in PARTS if chapter.number in WITH_LONG_FORM or part not in ("The long form", "The fused form")]
-    places = {}
-    for part in required:
-        found = [i for i, heading in enumerate(headings) if heading.startswith(part.lower())]
-        places[part] = found[0] if len(found) == 1 else None
-    missing = [f"no section {part!r}, or two of them" for part, place in places.items() if place is None]
-    order = [place for place in places.values() if place is not None]
-    if order != sorted(order):
-        missing.append(f"the parts are not in this order: {', '.join(required)}")
-    if order and min(order) == 0:
-        missing.append("no section with the question before the prediction")
-    return missing
+    """Every part of the form, in order, after a section that asks the question; numbers by hand, and the two forms of an op."""
+    places = []
+    found = []
+    for names in PARTS:
+        here = [i for i, section in enumerate(chapter.sections) if section.heading.startswith(names)]
+        places += here[:1]
+        if len(here) != 1:
+            found.append(f"no section {names[0]!r}, or two of them")
+    if places != sorted(places):
+        found.append(f"the parts are not in this order: {', '.join(names[0] for names in PARTS)}")
+    if places and min(places) == 0:
+        found.append("no section with the question before the prediction")
+    if "by hand" not in chapter.prose.lower():
+        found.append("nothing is computed by hand")
+    if chapter.number in WITH_LONG_FORM:
+        quotes = [block.quote or "" for block in chapter.blocks]
+        if not any(quote.startswith("tensorlite/reference/longhand/") for quote in quotes):
+            found.append("no quote of the long form")
+        if not any(re.fullmatch(r"tensorlite/reference/\w+\.py", quote) for quote in quotes):
+            found.append("no quote of the fused form")
+    return found
 
 
 def title_and_time(chapter: Chapter) -> list[str]:
@@ -81,8 +85,11 @@ def title_and_time(chapter: Chapter) -> list[str]:
 
 
 def length(chapter: Chapter) -> list[str]:
-    """800 to 1,500 words, without code."""
-    n_words = len(chapter.prose.split())
+    """800 to 1,500 words to read in a row: without code, folded answers, tables and sources."""
+    text = re.sub(
+        r"<details>.*?</details>|<!--.*?-->|^\|.*?$|^Sources?: .*?(?=\n\n|\Z)", "", chapter.prose, flags=re.DOTALL | re.MULTILINE
+    )
+    n_words = len(text.split())
     return [] if n_words in WORDS else [f"{n_words} words, not {WORDS.start} to {WORDS.stop - 1}"]
 
 
@@ -99,8 +106,8 @@ def answers_are_folded(chapter: Chapter) -> list[str]:
         hints = [summary for summary in write.folded if summary.startswith("Hint")]
         if len(hints) != 3:
             found.append(f"{len(hints)} <summary>Hint N</summary>, not 3")
-        if write.folded.count("Solution") != 1:
-            found.append("no <summary>Solution</summary>, or two of them")
+        if "Solution" not in write.folded:
+            found.append("no <summary>Solution</summary>")
     return found
 
 
@@ -148,9 +155,9 @@ def code_fits(chapter: Chapter) -> list[str]:
 
 
 def code_asserts(chapter: Chapter) -> list[str]:
-    """The code beside the numbers by hand, and the code after it, assert."""
-    beside = [block.body for part in ("By hand", "Code") for block in chapter.blocks_of(part) if block.runs]
-    return [] if any("assert " in body for body in beside) else ["no assert in the code of 'By hand' and 'Code'"]
+    """The code asserts the numbers that the text computes."""
+    n_asserts = sum(block.body.count("assert ") for block in chapter.blocks if block.runs)
+    return [] if n_asserts >= FEWEST_ASSERTS else [f"{n_asserts} asserts, not {FEWEST_ASSERTS} or more"]
 
 
 def quotes_stand(chapter: Chapter) -> list[str]:
@@ -185,7 +192,7 @@ def named_tests_exist(chapter: Chapter) -> list[str]:
             if not files:
                 found += [f"`{name}` is named without a link to its file" for name in names]
                 continue
-            linked = linked or section.heading.startswith("The test that proves it")
+            linked = linked or section.heading.startswith(PARTS[1])
             defined = {name for file in files for name in functions_of(ROOT / file)}
             found += [f"no function {name} in {', '.join(files)}" for name in names if name not in defined]
             if not names:
@@ -209,10 +216,11 @@ def exercises_exist(chapter: Chapter) -> list[str]:
     if section is None:
         return found
     part = "\n".join([section.prose, *(block.body for block in chapter.blocks_of("Find the mistake"))])
-    asked = [int(number) for number in re.findall(r"tensorlite\.exercises (\d+)", part)]
+    asked = [int(number) for number in re.findall(r"(?:tensorlite\.exercises |\*\*)(\d+)\b", part)]
+    found += [f"there is no exercise {number}" for number in asked if number > len(BUGS)]
     bugs = [BUGS[number - 1] for number in asked if 1 <= number <= len(BUGS)]
     if not bugs:
-        found.append("'Find the mistake' has no command python -m tensorlite.exercises N")
+        found.append("'Find the mistake' has no python -m tensorlite.exercises N, and no **N**")
     has_own = any(bug.chapter == chapter.number for bug in BUGS)
     if has_own and bugs and not any(bug.chapter == chapter.number for bug in bugs):
         found.append(f"no exercise of 'Find the mistake' belongs to chapter {chapter.number}")
@@ -238,17 +246,28 @@ def trace_links_resolve(chapter: Chapter) -> list[str]:
     return found
 
 
-def has_a_solution(chapter: Chapter) -> list[str]:
-    """'Write it' is for an op, or has a hole and a check of its own; its solution is a Python block in a <details>."""
-    blocks = chapter.blocks_of("Write it")
+def cells_are_as_quoted(chapter: Chapter) -> list[str]:
+    """A comment `<!-- cell ADDRESS = VALUE -->` notes a number of the trace that the text quotes: the cell rounds to it."""
     found = []
-    if not any(block.is_solution for block in blocks):
-        found.append("'Write it' has no Python block in its solution")
-    marks = [block.mark for block in blocks if block.mark]
-    if chapter.written_op is None and marks != ["hole", "check"]:
-        found.append("'Write it' has no --write NAME, and not a <!-- hole --> and then a <!-- check -->")
-    if chapter.written_op is not None and chapter.written_op not in CHAPTERS:
-        found.append(f"--write {chapter.written_op}: there is no such op")
+    for address, value in re.findall(r"<!-- cell (\S+) = (-?\d+\.\d+) -->", chapter.prose):
+        half_a_digit = 0.5 * 10.0 ** -len(value.partition(".")[2])
+        if abs(course.cell_of(address) - float(value)) > half_a_digit * (1 + 1e-9):
+            found.append(f"{address} is {course.cell_of(address)}, not {value}")
+        if not re.search(rf"(?<!= ){re.escape(value)}", chapter.prose):
+            found.append(f"{value} of {address} is not quoted")
+    return found
+
+
+def has_a_solution(chapter: Chapter) -> list[str]:
+    """'Write it' is for ops of the library, or has a hole and a check of its own; its solutions are folded Python blocks."""
+    blocks = chapter.blocks_of("Write it")
+    solutions = "\n".join(block.body for block in blocks if block.is_solution)
+    ops = chapter.written_ops
+    found = [f"--write {op}: there is no such op" for op in ops if op not in CHAPTERS]
+    found += [f"no solution of {op}_backward" for op in ops if f"def {op}_backward(" not in solutions]
+    holes = [block for block in blocks if block.is_hole]
+    if not ops and (len(holes) != 1 or not solutions):
+        found.append("'Write it' has no --write NAME, and not one hole with raise NotImplementedError and a solution")
     return found
 
 
@@ -267,6 +286,7 @@ CHECKS: tuple[Check, ...] = (
     named_tests_exist,
     exercises_exist,
     trace_links_resolve,
+    cells_are_as_quoted,
     has_a_solution,
 )
 
@@ -326,10 +346,10 @@ def test_the_code_runs(chapter):
     assert run_watched(chapter) == []
 
 
-def try_solution(chapter: Chapter, folder: Path) -> list[str]:
-    """Return why the solution of --write NAME does not pass, or nothing."""
-    path = folder / f"exercise_{chapter.written_op}.py"
-    path.write_text(course.solved_exercise(chapter), encoding="utf-8")
+def try_solution(chapter: Chapter, op: str, folder: Path) -> list[str]:
+    """Return why the solution of --write OP does not pass, or nothing."""
+    path = folder / f"exercise_{op}.py"
+    path.write_text(course.solved_exercise(chapter, op), encoding="utf-8")
     outcome = try_file(path)
     return [] if outcome.ok else [outcome.text]
 
@@ -338,9 +358,9 @@ def try_solution(chapter: Chapter, folder: Path) -> list[str]:
 @pytest.mark.usefixtures("at_the_root")
 def test_the_solution_passes_and_the_hole_does_not(chapter, tmp_path):
     """The solution of a hole of the chapter's own was checked where the code ran; here it stays open."""
-    if chapter.written_op:
-        assert try_solution(chapter, tmp_path) == []
-    else:
+    for op in chapter.written_ops:
+        assert try_solution(chapter, op, tmp_path) == []
+    if not chapter.written_ops:
         with pytest.raises(NotImplementedError):
             course.run(chapter, solved=False)
 
@@ -411,7 +431,12 @@ The answer.
 
 </details>
 
-## The long form
+## The two forms
+
+<!-- quote tensorlite/reference/longhand/softmax.py -->
+```python
+    shifted = x - x_max  # 2. (N, K)
+```
 
 <!-- quote tensorlite/reference/softmax.py -->
 ```python
@@ -419,8 +444,6 @@ def softmax_forward(x: Array) -> tuple[Array, Array]:
     ...
     return y, y
 ```
-
-## The fused form
 
 $`a_b`$ and `$PATH`.
 
@@ -435,9 +458,11 @@ import numpy as np
 from tensorlite.arrays import Array
 
 assert 1 + 1 == 2
+assert True
+assert True
+assert True
+assert True
 ```
-
-## Code
 
 ## The test that proves it
 
@@ -484,7 +509,9 @@ def linear_backward(dy: Array, cache: tuple) -> tuple:
 
 ## In the trace
 
-[a cell](../trace.html#60/attention_backward/dscores/h1t3s3)
+[a cell](../trace.html#60/attention_backward/dscores/h1t3s3) is -0.0408
+
+<!-- cell 60/attention_backward/dscores/h1t3s3 = -0.0408 -->
 
 ## What to remember
 
@@ -494,13 +521,11 @@ Source: A. Author. 1998.
 """.replace("WORDS", "word " * 900)
 
 OWN_HOLE = """\
-<!-- hole -->
 ```python
 def double(x):
     raise NotImplementedError
 ```
 
-<!-- check -->
 ```python
 assert double(2) == 4
 ```
@@ -527,17 +552,19 @@ def test_a_good_chapter_passes(check):
 
 MISTAKES = [  # a check, what is replaced in the good chapter, by what, and words of what the check then says
     (parts_are_there, "## Predict", "## Guess", "no section 'Predict'"),
-    (parts_are_there, "## Code", "## Predict again", "no section 'Code'"),
-    (parts_are_there, "## The fused form", "## The short form", "no section 'The fused form'"),
-    (parts_are_there, "## By hand", "## What to remember\n\n## By hand", "or two of them"),
+    (parts_are_there, "## Predict", "## Write it\n\n## Predict", "'Write it', or two"),
+    (parts_are_there, "## The test that proves it", "## Proof", "no section 'The test that"),
+    (parts_are_there, "## The test that proves it", "## The tests that prove it", None),
     (parts_are_there, "## A topic\n", "", "no section with the question"),
-    (parts_are_there, "## Predict\n", "## Write it\n\n## Predict\n", "'Write it', or two"),
+    (parts_are_there, "## By hand", "## Numbers", "nothing is computed"),
+    (parts_are_there, "quote tensorlite/reference/longhand/", "quote tensorlite/testing/", "no quote of the long form"),
+    (parts_are_there, "quote tensorlite/reference/softmax.py", "quote README.md", "no quote of the fused form"),
     (title_and_time, "# 3. A", "# 4. A", "the title is not"),
     (title_and_time, "25 minutes", "Half an hour", "does not say"),
     (title_and_time, "25 minutes", "45 minutes", "does not say"),
     (length, "word " * 200, "", "words, not 800"),
     (length, "word " * 900, "word " * 1600, "words, not 800"),
-    (answers_are_folded, "## Find", "<details><summary>Hint 4</summary>\n</details>\n\n## Find", None),
+    (length, "The answer.", "word " * 1000, None),
     (answers_are_folded, "<details><summary>Answer</summary>\n\nThe answer.\n\n</details>", "", "the prediction"),
     (answers_are_folded, "<details><summary>Answer</summary>\n\ndx.\n\n</details>", "dx.", "the mistake"),
     (answers_are_folded, "<details><summary>Hint 3</summary>", "<details><summary>More</summary>", "2 <summary>Hint"),
@@ -547,9 +574,9 @@ MISTAKES = [  # a check, what is replaced in the good chapter, by what, and word
     (mathematics_is_fenced, "$`a_b`$", "$a_b$", "a bare $"),
     (languages_are_known, "```python\nimport", "```py\nimport", "the language 'py'"),
     (languages_are_known, "```math", "```", "the language ''"),
-    (code_fits, "assert 1 + 1 == 2", f"assert 1 + 1 == {'2':>100}", "line 40: code of more"),
-    (code_asserts, "assert 1 + 1 == 2", "print()", "no assert"),
-    (quotes_stand, "    return y, y", "    return y", "line 23: not in"),
+    (code_fits, "assert 1 + 1 == 2", f"assert 1 + 1 == {'2':>100}", "line 43: code of more"),
+    (code_asserts, "assert 1 + 1 == 2", "print()", "4 asserts"),
+    (quotes_stand, "    return y, y", "    return y", "line 28: not in"),
     (quotes_stand, "    ...\n    return y, y", "    return y, y\n    x.shape[-1] == 0", "not in"),
     (quotes_stand, "reference/softmax.py", "reference/hardmax.py", "does not exist"),
     (named_tests_exist, "`test_value_against_loops`", "`test_value_against_loop`", "no function test_value_against_loop in"),
@@ -558,19 +585,25 @@ MISTAKES = [  # a check, what is replaced in the good chapter, by what, and word
     (named_tests_exist, "/test_ops.py)", "/test_op.py)", "no function"),
     (exercises_exist, "exercises 1`", "exercises 999`", "there is no exercise 999"),
     (exercises_exist, "The answer.", "See exercise 0.", "there is no exercise 0"),
-    (exercises_exist, "`python -m tensorlite.exercises 1`", "Nothing", "has no command"),
+    (exercises_exist, "`python -m tensorlite.exercises 1`", "Nothing", "has no python -m"),
+    (exercises_exist, "`python -m tensorlite.exercises 1`", "- **1**: what?", None),
+    (exercises_exist, "`python -m tensorlite.exercises 1`", "- **1** and **81**", "no exercise 81"),
     (exercises_exist, "exercises 1`", "exercises 8`\ndtable", "belongs to chapter 3"),
     (exercises_exist, "dx.", "dw.", "does not name `dx`"),
-    (trace_links_resolve, "#60/", "#61/", "no line 61/"),
+    (trace_links_resolve, "html#60/", "html#61/", "no line 61/"),
     (trace_links_resolve, "attention_backward/", "attention_back/", "no line"),
     (trace_links_resolve, "/dscores/", "/dscore/", "no line"),
     (trace_links_resolve, "h1t3s3", "h4t3s3", "out of bounds"),
     (trace_links_resolve, "h1t3s3", "t3h1s3", "has the indices h t s"),
     (trace_links_resolve, "/h1t3s3", "", "no cell: "),
     (trace_links_resolve, "#60/attention_backward/dscores/h1t3s3", "", "links no cell"),
+    (cells_are_as_quoted, "= -0.0408", "= 0.0408", "is -0.04"),
+    (cells_are_as_quoted, "= -0.0408", "= -0.0409", "is -0.04"),
+    (cells_are_as_quoted, "is -0.0408", "is small", "-0.0408 of 60/"),
     (has_a_solution, "--write linear", "--write bilinear", "no such op"),
+    (has_a_solution, "--write linear", "--write gelu", "no solution of gelu_backward"),
     (has_a_solution, "--write linear", "linear", "no --write NAME"),
-    (has_a_solution, "```python\ndef linear_backward", "```text\ndef linear_backward", "no Python block"),
+    (has_a_solution, "```python\ndef linear_backward", "```text\ndef linear_backward", "no solution of linear"),
 ]
 
 
@@ -585,8 +618,13 @@ def test_a_mistake_is_noticed(check, old, new, says):
 
 
 def test_parts_in_another_order_are_noticed():
-    text = GOOD.replace("## By hand", "## X").replace("## Code", "## By hand").replace("## X", "## Code")
+    text = GOOD.replace("## Predict", "## X").replace("## Write it", "## Predict").replace("## X", "## Write it")
     assert any("order" in line for line in parts_are_there(chapter_of(text)))
+
+
+def test_a_hole_without_a_solution_is_noticed():
+    text = WITH_OWN_HOLE.replace("```python\ndef double(x):\n    return", "```text\ndef double(x):\n    return")
+    assert has_a_solution(chapter_of(text, 2)) != []
 
 
 def test_a_milestone_without_its_loss_is_noticed(tmp_path):
@@ -624,8 +662,8 @@ def test_what_code_must_not_do(line, says, tmp_path):
 
 
 def test_a_wrong_solution_is_noticed(tmp_path):
-    assert try_solution(chapter_of(GOOD), tmp_path) == []
-    assert "fail" in try_solution(chapter_of(GOOD.replace("rows.sum", "rows.mean")), tmp_path)[0]
+    assert try_solution(chapter_of(GOOD), "linear", tmp_path) == []
+    assert "fail" in try_solution(chapter_of(GOOD.replace("rows.sum", "rows.mean")), "linear", tmp_path)[0]
 
 
 def test_a_fence_without_an_end_is_an_error():

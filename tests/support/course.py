@@ -18,9 +18,8 @@ from tensorlite.testing.exercises.write import exercise
 COURSE = ROOT / "docs" / "course"
 N_CHAPTERS = 14
 FENCE = re.compile(r"^ *```(\w*)")
-MARK = re.compile(r"^ *<!-- (quote (?P<quote>\S+)|(?P<mark>hole|check)) -->$")
+QUOTE = re.compile(r"^ *<!-- quote (\S+) -->$")
 SUMMARY = re.compile(r"<summary>(.*?)</summary>")
-WRITE = re.compile(r"tensorlite\.exercises --write (\w+)")
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,6 @@ class Block:
     """A fenced block.
 
     quote: the file that its lines stand in, of a `<!-- quote PATH -->` above it.
-    mark: "hole" for a function that the reader fills in, "check" for the code that then checks it.
     folded: the summary of the <details> around the block, or "".
     """
 
@@ -37,7 +35,6 @@ class Block:
     line: int  # of the page, where the body begins
     section: str
     quote: str | None
-    mark: str | None
     folded: str
 
     @property
@@ -46,7 +43,12 @@ class Block:
 
     @property
     def is_solution(self) -> bool:
-        return self.runs and self.folded.lower().startswith("solution")
+        return self.runs and self.folded.startswith("Solution")
+
+    @property
+    def is_hole(self) -> bool:
+        """Whether the reader fills in a function of this block."""
+        return self.runs and not self.folded and "raise NotImplementedError" in self.body
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,9 @@ class Chapter:
         return "\n".join([self.head, *(section.heading + "\n" + section.prose for section in self.sections)])
 
     @property
-    def written_op(self) -> str | None:
-        """The op NAME of `--write NAME`, in a chapter whose exercise is that of an op."""
-        found = WRITE.search("\n".join([self.prose, *(block.body for block in self.blocks)]))
-        return found[1] if found else None
+    def written_ops(self) -> list[str]:
+        """The ops of `--write NAME`, in a chapter whose exercise is one of the library's."""
+        return re.findall(r"--write (\w+)", "\n".join([self.prose, *(block.body for block in self.blocks)]))
 
     def section(self, start: str) -> Section | None:
         """Return the section whose heading starts like this, or None."""
@@ -96,8 +97,9 @@ class Chapter:
 
 
 def chapters() -> list[Chapter]:
-    """Return the chapters that exist, in order."""
-    return [read(path) for path in sorted(COURSE.glob("[0-9][0-9]-*.md"))]
+    """Return the chapters that exist, in order. A page with a higher number is no chapter."""
+    found = [read(path) for path in sorted(COURSE.glob("[0-9][0-9]-*.md"))]
+    return [chapter for chapter in found if chapter.number < N_CHAPTERS]
 
 
 def read(path: Path) -> Chapter:
@@ -114,7 +116,7 @@ def parse(path: Path, text: str) -> Chapter:
     numbered = iter(enumerate(lines))
     for number, line in numbered:
         if fence := FENCE.match(line):
-            mark = MARK.match(lines[number - 1]) if number else None
+            quote = QUOTE.match(lines[number - 1]) if number else None
             body = []
             for _, inner in numbered:
                 if inner.strip() == "```":
@@ -122,8 +124,8 @@ def parse(path: Path, text: str) -> Chapter:
                 body.append(inner)
             else:
                 raise ValueError(f"{path.name}:{number + 1}: this fence is not closed")
-            quote, kind = (mark["quote"], mark["mark"]) if mark else (None, None)
-            blocks.append(Block(fence[1], "\n".join(body) + "\n", number + 2, parts[-1].heading, quote, kind, folded))
+            path_of_quote = quote[1] if quote else None
+            blocks.append(Block(fence[1], "\n".join(body) + "\n", number + 2, parts[-1].heading, path_of_quote, folded))
         elif line.startswith("# "):
             title = line[2:]
         elif line.startswith("## "):
@@ -154,30 +156,37 @@ class _Part:
 def run(chapter: Chapter, solved: bool = True) -> dict[str, Any]:
     """Run the Python blocks in order in one namespace, and return it. A line of an error is that of the page.
 
-    solved: put the solution in the place of a hole. False: leave the hole open, which the check after it notices.
+    solved: run the solutions right after a hole, in whose place they define the function. False: leave the hole open.
     """
     space: dict[str, Any] = {"__name__": "course"}
-    has_hole = any(block.mark == "hole" for block in chapter.blocks)
+    has_hole = any(block.is_hole for block in chapter.blocks)
     solutions = [block for block in chapter.blocks if block.is_solution]
     for block in chapter.blocks:
-        if not block.runs or (has_hole and block.is_solution):
-            continue
-        for executed in solutions if solved and block.mark == "hole" else [block]:
-            padded = "\n" * (executed.line - 1) + executed.body
-            exec(compile(padded, chapter.path.name, "exec"), space)
+        if block.runs and not (has_hole and block.is_solution):
+            for executed in [block, *solutions] if block.is_hole and solved else [block]:
+                padded = "\n" * (executed.line - 1) + executed.body
+                exec(compile(padded, chapter.path.name, "exec"), space)
     return space
 
 
-def solved_exercise(chapter: Chapter) -> str:
-    """Return the file of `--write NAME` with the chapter's solution in the place of the function that has the hole."""
-    op = chapter.written_op
-    assert op
+def solved_exercise(chapter: Chapter, op: str) -> str:
+    """Return the file of `--write OP` with the chapter's solution in the place of the function that has the hole."""
     text = exercise(op)
-    solution = "\n\n".join(block.body.rstrip() for block in chapter.blocks if block.is_solution)
     name = f"{op}_backward"
-    hole = next(node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name == name)
+    hole = next(node for node in ast.parse(text).body if is_function(node, name))
     lines = text.splitlines()
-    return "\n".join([*lines[: hole.lineno - 1], solution, *lines[hole.end_lineno :]]) + "\n"
+    return "\n".join([*lines[: hole.lineno - 1], solution(chapter, name), *lines[hole.end_lineno :]]) + "\n"
+
+
+def solution(chapter: Chapter, name: str) -> str:
+    """Return the imports of the chapter's solutions and the function with this name."""
+    nodes = [node for block in chapter.blocks if block.is_solution for node in ast.parse(block.body).body]
+    wanted = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) or is_function(node, name)]
+    return "\n".join(ast.unparse(node) for node in wanted)
+
+
+def is_function(node: ast.stmt, name: str) -> bool:
+    return isinstance(node, ast.FunctionDef) and node.name == name
 
 
 # ---- the trace page ----
