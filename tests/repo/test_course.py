@@ -1,4 +1,4 @@
-"""The course: its code runs, its quotes stand, its links, exercises and cells exist, and every chapter has the same form.
+"""The course: its code runs, its quotes stand, what it names exists, and chapters have one form.
 
 Each check takes a chapter and returns what is wrong with it. At the end a small chapter, which passes them all, gets one mistake
 after another, and the check that is meant for each must notice. The columns and links of all pages are in test_docs.py.

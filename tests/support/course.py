@@ -1,4 +1,4 @@
-"""The chapters of the course as data: their sections and code blocks, how their code runs, and the cells of the trace page."""
+"""The chapters of the course as data, how their code runs, and the cells of the trace page."""
 
 import ast
 import functools
