@@ -1,10 +1,13 @@
 """The tape: names that last, forward beside backward, and what the axes of the arrays count."""
 
+import sys
+
 import pytest
 
 from gpt.trace import tape
 from gpt.trace.axes import axes_of
 from gpt.trace.example import MODEL, VOCABULARY, WINDOW
+from gpt.trace.recorder import Listener, listening
 from traces import VARIANTS, recorded
 
 ROWS = {
@@ -85,3 +88,21 @@ def test_the_example_is_what_the_page_says():
     assert (MODEL.block_size, MODEL.n_embd, MODEL.n_head, MODEL.head_size, MODEL.n_layer) == (6, 8, 4, 2, 1)
     assert len(VOCABULARY) == 15
     assert len(WINDOW) == 7
+
+
+def test_recording_leaves_the_trace_function_of_the_program_alone():
+    """A debugger or a coverage tool goes on after the recording, also after one that fails."""
+
+    def own(_frame, _event, _arg):
+        return None
+
+    before = sys.gettrace()
+    sys.settrace(own)
+    try:
+        with listening(Listener()):
+            pass
+        with pytest.raises(ZeroDivisionError), listening(Listener()):
+            raise ZeroDivisionError
+        assert sys.gettrace() is own
+    finally:
+        sys.settrace(before)
