@@ -1,4 +1,4 @@
-"""A finite difference beside every gradient: forward runs again, unchanged, with one element moved by h.
+"""A finite difference beside every gradient: forward runs again with one element moved by h.
 
 A parameter is moved in the flat buffer. A value inside a function is moved while the function runs, at the moment its line has made
 it, so what is measured is how the loss depends on that very value. An argument of an op is moved for the length of that call alone,
