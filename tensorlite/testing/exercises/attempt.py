@@ -1,4 +1,4 @@
-"""Check the backward that a reader wrote into an exercise file, and report in terms of that file."""
+"""Check the backward that a reader wrote, and report in terms of the reader's file or notebook cell."""
 
 import textwrap
 import traceback
@@ -31,7 +31,33 @@ class Outcome:
 
 
 class AttemptError(Exception):
-    """The file cannot be checked as it stands. The message begins with its name and, where there is one, the line."""
+    """The code cannot be checked as it stands. The message begins with its place and, where there is one, the line."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the reader's code is, and the words of messages for it. These are the words for a file.
+
+    file: its name, as tracebacks have it.
+    """
+
+    file: str
+
+    def __str__(self) -> str:
+        """Return the name of the whole."""
+        return self.file
+
+    def line(self, number: int | None) -> str:
+        """Return the name of one line."""
+        return f"{self.file}:{number}"
+
+    def restored(self, op: str) -> str:
+        """Return how the reader gets the true forward back."""
+        return f"--write {op} in another folder writes it again"
+
+    def more(self, level: int) -> str:
+        """Return how the reader gets the hints of a level."""
+        return f"--hint {level}"
 
 
 def try_file(path: Path, level: int = 1) -> Outcome:
@@ -43,74 +69,82 @@ def try_file(path: Path, level: int = 1) -> Outcome:
     SciPy is missing.
     """
     text = path.read_bytes()
+    place = Place(str(path))
     try:
-        names = load(path, text)
-        op = find_op(path, names)
-        forward = names[f"{op}_forward"]
-        require_forward(path, op, forward)
-        return check(path, op, forward, names[f"{op}_backward"], level)
+        names = load(place, text)
+        op = find_op(place, names)
+    except AttemptError as problem:
+        return Outcome(str(problem), ok=False)
+    return try_pair(place, op, names[f"{op}_forward"], names[f"{op}_backward"], level)
+
+
+def try_pair(place: Place, op: str, forward: Callable, backward: Callable, level: int) -> Outcome:
+    """Check the forward and the backward of an op, as `try_file` does for those of a file."""
+    try:
+        require_forward(place, op, forward)
+        return check(place, op, forward, backward, level)
     except AttemptError as problem:
         return Outcome(str(problem), ok=False)
 
 
-def load(path: Path, text: bytes) -> Names:
+def load(place: Place, text: bytes) -> Names:
     """Run the file and return the names that it defines. Raises AttemptError where Python cannot read it, or where it fails."""
     try:
-        code = compile(text, str(path), "exec")
+        code = compile(text, place.file, "exec")
     except SyntaxError as error:
-        place = f"{path}:{error.lineno}" if error.lineno else str(path)
+        where = place.line(error.lineno) if error.lineno else str(place)
         line = f"\n    {error.text.strip()}" if error.text else ""
-        raise AttemptError(f"{place}: {type(error).__name__}: {error.msg}{line}") from None
+        raise AttemptError(f"{where}: {type(error).__name__}: {error.msg}{line}") from None
     except ValueError as error:  # a zero byte
-        raise AttemptError(f"{path}: {error}") from None
-    names = {"__name__": MODULE, "__file__": str(path)}
-    call(path, lambda: exec(code, names))
+        raise AttemptError(f"{place}: {error}") from None
+    names = {"__name__": MODULE, "__file__": place.file}
+    call(place, lambda: exec(code, names))
     return names
 
 
-def find_op(path: Path, names: Names) -> str:
+def find_op(place: Place, names: Names) -> str:
     """Return the op whose forward the file defines. Raises AttemptError unless there is one, with its backward."""
     own = [op for op in CHAPTERS if getattr(names.get(f"{op}_forward"), "__module__", None) == MODULE]
     if not own:
-        raise AttemptError(f"{path} defines no forward of an op, such as linear_forward; --write NAME writes a file that does")
+        raise AttemptError(f"{place} defines no forward of an op, such as linear_forward; --write NAME writes a file that does")
     if len(own) > 1:
-        raise AttemptError(f"{path} defines the forwards of {' and '.join(own)}; keep one op per file")
+        raise AttemptError(f"{place} defines the forwards of {' and '.join(own)}; keep one op per file")
     if not callable(names.get(f"{own[0]}_backward")):
-        raise AttemptError(f"{path} defines {own[0]}_forward, but no function {own[0]}_backward(dy, cache)")
+        raise AttemptError(f"{place} defines {own[0]}_forward, but no function {own[0]}_backward(dy, cache)")
     return own[0]
 
 
-def call(path: Path, function: Callable[[], Any]) -> Any:
+def call(place: Place, function: Callable[[], Any]) -> Any:
     """Return what the function returns. Raises AttemptError, with the reader's line, for an error in the reader's code."""
     try:
         return function()
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == place.file]
         if not frames and isinstance(error, ImportError):
             raise
-        raise AttemptError(problem(path, error, frames[-1] if frames else None)) from None
+        raise AttemptError(problem(place, error, frames[-1] if frames else None)) from None
 
 
-def problem(path: Path, error: BaseException, frame: traceback.FrameSummary | None) -> str:
+def problem(place: Place, error: BaseException, frame: traceback.FrameSummary | None) -> str:
     """Return the error in one line, and below it the line of the file that it comes from."""
     if frame is None:
-        return f"{path}: {error}"
+        return f"{place}: {error}"
     if isinstance(error, NotImplementedError):
-        return f"{path}:{frame.lineno}: the hole in {frame.name} is still open: {error}"
+        return f"{place.line(frame.lineno)}: the hole in {frame.name} is still open: {error}"
     text = traceback.format_exception_only(error)[-1].strip()
-    return f"{path}:{frame.lineno}, in {frame.name}: {text}\n    {frame.line}"
+    return f"{place.line(frame.lineno)}, in {frame.name}: {text}\n    {frame.line}"
 
 
-def require_forward(path: Path, op: str, forward: Callable) -> None:
+def require_forward(place: Place, op: str, forward: Callable) -> None:
     """Raise AttemptError unless the forward of the file returns the y of the op."""
     given = draw_inputs(op)
     y, _ = true_pair(op).forward(**given)
-    found = call(path, lambda: forward(**given))
+    found = call(place, lambda: forward(**given))
     if not isinstance(found, tuple) or len(found) != 2 or not agree(found[0], y):
-        way_out = f"--write {op} in another folder writes it again"
-        raise AttemptError(f"{path}: {op}_forward was changed and no longer returns the y of {op}; {way_out}")
+        changed = f"{op}_forward was changed and no longer returns the y of {op}"
+        raise AttemptError(f"{place}: {changed}; {place.restored(op)}")
 
 
 def draw_inputs(op: str) -> dict:
@@ -118,13 +152,13 @@ def draw_inputs(op: str) -> dict:
     return getattr(inputs, op)(np.random.default_rng(0))
 
 
-def check(path: Path, op: str, forward: Callable, backward: Callable, level: int) -> Outcome:
+def check(place: Place, op: str, forward: Callable, backward: Callable, level: int) -> Outcome:
     """Check the two functions of the reader. An error in them gets the hints for every gradient."""
     try:
-        report = call(path, lambda: gradcheck(forward, backward, draw_inputs(op), raise_on_fail=False))
+        report = call(place, lambda: gradcheck(forward, backward, draw_inputs(op), raise_on_fail=False))
         if report.ok:
             return Outcome(f"{report}\n{op}_backward is right.", ok=True)
-        wrong = call(path, lambda: wrong_gradients(op, forward, backward))
+        wrong = call(place, lambda: wrong_gradients(op, forward, backward))
         lines = [str(report if level > 1 else without_hints(report))]
     except AttemptError as problem:
         wrong = list(gradient_names(op))
@@ -132,7 +166,7 @@ def check(path: Path, op: str, forward: Callable, backward: Callable, level: int
     else:
         if op in PACKED and wrong:
             lines.append(f"The last axis is [{' | '.join(PACKED[op])}]. Wrong: {', '.join(wrong)}.")
-    return Outcome("\n".join([*lines, *hints(op, wrong, level)]), ok=False)
+    return Outcome("\n".join([*lines, *hints(place, op, wrong, level)]), ok=False)
 
 
 def wrong_gradients(op: str, forward: Callable, backward: Callable) -> list[str]:
@@ -152,7 +186,7 @@ def without_hints(report: GradReport) -> GradReport:
     return replace(report, arguments=arguments)
 
 
-def hints(op: str, wrong: list[str], level: int) -> list[str]:
+def hints(place: Place, op: str, wrong: list[str], level: int) -> list[str]:
     """Return what the level adds to the report, as lines, and how to ask for more."""
     lines = []
     if level >= 2:
@@ -161,5 +195,5 @@ def hints(op: str, wrong: list[str], level: int) -> list[str]:
         backward = true_pair(op).backward
         lines += ["", formula(backward), "", derivation(backward)]
     if level < max(LEVELS):
-        lines.append(f"More: --hint {level + 1}")
+        lines.append(f"More: {place.more(level + 1)}")
     return lines
