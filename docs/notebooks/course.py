@@ -8,13 +8,14 @@
 # and a function to write. **The derivations are in the chapters**, which the cells link.
 #
 # - **Predict** before you open an answer.
-# - **Run** the code. A cell that ends in silence has found all numbers to be as computed by hand.
+# - **Run** the code. A cell that ends without an error has found all numbers to be as computed by hand.
 # - **Write.** A function has a hole, `raise NotImplementedError`. Replace it, run the cell, and run
 #   the next one. It says whether your function is right and which gradient is wrong. Where it calls
 #   `check`, a last argument `hint=2` or `hint=3` says more.
 #
 # You can begin at any chapter, after you have run the next cell. It finds the repository and installs
-# the packages that are missing.
+# the packages that are missing. On Colab and Kaggle the links do not work: there, open the chapters in
+# `docs/course` of the folder that the cell prints.
 
 # %% [markdown]
 # ## Train a model and let it write

@@ -57,5 +57,7 @@ if "--device cpu" not in ARGUMENTS:
 # ## Train
 #
 # The program compiles its kernels, times one step, and prints how long the run will take. No such
-# time has been measured on a GPU, so none is given here. If you interrupt the cell, the run saves
-# and prints the command that continues it.
+# time has been measured on a GPU, so none is given here.
+#
+# If you interrupt the cell, the run is saved; `--resume` at the end of ARGUMENTS continues it. The
+# folder `runs` is lost with the machine, so download `runs/full-model` if you want to keep the model.

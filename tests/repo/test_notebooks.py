@@ -23,6 +23,7 @@ from paths import ROOT
 from tensorlite.testing.bugs import BUGS, CHAPTERS
 from tensorlite.testing.exercises import sources
 from tensorlite.testing.exercises.notebook import check, checking
+from tensorlite.testing.report import GradReport
 from tensorlite.version import __version__
 
 sys.path.insert(0, str(ROOT / "docs"))
@@ -319,6 +320,13 @@ def test_a_check_that_fails_shows_its_line():
     session.run("def double(x):\n    return x + one\n")
     out = session.run("with checking(double):\n    double(1)\n")
     assert out == "line 2 of your cell, in double: NameError: name 'one' is not defined\n    return x + one\n"
+
+
+def test_a_report_at_the_end_of_a_cell_shows_its_text():
+    """IPython calls this method, with a printer."""
+    report, shown = GradReport(contract_violations=["dx is 0"]), []
+    report._repr_pretty_(SimpleNamespace(text=shown.append), False)
+    assert shown == ["gradcheck: fail\ncontract     dx is 0"]
 
 
 def test_an_interrupt_is_passed_on():

@@ -1,10 +1,10 @@
-"""The checker for the course's notebook: it judges functions that cells define, and prints what it finds."""
+"""The checker for the course's notebook: it judges functions that cells define."""
 
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from tensorlite.testing.exercises.attempt import Place, problem, try_pair
+from tensorlite.testing.exercises.judge import Place, problem, try_pair
 from tensorlite.testing.report import GradcheckError
 
 
