@@ -143,8 +143,16 @@ def test_every_chapter_has_its_parts():
     assert sum("hole" in tags(cell) for cell in cells) == sum("check" in tags(cell) for cell in cells) == n_holes
     for part in ("### Predict\n", "### By hand", "### Write it\n"):
         assert text.count(part) == course.N_CHAPTERS
-    for solution in (block.body for chapter in course.chapters() for block in chapter.blocks if block.is_solution):
-        assert solution.strip() not in text
+    assert text.count("<summary>Hint") == 3 * course.N_CHAPTERS
+
+
+def test_no_solution_is_shown():
+    text = "\n".join(line.strip() for cell in cells_of(notebooks.COURSE_NOTEBOOK) for line in source(cell).splitlines())
+    assert "<summary>Solution" not in text
+    for chapter in course.chapters():
+        for block in chapter.blocks:
+            if block.is_solution:
+                assert "\n".join(line.strip() for line in block.body.strip().splitlines()) not in text
 
 
 OWN_MISTAKES = {  # of the holes that are the chapters' own: a part of the solution, what it becomes, and what the check names
