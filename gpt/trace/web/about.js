@@ -1,4 +1,4 @@
-// What a newcomer reads first: what the page is, the convention, how to walk, and questions to begin with.
+// What a newcomer reads first: what the page is, the convention, how to walk, and some questions.
 
 // A question, and the place that answers it: a stop and a cell. A page without that stop leaves the question out.
 function questions() {
