@@ -72,7 +72,7 @@ def draw(curves: dict[str, list[tuple[int, float]]]) -> str:
         axes.set(xlim=(350, 5000), ylim=(1.95, 2.65), xlabel="step", ylabel="validation loss (nats per character)")
         axes.grid(axis="y", color=look.RULE, linewidth=0.6)
         beside = {"transform": axes.get_yaxis_transform(), "clip_on": False}  # x: 1 is the right edge of the axes; y: a loss
-        axes.text(1.44, 2.615, "seed 1", ha="center", **beside)
+        axes.text(1.42, 2.615, "seed 1", ha="center", **beside)
         axes.text(1.58, 2.615, "lecture \u25c7", ha="center", **beside)
         heights = spread([curve[-1][1] for curve in curves.values()])
         for (stage, curve), color, height in zip(curves.items(), COLORS, heights, strict=True):
@@ -82,7 +82,7 @@ def draw(curves: dict[str, list[tuple[int, float]]]) -> str:
             axes.plot(1.04, float(lecture), color=color, marker="D", markersize=5.5, markerfacecolor="white", **beside)
             axes.plot((1.07, 1.12), (losses[-1], height), color=color, linewidth=1.2, **beside)
             axes.text(1.13, height, stage, va="center", fontweight="bold", **beside)
-            axes.text(1.44, height, f"{losses[-1]:.3f}", va="center", ha="center", **beside)
+            axes.text(1.42, height, f"{losses[-1]:.3f}", va="center", ha="center", **beside)
             axes.text(1.57, height, lecture, va="center", ha="center", **beside)
         return look.svg(figure, "Validation loss of the lecture's stages", describe(curves))
 
