@@ -17,7 +17,7 @@ def run(*arguments):
         for line in program.stdout:
             print(line, end="", flush=True)
     if program.returncode:
-        raise Stop(f"exit status {program.returncode}")
+        raise Stop(f"The program ended with exit status {program.returncode}.")
 
 
 run("-m", "gpt.train", *ARGUMENTS.split(), "--out", "runs/@run@")
