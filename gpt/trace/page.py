@@ -9,7 +9,20 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent / "page"
-SCRIPTS = ("data.js", "formula.js", "mathml.js", "main.js")
+SCRIPTS = (
+    "data.js",
+    "formula.js",
+    "stops.js",
+    "numbers.js",
+    "dom.js",
+    "mathml.js",
+    "table.js",
+    "tape.js",
+    "line.js",
+    "why.js",
+    "predict.js",
+    "main.js",
+)
 
 
 def page(data: Mapping[str, Any]) -> str:

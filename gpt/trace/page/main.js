@@ -1,0 +1,240 @@
+// The page as a whole: where the reader is, how it is drawn, and what keys do.
+
+let at; // { state, stop, flat }
+let remembered = {}; // the last value of every index letter, so that a walk from line to line keeps its cell
+let trail = []; // the addresses that the reader jumped from, in order
+let drawn = ""; // what the tables show now, to know when they must be drawn anew
+
+// Moving.
+
+function move(place, how) {
+  at = place;
+  remembered = { ...remembered, ...indicesAt(place.stop, place.flat) };
+  const address = "#" + addressOf(place);
+  if (how === "jump") history.pushState({ trail }, "", address);
+  if (how === "walk") history.replaceState({ trail }, "", address);
+  render();
+  if (how !== "silent") say(cellSentence(place));
+}
+
+// Go to a place that the reader can come back from.
+function jump(place) {
+  trail = [...trail, addressOf(at)];
+  move(place, "jump");
+  byId("line").scrollIntoView({ block: "nearest" });
+}
+
+function goBack(steps = 1) {
+  if (trail.length) history.go(-steps);
+}
+
+// Go where the address in the URL says.
+function arrive() {
+  trail = history.state?.trail ?? [];
+  const address = decodeURIComponent(location.hash.slice(1));
+  if (!address) return move(startPlace(), "silent");
+  const { missing, ...place } = placeOf(address, startPlace());
+  move(place, "silent");
+  if (missing.length) {
+    say(`This page has no ${missing.join(" and no ")}. The nearest place is shown: ${addressOf(place)}.`, true);
+    history.replaceState({ trail }, "", "#" + addressOf(place));
+  } else say(cellSentence(place));
+}
+
+function walk(steps) {
+  const stop = stops[at.stop.order + steps];
+  if (!stop) return say(steps > 0 ? "This is the last line of backward." : "This is the first line of forward.", true);
+  move({ ...at, stop, flat: cellNear(stop, remembered) }, "walk");
+}
+
+function goToPair() {
+  const stop = otherSide(at.stop);
+  if (!stop) return say("This line has no other side.", true);
+  jump({ ...at, stop, flat: sameCell(at, stop, remembered) });
+}
+
+function choose(flat) {
+  if (flat !== at.flat) move({ ...at, flat }, "walk");
+}
+
+function changeState(state) {
+  if (data.states[state] && state !== at.state) move({ ...at, state }, "walk");
+}
+
+function turnHead(head) {
+  const shape = shapeOf(at.stop.array);
+  const axis = data.arrays[at.stop.array].axes.indexOf("head");
+  if (axis >= 0 && head < shape[axis]) choose(ravel(unravel(at.flat, shape).with(axis, head), shape));
+}
+
+function startPlace() {
+  const stop = stops.find((one) => one.address === "attention_backward/dscores") ?? stops[0];
+  return { state: data.states.length - 1, stop, flat: cellNear(stop, { h: 1, t: 3, s: 3 }) };
+}
+
+// Saying.
+
+function say(text, visibly = false) {
+  byId("live").textContent = text;
+  byId("live").classList.toggle("visible", visibly);
+}
+
+function cellSentence(place) {
+  const x = numbersOf(place.state, place.stop.array)[place.flat];
+  const where = [place.stop.formula.name, cellWords(place.stop.array, place.flat, "say")].filter(Boolean).join(", ");
+  return isHidden(place) ? `${where}: hidden until you have said its sign` : `${where}: ${format(x)}, ${signOf(x)}`;
+}
+
+// Drawing.
+
+function render() {
+  const { state, stop, flat } = at;
+  const reads = readsOf(stop, state, flat);
+  const tables = [made(), ...namesRead(stop).map((name) => readTable(name, reads))];
+  const key = JSON.stringify([state, stop.order, tables.map((table) => table.slice)]);
+  const focused = document.activeElement?.closest("#line td[data-i]");
+  const inCode = document.activeElement?.closest("#code");
+  if (key !== drawn) drawTables(tables);
+  drawn = key;
+  markTables(tables, reads, focused);
+  byId("cell").replaceChildren(...drawCell(at).filter(Boolean));
+  drawBar();
+  markTape(at);
+  if (inCode && !document.contains(document.activeElement)) byId("code").focus();
+}
+
+function made() {
+  const { state, stop, flat } = at;
+  const slice = sliceOf(stop.array, flat);
+  const turn = (to) => choose(flat + (to - slice) * (sizeOf(stop.array) / leadingSize(stop.array)));
+  return { array: stop.array, name: stop.formula.name, state, slice, choose, turn, sums: /each row sums to/i.test(stop.formula.means) };
+}
+
+function leadingSize(array) {
+  return shapeOf(array).slice(0, -2).reduce((size, length) => size * length, 1);
+}
+
+function readTable(name, reads) {
+  const array = at.stop.arrays[name];
+  const source = at.stop.sources.get(name);
+  const first = reads.find(([, , read]) => read === name);
+  const slice = sliceOf(array, first ? first[1] : 0);
+  const table = { array, name, state: at.state, slice, from: source ? `from ${source.address}` : originOf(array) };
+  table.follow = (flat) => (source ? jump({ ...at, stop: source, flat }) : say(`${name} is ${originOf(array)}.`, true));
+  table.turn = (to) => {
+    const redrawn = drawTable({ ...table, slice: to });
+    document.querySelectorAll("#reads figure")[namesRead(at.stop).indexOf(name)].replaceWith(redrawn);
+    markTable(redrawn.querySelector("table"), null, litIn(array, reads));
+    drawn = "";
+  };
+  return table;
+}
+
+function drawTables([madeTable, ...readTables]) {
+  byId("line").replaceChildren(...drawLine(at).filter(Boolean), drawTable(madeTable));
+  byId("reads").replaceChildren(make("h2", { id: "reads-title" }, "Read from"), ...readTables.map(drawTable));
+  const current = document.querySelector("#code .current");
+  if (current) byId("code").scrollTop = current.offsetTop - byId("code").clientHeight / 2;
+}
+
+function markTables([madeTable, ...readTables], reads, focused) {
+  const table = document.querySelector("#line table");
+  const cell = markTable(table, at.flat, new Set());
+  for (const td of table.querySelectorAll("td[data-i]")) td.textContent = format(numbersOf(at.state, at.stop.array)[td.dataset.i]);
+  if (isHidden(at)) cell.textContent = "?";
+  if (focused) cell.focus({ preventScroll: true });
+  cell.scrollIntoView?.({ block: "nearest", inline: "nearest" });
+  document.querySelectorAll("#reads table").forEach((one, i) => markTable(one, null, litIn(readTables[i].array, reads)));
+}
+
+function litIn(array, reads) {
+  return new Set(reads.filter(([read]) => read === array).map(([, flat]) => flat));
+}
+
+function drawBar() {
+  const { stop } = at;
+  const where = make("span", { class: "place" }, `${callOf(stop).name} ${stop.place + 1}/${stop.of}`);
+  const button = (name, text, hint, act) => make("button", { "data-key": name, "title": hint, "click": act }, text);
+  byId("bar").replaceChildren(
+    button("previous", "‹ previous", "previous line (k)", () => walk(-1)), where,
+    button("next", "next ›", "next line (j)", () => walk(1)),
+    button("pair", stop.backward ? "its forward" : "its backward", "the other side (x)", goToPair),
+    button("back", "back", "back to where you jumped from (Backspace)", () => goBack()),
+    make("ol", { "class": "trail", "aria-label": "Where you came from" }, trail.slice(-3).map((address, i, shown) =>
+      make("li", {}, make("button", { click: () => goBack(shown.length - i) }, address)))));
+  document.querySelector("[data-key=back]").disabled = !trail.length;
+}
+
+function drawTop() {
+  const { text, states } = data;
+  byId("run").textContent = `A GPT reads “${text.slice(0, -1)}” and is to say “${text.slice(1)}”.`;
+  byId("states").replaceChildren(...states.map((state, i) => make("button", { "aria-pressed": String(i === at.state), "click": () => changeState(i) },
+    `${state.step ? `after ${state.step} steps` : "before training"}, loss ${format(state.loss)}`)));
+}
+
+// Keys.
+
+const KEYS = {
+  "j": () => walk(1),
+  "k": () => walk(-1),
+  "x": goToPair,
+  "[": () => changeState(at.state - 1),
+  "]": () => changeState(at.state + 1),
+  "Backspace": () => goBack(),
+};
+
+function onKey(event) {
+  if (event.ctrlKey || event.altKey || event.metaKey || event.target.closest("input, textarea, select, [contenteditable], dialog")) return;
+  const inCode = event.target.closest("#code");
+  const act = inCode && event.key === "ArrowDown" ? KEYS.j : inCode && event.key === "ArrowUp" ? KEYS.k : KEYS[event.key];
+  if (act) act();
+  else if (/^[1-9]$/.test(event.key)) turnHead(Number(event.key) - 1);
+  else return;
+  event.preventDefault();
+}
+
+// A link to a place is a jump, unless it is opened elsewhere.
+function onClick(event) {
+  const link = event.target.closest("a[href^='#']");
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  const { missing, ...place } = placeOf(link.hash, at);
+  jump(place);
+}
+
+// What tests and other scripts may ask. An address is that of a cell; its leading # may be left out.
+function openToScripts() {
+  const asked = (address) => placeOf(address, at);
+  window.trace = {
+    stops: stops.map((stop) => stop.address),
+    go: (address) => {
+      const { missing, ...place } = asked(address);
+      jump(place);
+    },
+    address: () => addressOf(at),
+    value: (address) => numbersOf(asked(address).state, asked(address).stop.array)[asked(address).flat],
+    evaluate: (address) => evaluateStop(asked(address).stop, asked(address).state, asked(address).flat),
+    reads: (address) => readsOf(asked(address).stop, asked(address).state, asked(address).flat).map(([array, flat]) => [array, flat]),
+  };
+}
+
+async function start() {
+  if (!("DecompressionStream" in window)) {
+    byId("failed").textContent = "This page needs a browser of 2023 or later: it unpacks its numbers with DecompressionStream.";
+    byId("failed").hidden = false;
+    return;
+  }
+  await unpack();
+  findStops();
+  byId("page").hidden = false;
+  drawTape();
+  addEventListener("popstate", arrive);
+  addEventListener("keydown", onKey);
+  addEventListener("click", onClick);
+  arrive();
+  drawTop();
+  openToScripts();
+  document.documentElement.dataset.ready = "yes";
+}
+
+start();
