@@ -99,8 +99,9 @@ function drawOtherSide(place) {
 // What the cell was made from, and where to see how that was made.
 function drawSources(place) {
   const reads = readsOf(place.stop, place.state, place.flat);
-  const groups = Map.groupBy(reads, ([, , name]) => name);
-  const items = [...groups].map(([name, elements]) => {
+  const names = namesRead(place.stop).filter((name) => reads.some(([, , read]) => read === name));
+  const items = names.map((name) => {
+    const elements = reads.filter(([, , read]) => read === name);
     const source = place.stop.sources.get(name);
     const array = place.stop.arrays[name];
     const from = source ? source.address : originOf(array);
