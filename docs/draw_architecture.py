@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGE, PICTURE = ROOT / "docs" / "architecture.md", ROOT / "docs" / "data-flow.svg"
 PACKAGES = ("tensorlite", "gpt")
+SUFFIXES = (".py", ".cu", ".cuh", ".js")
 LONGEST = 100  # characters per comment of the tree; a test checks the first sentences of the two packages
 
 
@@ -50,6 +51,8 @@ FOLDERS = {  # comments of the folders that are not packages
     "models": "the models",
     "training": "the training loop and what it needs",
     "analysis": "costs, profile and dry run",
+    "trace": "the trace page: its formulas, its numbers, and the page in a browser",
+    "page": "the page's script; template.html and style.css are beside it",
     "mutation": "mutation testing of the ops, the optimizer and gpt/ (of kernels: cuda/test_planted.py)",
     "reference": "every op on every backend: gradients, values, properties, PyTorch",
     "repo": "the README, the docs, the benchmarks and the proofs",
@@ -71,10 +74,10 @@ def tree(*roots: str) -> str:
         lines.append((f"{'  ' * depth}{folder.name}/", first_sentence(start) if start.exists() else FOLDERS[folder.name]))
         entries = sorted(path for path in folder.iterdir() if path.name not in ("__init__.py", "__pycache__"))
         for path in entries:
-            if path.suffix in (".py", ".cu", ".cuh"):
+            if path.suffix in SUFFIXES:
                 lines.append((f"{'  ' * (depth + 1)}{path.name}", comment(path)))
         for path in entries:
-            if path.is_dir() and (any(path.rglob("*.py")) or any(path.rglob("*.cu"))):
+            if path.is_dir() and any(inner.suffix in SUFFIXES for inner in path.rglob("*")):
                 walk(path, depth + 1)
 
     for root in roots:

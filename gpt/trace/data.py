@@ -148,34 +148,34 @@ def call_data(call: Call, name: str, pairs: Mapping[int, int]) -> dict[str, Any]
 
 
 def state_data(state: State, stored: Mapping[int, int]) -> dict[str, Any]:
-    """Return the numbers of a state: every stored array one after another, and the differences of its gradients."""
+    """Return the numbers of a state: every stored array one after another, and the differences of its gradients.
+
+    The numbers are kept to 13 digits, and how far a difference is from its gradient to two, for the size of the page.
+    """
     numbers = [np.ravel(state.trace.arrays[i]).astype("<f8") for i in stored]
     errors = [np.ravel(difference) - np.ravel(state.trace.arrays[array]) for array, difference in state.differences.items()]
     return {
         "step": state.step,
         "loss": state.loss,
-        "numbers": encode(np.concatenate(numbers)),
-        "errors": encode(upper_half(np.concatenate(errors or [np.zeros(0)]))),
+        "numbers": encode(rounded(np.concatenate(numbers), 8)),
+        "errors": encode(rounded(np.concatenate(errors or [np.zeros(0)]).astype("<f4"), 16)),
     }
 
 
+def rounded(array: np.ndarray, n_bits: int) -> np.ndarray:
+    """Return the values rounded so that the lowest bits of each are zero, which compress to nothing."""
+    as_integers = array.view(f"u{array.itemsize}")
+    unit = as_integers.dtype.type(1) << n_bits
+    return ((as_integers + unit // 2) // unit * unit).view(array.dtype)
+
+
 def encode(array: np.ndarray) -> str:
-    """Return base64 of the first byte of every element, then of every second byte, and so on: bytes of a kind compress better."""
+    """Return base64 of the first byte of every value, then of every second byte, and so on: bytes of one kind compress better."""
     planes = array.view(np.uint8).reshape(-1, array.itemsize).T
     return base64.b64encode(planes.tobytes()).decode("ascii")
 
 
 def decode(text: str, dtype: str) -> np.ndarray:
-    """Return the array that `encode` was given. dtype: "<f8" of `numbers`, "<u2" of `errors`."""
+    """Return the array that `encode` was given. dtype: "<f8" for `numbers`, "<f4" for `errors`."""
     planes = np.frombuffer(base64.b64decode(text), np.uint8).reshape(np.dtype(dtype).itemsize, -1)
     return np.ascontiguousarray(planes.T).view(dtype).ravel()
-
-
-def upper_half(array: np.ndarray) -> np.ndarray:
-    """Return the upper 16 bits of float32: two significant digits, which are enough of an error."""
-    return (array.astype("<f4").view("<u4") >> 16).astype("<u2")
-
-
-def from_upper_half(halves: np.ndarray) -> np.ndarray:
-    """Return the float32 values that `upper_half` was given, to two digits."""
-    return (halves.astype("<u4") << 16).view("<f4")

@@ -20,7 +20,9 @@ SCRIPTS = (
     "tape.js",
     "line.js",
     "why.js",
+    "plane.js",
     "predict.js",
+    "about.js",
     "main.js",
 )
 

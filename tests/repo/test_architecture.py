@@ -10,7 +10,7 @@ from paths import ROOT
 sys.path.insert(0, str(ROOT / "docs"))
 import draw_architecture as architecture
 
-SOURCES = [p for folder in architecture.PACKAGES for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".cu", ".cuh")]
+SOURCES = [p for folder in architecture.PACKAGES for p in (ROOT / folder).rglob("*") if p.suffix in architecture.SUFFIXES]
 
 
 def test_the_page_is_what_the_files_say():
@@ -34,6 +34,7 @@ LAYERS = {  # a package may import those named, and itself
     "tensorlite/testing/adapters": {"tensorlite", "tensorlite/testing"},
     "tensorlite/testing/bugs": {"tensorlite", "tensorlite/reference"},
     "gpt/models": {"gpt", "tensorlite"},  # of tensorlite the types of their arguments alone
+    "gpt/trace": {"gpt", "gpt/models", "gpt/training", "tensorlite", "tensorlite/reference"},
 }
 
 
@@ -48,6 +49,7 @@ def test_nothing_below_imports_what_is_above():
         other for package, others in found.items() if package.startswith("tensorlite") for other in others if "gpt" in other
     }
     assert "gpt/analysis" not in found["gpt/training"]
+    assert not [package for package, others in found.items() if "gpt/trace" in others and package != "gpt/trace"]
 
 
 def test_the_places_that_the_picture_names_exist():
@@ -61,5 +63,9 @@ def test_the_package_has_every_folder():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     folders = {p.parent.relative_to(ROOT).as_posix().replace("/", ".") for p in SOURCES if p.name == "__init__.py"}
     assert set(settings["packages"]) == folders
-    files = {p for pattern in settings["package-data"]["tensorlite.cuda"] for p in (ROOT / "tensorlite" / "cuda").glob(pattern)}
-    assert files == {p for p in SOURCES if p.suffix != ".py"}
+    data = settings["package-data"]
+    files = {
+        p for package, patterns in data.items() for pattern in patterns for p in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    page = set((ROOT / "gpt" / "trace" / "page").iterdir())
+    assert files == {p for p in SOURCES if p.suffix != ".py"} | page | {ROOT / "tensorlite" / "py.typed"}

@@ -11,8 +11,7 @@ async function unpack() {
   data = JSON.parse(await new Response(stream).text());
   for (const state of data.states) {
     state.stored = new Float64Array(elements(state.numbers, 8).buffer);
-    const halves = new Uint16Array(elements(state.errors, 2).buffer);
-    state.apart = new Float32Array(Uint32Array.from(halves, (half) => half << 16).buffer);
+    state.apart = new Float32Array(elements(state.errors, 4).buffer);
     state.moved = new Map();
   }
   let at = 0;

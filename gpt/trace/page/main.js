@@ -3,12 +3,15 @@
 let at; // { state, stop, flat }
 let remembered = {}; // the last value of every index letter, so that a walk from line to line keeps its cell
 let trail = []; // the addresses that the reader jumped from, in order
+const shown = { numbers: true, differences: true };
 let drawn = ""; // what the tables show now, to know when they must be drawn anew
 
 // Moving.
 
 function move(place, how) {
   at = place;
+  moved = null;
+  if (how !== "silent") openAbout(false);
   remembered = { ...remembered, ...indicesAt(place.stop, place.flat) };
   const address = "#" + addressOf(place);
   if (how === "jump") history.pushState({ trail }, "", address);
@@ -32,6 +35,7 @@ function goBack(steps = 1) {
 function arrive() {
   trail = history.state?.trail ?? [];
   const address = decodeURIComponent(location.hash.slice(1));
+  openAbout(!address);
   if (!address) return move(startPlace(), "silent");
   const { missing, ...place } = placeOf(address, startPlace());
   move(place, "silent");
@@ -98,6 +102,7 @@ function render() {
   drawn = key;
   markTables(tables, reads, focused);
   byId("cell").replaceChildren(...drawCell(at).filter(Boolean));
+  drawTop();
   drawBar();
   markTape(at);
   if (inCode && !document.contains(document.activeElement)) byId("code").focus();
@@ -144,6 +149,9 @@ function markTables([madeTable, ...readTables], reads, focused) {
   if (isHidden(at)) cell.textContent = "?";
   if (focused) cell.focus({ preventScroll: true });
   cell.scrollIntoView?.({ block: "nearest", inline: "nearest" });
+  byId("plane")?.remove();
+  const plane = isHidden(at) ? null : drawPlane(at);
+  if (plane) byId("line").append(plane);
   document.querySelectorAll("#reads table").forEach((one, i) => markTable(one, null, litIn(readTables[i].array, reads)));
 }
 
@@ -167,9 +175,31 @@ function drawBar() {
 
 function drawTop() {
   const { text, states } = data;
-  byId("run").textContent = `A GPT reads “${text.slice(0, -1)}” and is to say “${text.slice(1)}”.`;
+  const marked = (part) => [...part].map(showCharacter).join("");
+  byId("run").textContent = `A GPT reads ${marked(text.slice(0, -1))} and is to say ${marked(text.slice(1))}.`;
+  drawSwitches();
   byId("states").replaceChildren(...states.map((state, i) => make("button", { "aria-pressed": String(i === at.state), "click": () => changeState(i) },
     `${state.step ? `after ${state.step} steps` : "before training"}, loss ${format(state.loss)}`)));
+}
+
+// What can be switched on and off: [key, text, how it is now, how it is changed].
+const SWITCHES = {
+  numbers: ["s", "numbers in formulas", () => shown.numbers, () => (shown.numbers = !shown.numbers)],
+  differences: ["f", "differences", () => shown.differences, () => (shown.differences = !shown.differences)],
+  predict: ["p", "predict first", () => predict.on, () => (predict.on = !predict.on)],
+};
+
+function toggle(name) {
+  const [, text, isOn, change] = SWITCHES[name];
+  change();
+  render();
+  say(`${text}: ${isOn() ? "on" : "off"}`);
+}
+
+function drawSwitches() {
+  const buttons = Object.entries(SWITCHES).map(([name, [letter, text, isOn]]) =>
+    make("button", { "data-switch": name, "aria-pressed": String(isOn()), "click": () => toggle(name) }, text, " ", key(letter)));
+  byId("switches").replaceChildren(...buttons, make("button", { click: KEYS["?"] }, "keys ", key("?")));
 }
 
 // Keys.
@@ -181,6 +211,10 @@ const KEYS = {
   "[": () => changeState(at.state - 1),
   "]": () => changeState(at.state + 1),
   "Backspace": () => goBack(),
+  "s": () => toggle("numbers"),
+  "f": () => toggle("differences"),
+  "p": () => toggle("predict"),
+  "?": () => byId("help").showModal(),
 };
 
 function onKey(event) {
@@ -231,8 +265,9 @@ async function start() {
   addEventListener("popstate", arrive);
   addEventListener("keydown", onKey);
   addEventListener("click", onClick);
+  drawAbout();
+  drawHelp();
   arrive();
-  drawTop();
   openToScripts();
   document.documentElement.dataset.ready = "yes";
 }

@@ -3,6 +3,7 @@
 // `cell` is null for the names, and { at, scope, inside } for the numbers, where `inside` counts the sums around an expression.
 
 const MOST_TERMS = 8;
+const LONG = 38; // letters of a formula that still fits on one line
 const SYMBOLS = { "+": "+", "-": "−", "*": "·", "%": "mod", "<": "<", "<=": "≤", ">": ">", "==": "=" };
 const STRENGTH = { "<": 0, "<=": 0, ">": 0, "==": 0, "+": 1, "-": 1, "neg": 1, "*": 2, "%": 2 };
 const CALLED = { Sum: "∑", Mean: "mean", Max: "max" };
@@ -21,7 +22,7 @@ const bracketed = (inside, open = "(", close = ")") => row(operator(open), insid
 function formulaWithNames(stop) {
   const { name, indices, tree, text } = stop.formula;
   const left = subscripted(name, indices.map((letter) => ["name", letter]), null);
-  return mathElement(text, left, operator("="), draw(tree, null));
+  return mathElement(text, [left], [operator("="), draw(tree, null)]);
 }
 
 // The formula of a stop with the numbers of one cell in it.
@@ -32,12 +33,17 @@ function formulaWithNumbers(stop, state, flat) {
   const value = format(numbersOf(state, stop.array)[flat]);
   const left = subscripted(stop.formula.name, stop.formula.indices.map((letter) => ["name", letter]), cell);
   const { moves, tree } = stop.formula;
-  if (moves) return mathElement(stop.formula.text, left, operator("="), drawMove(tree, cell), operator("="), number(value));
-  return mathElement(stop.formula.text, draw(tree, cell), operator("="), number(value));
+  if (moves) return mathElement(stop.formula.text, [left], [operator("="), drawMove(tree, cell), operator("="), number(value)]);
+  return mathElement(stop.formula.text, [draw(tree, cell)], [operator("="), number(value)]);
 }
 
-function mathElement(text, ...children) {
-  const found = element("math", ...children);
+// Two parts that are one equation. A long one breaks before the sign.
+function mathElement(text, first, second) {
+  const isLong = text.length > LONG;
+  const rows = [first, second].map((parts) => element("mtr", element("mtd", row(...parts))));
+  const broken = element("mtable", ...rows);
+  broken.setAttribute("class", "broken");
+  const found = element("math", isLong ? broken : row(...first, ...second));
   found.setAttribute("display", "block");
   found.setAttribute("alttext", text);
   return found;
@@ -81,7 +87,8 @@ function drawName(name, cell) {
 function subscripted(name, indices, cell) {
   if (!indices.length) return element("mi", name);
   const parts = indices.map((part) => (cell ? element("mn", String(evaluate(part, cell.at, cell.scope))) : draw(part, null)));
-  const separated = parts.flatMap((part, i) => (i ? [operator(","), part] : [part]));
+  const isPlain = !cell && indices.every(([kind, letter]) => kind === "name" && letter.length === 1);
+  const separated = parts.flatMap((part, i) => (i && !isPlain ? [operator(","), part] : [part]));
   return element("msub", element("mi", name), row(...separated));
 }
 
@@ -95,7 +102,7 @@ function drawValue(tree, cell, beside) {
 function drawOver(kind, index, body, beside) {
   const sign = kind === "Sum" ? operator(CALLED[kind]) : element("mi", CALLED[kind]);
   const found = row(element("munder", sign, element("mi", index)), draw(body, null, kind === "Sum" ? 1.5 : 3));
-  return beside > 1 && kind === "Sum" && beside !== 2 ? bracketed(found) : found;
+  return kind === "Sum" && (beside === 1 || beside === 2) ? bracketed(found) : found;
 }
 
 // The terms of a sum below each other. Inside a sum, another one is shown by its value.

@@ -137,7 +137,10 @@ function valueOf(stop) {
 // The stops that make a gradient of this stop's value. Where two are added, the sum is the last.
 function gradientsOf(stop) {
   const arrays = Object.keys(data.gradient_of).filter((array) => data.gradient_of[array] === stop.array).map(Number);
-  const makers = arrays.map((array) => stops.find((other) => other.backward && other.array === array));
+  const makers = arrays.map((array) => {
+    const found = stops.filter((other) => other.backward && other.array === array);
+    return found.find((other) => other.formula.name === `d${stop.formula.name}`) ?? found[0];
+  });
   return makers.filter(Boolean).sort((a, b) => a.order - b.order);
 }
 

@@ -31,6 +31,7 @@ function drawFormula(stop) {
 }
 
 function drawNumbers({ state, stop, flat }) {
+  if (!shown.numbers) return null;
   return make("div", { class: "substituted" },
     make("h3", {}, "With the numbers of this cell"),
     make("div", { class: "scroll math", "data-role": "substituted" }, formulaWithNumbers(stop, state, flat)));
@@ -38,7 +39,7 @@ function drawNumbers({ state, stop, flat }) {
 
 // The finite difference beside a gradient.
 function drawDifference({ state, stop, flat }) {
-  const found = differenceOf(state, stop.array, flat);
+  const found = shown.differences && differenceOf(state, stop.array, flat);
   if (!found) return null;
   const x = numbersOf(state, stop.array)[flat];
   const apart = found.apart === 0 ? "0" : found.apart.toExponential(0);
@@ -51,9 +52,14 @@ function drawDerivation(stop) {
   if (!steps.length) return make("div", {}, make("h3", {}, "What the function computes"), make("p", {}, make("code", {}, functionOf(stop).says)));
   const items = steps.map(([number, text]) => {
     const current = stop.steps.includes(Number(number));
-    return make("li", { "value": number, "class": current ? "current" : null, "aria-current": current ? "step" : null }, text);
+    return make("li", { "value": number, "class": current ? "current" : null, "aria-current": current ? "step" : null }, derivationText(text));
   });
   return make("div", {}, make("h3", {}, "Derivation"), make("ol", { class: "derivation" }, items));
+}
+
+// A step is prose and formulas. The docstring sets formulas apart by two spaces or more.
+function derivationText(text) {
+  return text.split("\n").flatMap((line) => line.split(/\s{2,}/).map((part, i) => make(i ? "code" : "span", {}, part)));
 }
 
 function upperFirst(text) {

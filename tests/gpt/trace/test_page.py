@@ -1,6 +1,5 @@
 """docs/trace.html is the page that the code makes: the same text, the same numbers under every BLAS kernel, and nothing loaded."""
 
-import base64
 import copy
 import html
 import json
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from gpt.trace import example
+from gpt.trace.data import decode, encode
 from gpt.trace.page import page, unpack
 from gpt.trace.program import page_of
 from paths import ROOT
@@ -40,7 +40,7 @@ def unlike(first, second):
     found = []
     for a, b in zip(first["states"], second["states"], strict=True):
         for name, (dtype, near) in NUMBERS.items():
-            x, y = (np.frombuffer(base64.b64decode(state.pop(name)), dtype) for state in (a, b))
+            x, y = (decode(state.pop(name), dtype) for state in (a, b))
             if x.shape != y.shape or not np.allclose(x, y, rtol=0, atol=near):
                 found.append(f"{name} of step {a['step']}")
         if abs(a.pop("loss") - b.pop("loss")) > 1e-12:
@@ -61,9 +61,9 @@ def test_the_page_holds_what_was_put_in(made):
 
 
 def flip_a_number(data):
-    numbers = np.frombuffer(base64.b64decode(data["states"][1]["numbers"]), "<f8").copy()
+    numbers = decode(data["states"][1]["numbers"], "<f8")
     numbers[2000] += 1e-9
-    data["states"][1]["numbers"] = base64.b64encode(numbers.tobytes()).decode()
+    data["states"][1]["numbers"] = encode(numbers)
 
 
 def change_an_index(data):

@@ -1,0 +1,170 @@
+// The value plane: why dscores = p dy . (v - y). Where a head has two channels, its values are points that can be drawn.
+//
+// For one head and one query: every visible value v_s is a dot of the size of its weight p_s, y is their mean by weight, and dy is an
+// arrow. A dot's place along the arrow, seen from y, is dy . (v_s - y): how the loss changes as the mixture moves towards v_s. Times
+// p_s it is the gradient of the score.
+
+const PLANE_AT = ["attention_forward/probs", "attention_forward/y", "attention_backward/dscores", "softmax_backward/dx"];
+const WIDTH = 340;
+const HEIGHT = 250;
+const STRIDE = 0.08; // how far an arrow key moves a handle, as a share of the drawing
+
+let moved = null; // what the reader has moved, or null: { v: [[x, y], ...], dy: [x, y] }
+
+// The recorded numbers of the plane at a place, or null where there is none.
+function recordedPlane(place) {
+  const { stop, state, flat } = place;
+  if (!PLANE_AT.includes(stop.address)) return null;
+  const dv = stops.find((one) => one.address === "attention_backward/dv");
+  if (!dv || shapeOf(dv.array)[2] !== 2) return null;
+  const at = indicesAt(stop, flat);
+  const [, T, D] = shapeOf(dv.array);
+  const head = at.h ?? Math.floor(at.e / D);
+  const pair = (array, t) => [0, 1].map((d) => numbersOf(state, array)[(head * T + t) * D + d]);
+  const keys = Array.from({ length: at.t + 1 }, (_, s) => s);
+  const backward = stops.find((one) => one.address === "attention_backward/dprobs");
+  const scope = backward.arrays;
+  return {
+    head,
+    query: at.t,
+    key: at.s ?? null,
+    p: keys.map((s) => numbersOf(state, scope.probs)[(head * T + at.t) * T + s]),
+    v: keys.map((s) => pair(scope.v, s)),
+    dy: pair(scope.dy, at.t),
+  };
+}
+
+const dot = ([a, b], [c, d]) => a * c + b * d;
+const minus = ([a, b], [c, d]) => [a - c, b - d];
+
+// What follows from the points: y, the projections and the gradients of the scores.
+function consequences({ p, v, dy }) {
+  const y = [0, 1].map((d) => p.reduce((sum, weight, s) => sum + weight * v[s][d], 0));
+  const along = v.map((point) => dot(dy, minus(point, y)));
+  return { y, along, dscores: along.map((a, s) => a * p[s]) };
+}
+
+function drawPlane(place) {
+  const recorded = recordedPlane(place);
+  if (!recorded) return null;
+  const plane = { ...recorded, ...moved };
+  const found = consequences(plane);
+  const name = (s) => showCharacter(data.text[s]) + s;
+  const reset = make("button", { "class": "reset", "disabled": moved === null, "click": () => movePlane(null) }, "back to the recorded numbers");
+  return make("section", { "id": "plane", "aria-labelledby": "plane-title" },
+    make("h3", { id: "plane-title" }, `The value plane: head ${plane.head}, query ${name(plane.query)}`),
+    make("div", { class: "columns" }, planePicture(plane, found, name), planeTable(plane, found, name)),
+    make("p", { class: "note" }, moved ? "You have moved a point: these are no longer the recorded numbers. " : "Drag a dot or the arrow’s tip, or focus one and use the arrow keys. ", reset),
+    make("ol", { class: "sentences" },
+      make("li", {}, "A score moves its own key’s weight up and everybody else’s down, so what counts is v compared with the present mixture y."),
+      make("li", {}, "A key whose value is the mixture gets 0. So does an only key, and a masked one, which has no weight."),
+      make("li", {}, `The average that is subtracted is dy · y = ${format(dot(plane.dy, found.y))}: flash attention’s one number per row.`)));
+}
+
+function movePlane(change) {
+  moved = change;
+  const focused = document.activeElement?.dataset?.handle;
+  byId("plane").replaceWith(drawPlane(at));
+  if (focused !== undefined) document.querySelector(`#plane [data-handle="${focused}"]`)?.focus();
+}
+
+// From the numbers to the drawing and back. The view is that of the recorded points, so that it stands still while one is moved.
+function viewOf(recorded) {
+  const { y } = consequences(recorded);
+  const reach = Math.max(...recorded.v.flatMap((point) => minus(point, y).map(Math.abs)), 0.5) * 1.25;
+  const unit = Math.min(WIDTH, HEIGHT) / 2 / reach;
+  const arrow = (0.42 * HEIGHT) / 2 / Math.max(Math.hypot(...recorded.dy), 1e-30);
+  const center = y;
+  return {
+    unit,
+    arrow,
+    out: ([a, b]) => [WIDTH / 2 + (a - center[0]) * unit, HEIGHT / 2 - (b - center[1]) * unit],
+    back: ([a, b]) => [center[0] + (a - WIDTH / 2) / unit, center[1] - (b - HEIGHT / 2) / unit],
+  };
+}
+
+function planePicture(plane, found, name) {
+  const view = viewOf(recordedPlane(at));
+  const center = view.out(found.y);
+  const tip = [center[0] + plane.dy[0] * view.arrow, center[1] - plane.dy[1] * view.arrow];
+  const length = Math.hypot(...minus(tip, center)) || 1;
+  const direction = minus(tip, center).map((part) => part / length);
+  const far = WIDTH + HEIGHT;
+  const picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "group", "aria-label": "The values of this head as points; the table beside it has the numbers" });
+  picture.append(
+    svg("line", { class: "axis", ...ends(center.map((part, d) => part - far * direction[d]), center.map((part, d) => part + far * direction[d])) }),
+    ...plane.v.map((point) => {
+      const place = view.out(point);
+      const foot = dot(minus(place, center), direction);
+      return svg("line", { class: "drop", ...ends(place, center.map((part, d) => part + foot * direction[d])) });
+    }),
+    svg("line", { class: "arrow", ...ends(center, tip) }),
+    svg("path", { class: "cross", d: `M${center[0] - 6},${center[1]}h12M${center[0]},${center[1] - 6}v12` }),
+    svg("text", { x: center[0] + 8, y: center[1] + 14 }, "y"),
+  );
+  plane.v.forEach((point, s) => {
+    const place = view.out(point);
+    const radius = 4 + 14 * Math.sqrt(plane.p[s]);
+    const sign = found.dscores[s] > 0 ? "plus" : found.dscores[s] < 0 ? "minus" : "";
+    picture.append(handle(`v${s}`, `value of key ${name(s)}`, point, place, radius, `${sign}${s === plane.key ? " chosen" : ""}`, view,
+      (to) => movePlane({ v: plane.v.with(s, to), dy: plane.dy })));
+    picture.append(svg("text", { x: place[0] + radius + 3, y: place[1] + 4 }, name(s)));
+  });
+  picture.append(handle("dy", "tip of dy", plane.dy, tip, 6, "tip", view,
+    (to, pixel) => movePlane({ v: plane.v, dy: pixel ? [(pixel[0] - center[0]) / view.arrow, (center[1] - pixel[1]) / view.arrow] : to }), view.unit / view.arrow));
+  picture.append(svg("text", { x: tip[0] + 9, y: tip[1] + 4 }, "dy"));
+  return picture;
+}
+
+// A point that can be dragged, and moved by the arrow keys. `to` is told the new numbers, and the place in the drawing when dragged.
+function handle(id, label, point, [x, y], radius, sign, view, to, share = 1) {
+  const found = svg("circle", { "class": `handle ${sign}`, "cx": x, "cy": y, "r": radius, "tabindex": 0, "data-handle": id, "role": "slider",
+    "aria-label": label, "aria-valuenow": point[0].toFixed(3), "aria-valuetext": `${format(point[0])}, ${format(point[1])}` });
+  found.addEventListener("keydown", (event) => {
+    if (!(event.key in STEPS) || event.ctrlKey || event.altKey || event.metaKey) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const [down, right] = STEPS[event.key];
+    const stride = ((STRIDE * HEIGHT) / view.unit) * share;
+    to([point[0] + right * stride, point[1] - down * stride]);
+  });
+  found.addEventListener("pointerdown", (event) => {
+    event.preventDefault();
+    const box = found.ownerSVGElement.getBoundingClientRect();
+    const drag = (now) => {
+      const pixel = [((now.clientX - box.left) * WIDTH) / box.width, ((now.clientY - box.top) * HEIGHT) / box.height];
+      to(view.back(pixel), pixel);
+    };
+    addEventListener("pointermove", drag);
+    addEventListener("pointerup", () => removeEventListener("pointermove", drag), { once: true });
+    addEventListener("pointercancel", () => removeEventListener("pointermove", drag), { once: true });
+  });
+  return found;
+}
+
+// The same as numbers: p times the place along dy is dscores. The bars balance.
+function planeTable(plane, found, name) {
+  const most = Math.max(...found.dscores.map(Math.abs), 1e-30);
+  const rows = found.dscores.map((x, s) => {
+    const bar = make("span", { class: `bar ${x < 0 ? "minus" : "plus"}` });
+    bar.style.setProperty("--much", (Math.abs(x) / most).toFixed(3));
+    return make("tr", { class: s === plane.key ? "chosen" : null }, make("th", { scope: "row" }, name(s)),
+      [plane.p[s], found.along[s], x].map((value) => make("td", {}, format(value))), make("td", {}, bar));
+  });
+  const total = found.dscores.reduce((sum, x) => sum + x, 0);
+  return make("table", { class: "plain" }, make("caption", {}, "p × (dy · (v − y)) = dscores"),
+    make("thead", {}, make("tr", {}, ["key", "p", "dy · (v − y)", "dscores", "bar"].map((text) => make("th", { scope: "col" }, text)))),
+    make("tbody", {}, rows),
+    make("tfoot", {}, make("tr", {}, make("th", { scope: "row", colspan: "3" }, "sum"), make("td", {}, formatSum(total, most)), make("td", {}))));
+}
+
+function svg(tag, attributes, ...children) {
+  const found = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) found.setAttribute(name, value);
+  found.append(...children);
+  return found;
+}
+
+function ends([x1, y1], [x2, y2]) {
+  return { x1, y1, x2, y2 };
+}
