@@ -80,7 +80,6 @@ class Browser:
     def open(self, path: Path, at: str = "", ready: str = "return document.documentElement.dataset.ready === 'yes'") -> None:
         """Load a file anew, and wait until the script `ready` returns true. at: the address behind the #."""
         self.driver.get("about:blank")  # or a change of the # alone would load nothing
-        self.log("browser"), self.log("performance")
         self.driver.get(path.resolve().as_uri() + (f"#{at}" if at else ""))
         self.wait(ready)
 
@@ -118,11 +117,26 @@ class Browser:
         """Click the first element of a CSS selector, as a mouse does."""
         self.driver.find_element("css selector", selector).click()
 
+    def tap(self, selector: str) -> None:
+        """Tap the first element of a CSS selector with a finger."""
+        middle = """
+            const one = document.querySelector(arguments[0]);
+            one.scrollIntoView({ block: "center", inline: "center", behavior: "instant" });
+            const { x, y, width, height } = one.getBoundingClientRect();
+            return { x: x + width / 2, y: y + height / 2 };
+        """
+        place = self.script(middle, selector)
+        self.driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+        self.driver.execute_cdp_cmd("Input.synthesizeTapGesture", {**place, "gestureSourceType": "touch"})
+
     def set_screen(self, width: int, height: int, dark: bool = False, still: bool = False) -> None:
         """Set the width and height in CSS pixels, the colour scheme, and whether motion is to be reduced."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        media = {"prefers-color-scheme": "dark" if dark else "light", "prefers-reduced-motion": "reduce" if still else "no-preference"}
+        media = {
+            "prefers-color-scheme": "dark" if dark else "light",
+            "prefers-reduced-motion": "reduce" if still else "no-preference",
+        }
         features = [{"name": name, "value": value} for name, value in media.items()]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
