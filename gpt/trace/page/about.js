@@ -2,12 +2,13 @@
 
 // A question, and the place that answers it: a stop and a cell. A page without that stop leaves the question out.
 function questions() {
+  const adds = stops.findLast((stop) => callOf(stop).function === "add" && data.arrays[stop.array].axes[0] === "position");
   const twice = [...data.text.slice(0, -1)].find((letter, i, all) => all.indexOf(letter) < i);
   return [
     ["Why do the rows of dscores sum to 0?", "attention_backward/dscores", { h: 1, t: 3, s: 3 }],
     ["Where does 1 / sqrt(D) enter backward?", "attention_backward/dq", { h: 1, t: 3, d: 0 }],
     ["Why is the gradient of a masked entry exactly 0?", "attention_backward/dscores", { h: 1, t: 1, s: 3 }],
-    ["Where do gradients add into one x, and how many?", "add.ln1/sum", { r: 4, c: 0 }],
+    ["Where do gradients add into one x, and how many?", adds?.address, { r: 4, c: 0 }],
     ["What does a token that is used twice get?", twice && "embedding_backward/dtable", { v: data.vocabulary.indexOf(twice), c: 0 }],
   ].flatMap(([text, address, cell]) => {
     const stop = stops.find((one) => one.address === address);

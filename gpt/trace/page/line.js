@@ -3,10 +3,9 @@
 function drawLine(place) {
   const { stop } = place;
   const source = functionOf(stop);
-  const lines = source.source.filter(([, text], i) => i > 0 || text);
   const title = make("h2", { id: "line-title" }, make("code", {}, callOf(stop).name));
   const where = make("p", { class: "where" }, source.file, ", line ", String(stop.line), calledFrom(place));
-  const list = make("ol", { class: "code", "aria-label": "Source lines" }, lines.map(([number, text]) => codeLine(place, number, text)));
+  const list = make("ol", { class: "code", "aria-label": "Source lines" }, source.source.map(([number, text]) => codeLine(place, number, text)));
   return [title, where, make("div", { "class": "scroll", "id": "code", "tabindex": "0", "role": "region", "aria-label": "Code" }, list), insideLinks(place)];
 }
 
@@ -16,10 +15,11 @@ function codeLine(place, number, text) {
   const current = here.some((stop) => stop.line === place.stop.line);
   const [code, comment] = splitComment(text);
   const steps = first?.steps.map((step) => make("span", { class: "step" }, `step ${step}`)) ?? [];
+  const marks = steps.length ? make("span", {}, steps) : null;
   const words = make("code", {}, code, comment && make("span", { class: "comment" }, comment));
   const content = first ? linkTo({ ...place, stop: first, flat: cellNear(first, remembered) }, words, { "data-line": number }) : words;
   return make("li", { "class": current ? "current" : first ? "stop" : null, "aria-current": current ? "step" : null },
-    make("span", { class: "number" }, String(number)), content, steps);
+    make("span", { class: "number" }, String(number)), content, marks);
 }
 
 function splitComment(text) {

@@ -24,17 +24,20 @@ function move(place, how) {
 function jump(place) {
   trail = [...trail, addressOf(at)];
   move(place, "jump");
-  byId("line").scrollIntoView({ block: "nearest" });
+  closeDrawer();
+  const top = byId("line").getBoundingClientRect().top;
+  if (top < 0 || top > innerHeight / 2) byId("line").scrollIntoView();
 }
 
 function goBack(steps = 1) {
   if (trail.length) history.go(-steps);
+  else say("You have not jumped from anywhere.", true);
 }
 
 // Go where the address in the URL says.
 function arrive() {
   trail = history.state?.trail ?? [];
-  const address = decodeURIComponent(location.hash.slice(1));
+  const address = location.hash.slice(1);
   openAbout(!address);
   if (!address) return move(startPlace(), "silent");
   const { missing, ...place } = placeOf(address, startPlace());
@@ -96,16 +99,28 @@ function render() {
   const reads = readsOf(stop, state, flat);
   const tables = [made(), ...namesRead(stop).map((name) => readTable(name, reads))];
   const key = JSON.stringify([state, stop.order, tables.map((table) => table.slice)]);
-  const focused = document.activeElement?.closest("#line td[data-i]");
-  const inCode = document.activeElement?.closest("#code");
+  const focused = focusNow();
   if (key !== drawn) drawTables(tables);
   drawn = key;
-  markTables(tables, reads, focused);
+  markTables(tables, reads);
   byId("cell").replaceChildren(...drawCell(at).filter(Boolean));
+  letScroll(".math", "Formula");
   drawTop();
   drawBar();
+  drawTrail();
   markTape(at);
-  if (inCode && !document.contains(document.activeElement)) byId("code").focus();
+  if (focused && document.activeElement === document.body) document.querySelector(focused)?.focus({ preventScroll: true });
+}
+
+// A selector of what has the focus, or of what should have it when that is drawn anew: a button by its name, the code, or else the
+// selected cell.
+function focusNow() {
+  const element = document.activeElement?.closest("#page, header") && document.activeElement;
+  if (!element) return null;
+  for (const name of ["data-key", "data-switch", "data-state", "data-turn", "data-handle"]) {
+    if (element.hasAttribute(name)) return `[${name}="${element.getAttribute(name)}"]`;
+  }
+  return element.closest("#code") ? "#code" : "#line td.selected";
 }
 
 function made() {
@@ -126,10 +141,12 @@ function readTable(name, reads) {
   const slice = sliceOf(array, first ? first[1] : 0);
   const table = { array, name, state: at.state, slice, from: source ? `from ${source.address}` : originOf(array) };
   table.follow = (flat) => (source ? jump({ ...at, stop: source, flat }) : say(`${name} is ${originOf(array)}.`, true));
+  table.choose = (flat) => say(`${name}, ${cellWords(array, flat, "say")}: ${format(numbersOf(at.state, array)[flat])}`);
   table.turn = (to) => {
     const redrawn = drawTable({ ...table, slice: to });
     document.querySelectorAll("#reads figure")[namesRead(at.stop).indexOf(name)].replaceWith(redrawn);
     markTable(redrawn.querySelector("table"), null, litIn(array, reads));
+    redrawn.querySelector("[aria-pressed=true]").focus();
     drawn = "";
   };
   return table;
@@ -142,17 +159,18 @@ function drawTables([madeTable, ...readTables]) {
   if (current) byId("code").scrollTop = current.offsetTop - byId("code").clientHeight / 2;
 }
 
-function markTables([madeTable, ...readTables], reads, focused) {
+function markTables([madeTable, ...readTables], reads) {
   const table = document.querySelector("#line table");
   const cell = markTable(table, at.flat, new Set());
-  for (const td of table.querySelectorAll("td[data-i]")) td.textContent = format(numbersOf(at.state, at.stop.array)[td.dataset.i]);
+  const before = table.querySelector(".hidden");
+  before?.classList.remove("hidden");
+  before?.replaceChildren(format(numbersOf(at.state, at.stop.array)[before.dataset.i]));
+  cell.classList.toggle("hidden", isHidden(at));
   if (isHidden(at)) cell.textContent = "?";
-  if (focused) cell.focus({ preventScroll: true });
-  cell.scrollIntoView?.({ block: "nearest", inline: "nearest" });
-  byId("plane")?.remove();
-  const plane = isHidden(at) ? null : drawPlane(at);
-  if (plane) byId("line").append(plane);
-  document.querySelectorAll("#reads table").forEach((one, i) => markTable(one, null, litIn(readTables[i].array, reads)));
+  if (document.activeElement?.closest("#line td[data-i]")) cell.focus({ preventScroll: true });
+  keepInBox(cell);
+  showPlane(at);
+  document.querySelectorAll("#reads table").forEach((one, i) => keepInBox(markTable(one, null, litIn(readTables[i].array, reads))));
 }
 
 function litIn(array, reads) {
@@ -161,32 +179,39 @@ function litIn(array, reads) {
 
 function drawBar() {
   const { stop } = at;
-  const where = make("span", { class: "place" }, `${callOf(stop).name} ${stop.place + 1}/${stop.of}`);
+  const where = make("span", { class: "place" }, callOf(stop).name, " ", make("span", {}, `${stop.place + 1}/${stop.of}`));
   const button = (name, text, hint, act) => make("button", { "data-key": name, "title": hint, "click": act }, text);
   byId("bar").replaceChildren(
     button("previous", "‹ previous", "previous line (k)", () => walk(-1)), where,
     button("next", "next ›", "next line (j)", () => walk(1)),
     button("pair", stop.backward ? "its forward" : "its backward", "the other side (x)", goToPair),
-    button("back", "back", "back to where you jumped from (Backspace)", () => goBack()),
-    make("ol", { "class": "trail", "aria-label": "Where you came from" }, trail.slice(-3).map((address, i, shown) =>
-      make("li", {}, make("button", { click: () => goBack(shown.length - i) }, address)))));
+    button("back", "back", "back to where you jumped from (Backspace)", () => goBack()));
   document.querySelector("[data-key=back]").disabled = !trail.length;
+}
+
+// The last places that the reader jumped from, oldest first.
+function drawTrail() {
+  const last = trail.slice(-4);
+  const buttons = last.map((address, i) =>
+    make("li", {}, make("button", { title: address, click: () => goBack(last.length - i) }, address.split("/").slice(1).join(" "))));
+  byId("trail").hidden = !last.length;
+  byId("trail").replaceChildren(make("span", {}, "you came from"), make("ol", {}, buttons));
 }
 
 function drawTop() {
   const { text, states } = data;
   const marked = (part) => [...part].map(showCharacter).join("");
-  byId("run").textContent = `A GPT reads ${marked(text.slice(0, -1))} and is to say ${marked(text.slice(1))}.`;
+  byId("run").textContent = `${marked(text.slice(0, -1))} → ${marked(text.slice(1))}`;
   drawSwitches();
-  byId("states").replaceChildren(...states.map((state, i) => make("button", { "aria-pressed": String(i === at.state), "click": () => changeState(i) },
-    `${state.step ? `after ${state.step} steps` : "before training"}, loss ${format(state.loss)}`)));
+  byId("states").replaceChildren(...states.map((state, i) => make("button", { "data-state": i, "aria-pressed": String(i === at.state), "click": () => changeState(i) },
+    `${state.step ? `after ${state.step} steps` : "before"}: loss ${format(state.loss)}`)));
 }
 
 // What can be switched on and off: [key, text, how it is now, how it is changed].
 const SWITCHES = {
-  numbers: ["s", "numbers in formulas", () => shown.numbers, () => (shown.numbers = !shown.numbers)],
+  numbers: ["s", "numbers", () => shown.numbers, () => (shown.numbers = !shown.numbers)],
   differences: ["f", "differences", () => shown.differences, () => (shown.differences = !shown.differences)],
-  predict: ["p", "predict first", () => predict.on, () => (predict.on = !predict.on)],
+  predict: ["p", "predict", () => predict.on, () => (predict.on = !predict.on)],
 };
 
 function toggle(name) {

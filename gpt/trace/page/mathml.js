@@ -14,8 +14,14 @@ function element(tag, ...children) {
   return found;
 }
 
+function withAttributes(found, attributes) {
+  for (const [name, value] of Object.entries(attributes)) found.setAttribute(name, value);
+  return found;
+}
+
 const row = (...children) => element("mrow", ...children);
 const operator = (text) => element("mo", text);
+const space = () => withAttributes(element("mspace"), { width: "0.17em" });
 const bracketed = (inside, open = "(", close = ")") => row(operator(open), inside, operator(close));
 
 // The formula of a stop with its names.
@@ -41,12 +47,8 @@ function formulaWithNumbers(stop, state, flat) {
 function mathElement(text, first, second) {
   const isLong = text.length > LONG;
   const rows = [first, second].map((parts) => element("mtr", element("mtd", row(...parts))));
-  const broken = element("mtable", ...rows);
-  broken.setAttribute("class", "broken");
-  const found = element("math", isLong ? broken : row(...first, ...second));
-  found.setAttribute("display", "block");
-  found.setAttribute("alttext", text);
-  return found;
+  const broken = withAttributes(element("mtable", ...rows), { class: "broken", displaystyle: "true" });
+  return withAttributes(element("math", isLong ? broken : row(...first, ...second)), { display: "block", alttext: text });
 }
 
 function number(text) {
@@ -101,7 +103,7 @@ function drawValue(tree, cell, beside) {
 
 function drawOver(kind, index, body, beside) {
   const sign = kind === "Sum" ? operator(CALLED[kind]) : element("mi", CALLED[kind]);
-  const found = row(element("munder", sign, element("mi", index)), draw(body, null, kind === "Sum" ? 1.5 : 3));
+  const found = row(element("munder", sign, element("mi", index)), space(), draw(body, null, kind === "Sum" ? 1.5 : 3));
   return kind === "Sum" && (beside === 1 || beside === 2) ? bracketed(found) : found;
 }
 
@@ -114,14 +116,13 @@ function drawTerms(tree, cell) {
   const rest = terms.slice(MOST_TERMS).map((at) => evaluate(body, at, cell.scope));
   if (rest.length) {
     const value = OVER_AN_INDEX[kind === "Mean" ? "Sum" : kind](rest);
-    shown.push(row(bracketedIfNegative(value), element("mtext", ` from ${rest.length} more`)));
+    shown.push(row(bracketedIfNegative(value), element("mtext", `\u00a0from ${rest.length} more`)));
   }
   const joint = kind === "Max" ? "," : "+";
   const rows = shown.map((term, i) =>
     element("mtr", element("mtd", i && joint === "+" ? operator("+") : row()), element("mtd", term, i < shown.length - 1 && joint === "," ? operator(",") : row())));
-  const table = element("mtable", ...rows);
-  table.setAttribute("class", "terms");
-  const whole = bracketed(table);
+  // The brackets are drawn by the style, because not every font has tall ones.
+  const whole = withAttributes(element("mtable", ...rows), { class: "terms" });
   if (kind === "Mean") return element("mfrac", whole, element("mn", String(terms.length)));
   return kind === "Max" ? row(element("mi", "max"), whole) : whole;
 }
@@ -134,20 +135,19 @@ function cases(condition, yes, no) {
   const lines = [];
   let tree = ["if", condition, yes, no];
   while (tree[0] === "if") {
-    lines.push([draw(tree[2], null), row(element("mtext", "if "), draw(tree[1], null, -2))]);
+    lines.push([draw(tree[2], null), row(element("mtext", "if\u00a0"), draw(tree[1], null, -2))]);
     tree = tree[3];
   }
   lines.push([draw(tree, null), element("mtext", "otherwise")]);
-  const table = element("mtable", ...lines.map((parts) => element("mtr", ...parts.map((part) => element("mtd", part)))));
-  table.setAttribute("class", "cases");
-  return row(operator("{"), table);
+  const rows = lines.map((parts) => element("mtr", ...parts.map((part) => element("mtd", part))));
+  return withAttributes(element("mtable", ...rows), { class: "cases" });
 }
 
 // Of a choice with numbers, the branch that is taken, and why.
 function drawBranch([, condition, yes, no], cell, beside) {
   const holds = evaluate(condition, cell.at, cell.scope);
-  const why = row(element("mtext", holds ? " since " : " since not "), draw(condition, cell, -2));
-  return row(draw(holds ? yes : no, cell, beside), why);
+  const why = [element("mtext", "\u00a0since\u00a0"), draw(condition, cell), element("mtext", holds ? "\u00a0holds" : "\u00a0is false")];
+  return row(draw(holds ? yes : no, cell, beside), ...why);
 }
 
 // A line that only moves elements: which one is taken.

@@ -13,7 +13,7 @@ function format(x) {
 // Two numbers side by side need more digits, or they would look equal too soon.
 function formatLong(x) {
   if (x === 0) return "0";
-  return Math.abs(x) < 1e-3 ? x.toExponential(6) : x.toPrecision(7);
+  return Math.abs(x) < 1e-3 ? x.toExponential(5) : x.toPrecision(6);
 }
 
 function signOf(x) {

@@ -5,8 +5,9 @@
 // p_s it is the gradient of the score.
 
 const PLANE_AT = ["attention_forward/probs", "attention_forward/y", "attention_backward/dscores", "softmax_backward/dx"];
-const WIDTH = 340;
-const HEIGHT = 250;
+const WIDTH = 300;
+const HEIGHT = 260;
+const EDGE = 44; // what is left free around the points
 const STRIDE = 0.08; // how far an arrow key moves a handle, as a share of the drawing
 
 let moved = null; // what the reader has moved, or null: { v: [[x, y], ...], dy: [x, y] }
@@ -51,30 +52,40 @@ function drawPlane(place) {
   const found = consequences(plane);
   const name = (s) => showCharacter(data.text[s]) + s;
   const reset = make("button", { "class": "reset", "disabled": moved === null, "click": () => movePlane(null) }, "back to the recorded numbers");
-  return make("section", { "id": "plane", "aria-labelledby": "plane-title" },
-    make("h3", { id: "plane-title" }, `The value plane: head ${plane.head}, query ${name(plane.query)}`),
+  return [
+    make("h2", { id: "plane-title" }, `The value plane: head ${plane.head}, query ${name(plane.query)}`),
+    make("p", { class: "note" }, "Dots are the values v of the keys that the query sees, as big as their weight p. The cross is y, their mixture. ",
+      "The arrow is dy, and each v is dropped on its line."),
     make("div", { class: "columns" }, planePicture(plane, found, name), planeTable(plane, found, name)),
     make("p", { class: "note" }, moved ? "You have moved a point: these are no longer the recorded numbers. " : "Drag a dot or the arrow’s tip, or focus one and use the arrow keys. ", reset),
     make("ol", { class: "sentences" },
       make("li", {}, "A score moves its own key’s weight up and everybody else’s down, so what counts is v compared with the present mixture y."),
       make("li", {}, "A key whose value is the mixture gets 0. So does an only key, and a masked one, which has no weight."),
-      make("li", {}, `The average that is subtracted is dy · y = ${format(dot(plane.dy, found.y))}: flash attention’s one number per row.`)));
+      make("li", {}, `The average that is subtracted is dy · y = ${format(dot(plane.dy, found.y))}: flash attention’s one number per row.`)),
+  ];
+}
+
+function showPlane(place) {
+  const found = isHidden(place) ? null : drawPlane(place);
+  byId("plane").hidden = !found;
+  byId("plane").replaceChildren(...(found ?? []));
 }
 
 function movePlane(change) {
   moved = change;
   const focused = document.activeElement?.dataset?.handle;
-  byId("plane").replaceWith(drawPlane(at));
+  showPlane(at);
   if (focused !== undefined) document.querySelector(`#plane [data-handle="${focused}"]`)?.focus();
 }
 
 // From the numbers to the drawing and back. The view is that of the recorded points, so that it stands still while one is moved.
 function viewOf(recorded) {
-  const { y } = consequences(recorded);
-  const reach = Math.max(...recorded.v.flatMap((point) => minus(point, y).map(Math.abs)), 0.5) * 1.25;
-  const unit = Math.min(WIDTH, HEIGHT) / 2 / reach;
-  const arrow = (0.42 * HEIGHT) / 2 / Math.max(Math.hypot(...recorded.dy), 1e-30);
-  const center = y;
+  const lowest = [0, 1].map((d) => Math.min(...recorded.v.map((point) => point[d])));
+  const highest = [0, 1].map((d) => Math.max(...recorded.v.map((point) => point[d])));
+  const [width, height] = minus(highest, lowest);
+  const unit = Math.min((WIDTH - 2 * EDGE) / Math.max(width, 0.5), (HEIGHT - 2 * EDGE) / Math.max(height, 0.5));
+  const arrow = 60 / Math.max(Math.hypot(...recorded.dy), 1e-30);
+  const center = [0, 1].map((d) => (lowest[d] + highest[d]) / 2);
   return {
     unit,
     arrow,
@@ -90,7 +101,7 @@ function planePicture(plane, found, name) {
   const length = Math.hypot(...minus(tip, center)) || 1;
   const direction = minus(tip, center).map((part) => part / length);
   const far = WIDTH + HEIGHT;
-  const picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "group", "aria-label": "The values of this head as points; the table beside it has the numbers" });
+  const picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "group", "aria-label": "The values of this head as points. The table has the same numbers" });
   picture.append(
     svg("line", { class: "axis", ...ends(center.map((part, d) => part - far * direction[d]), center.map((part, d) => part + far * direction[d])) }),
     ...plane.v.map((point) => {
@@ -99,6 +110,7 @@ function planePicture(plane, found, name) {
       return svg("line", { class: "drop", ...ends(place, center.map((part, d) => part + foot * direction[d])) });
     }),
     svg("line", { class: "arrow", ...ends(center, tip) }),
+    svg("path", { class: "head", d: "M0,0l-11,-5v10z", transform: `translate(${tip}) rotate(${(Math.atan2(direction[1], direction[0]) * 180) / Math.PI})` }),
     svg("path", { class: "cross", d: `M${center[0] - 6},${center[1]}h12M${center[0]},${center[1] - 6}v12` }),
     svg("text", { x: center[0] + 8, y: center[1] + 14 }, "y"),
   );
@@ -110,9 +122,10 @@ function planePicture(plane, found, name) {
       (to) => movePlane({ v: plane.v.with(s, to), dy: plane.dy })));
     picture.append(svg("text", { x: place[0] + radius + 3, y: place[1] + 4 }, name(s)));
   });
-  picture.append(handle("dy", "tip of dy", plane.dy, tip, 6, "tip", view,
+  picture.append(handle("dy", "tip of dy", plane.dy, tip, 10, "tip", view,
     (to, pixel) => movePlane({ v: plane.v, dy: pixel ? [(pixel[0] - center[0]) / view.arrow, (center[1] - pixel[1]) / view.arrow] : to }), view.unit / view.arrow));
-  picture.append(svg("text", { x: tip[0] + 9, y: tip[1] + 4 }, "dy"));
+  const beyond = tip.map((part, d) => part + 14 * direction[d]);
+  picture.append(svg("text", { "x": beyond[0], "y": beyond[1] + 4, "text-anchor": "middle" }, "dy"));
   return picture;
 }
 

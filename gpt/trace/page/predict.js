@@ -1,14 +1,14 @@
 // Predict first: the selected number is blank until the reader has said its sign. Answers are kept while the page is open.
 
 const predict = { on: false, answers: new Map() };
-const ANSWERS = { "-1": "negative", "0": "zero", "1": "positive" };
+const ANSWERS = [[-1, "negative"], [0, "zero"], [1, "positive"]];
 
 function isHidden(place) {
   return predict.on && !predict.answers.has(addressOf(place));
 }
 
 function askSign(place) {
-  const buttons = Object.entries(ANSWERS).map(([sign, word]) => make("button", { "data-sign": sign, "click": () => answer(place, Number(sign)) }, word));
+  const buttons = ANSWERS.map(([sign, word]) => make("button", { "data-sign": sign, "click": () => answer(place, sign) }, word));
   return make("div", { class: "ask", "role": "group", "aria-labelledby": "ask" },
     make("p", { id: "ask" }, "What do you expect this number to be?"), buttons, score());
 }
@@ -27,8 +27,9 @@ function answered(place) {
   const sign = predict.answers.get(addressOf(place));
   if (!predict.on || sign === undefined) return null;
   const right = sign === trueSign(place);
+  const word = new Map(ANSWERS).get(sign);
   return make("div", { class: "ask" },
-    make("p", { class: right ? "right" : "wrong" }, right ? `Right: ${ANSWERS[sign]}.` : `You said ${ANSWERS[sign]}; it is ${signOf(numbersOf(place.state, place.stop.array)[place.flat])}.`,
+    make("p", { class: right ? "right" : "wrong" }, right ? `Right: ${word}.` : `You said ${word}; it is ${signOf(numbersOf(place.state, place.stop.array)[place.flat])}.`,
       " The reason is in the numbers below."), score());
 }
 

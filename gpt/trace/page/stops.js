@@ -169,7 +169,7 @@ function addressOf({ state, stop, flat }) {
 
 // The place of an address, and in `missing` what of it does not exist. The nearest place that exists stands in for it.
 function placeOf(address, before) {
-  const [step, call = "", name = "", cell = ""] = decodeURIComponent(address.replace(/^#/, "")).split("/");
+  const [step, call = "", name = "", cell = ""] = address.replace(/^#/, "").split("/");
   const missing = [];
   let state = data.states.findIndex((one) => String(one.step) === step);
   if (state < 0) {
@@ -178,8 +178,9 @@ function placeOf(address, before) {
   }
   let stop = stops.find((one) => one.address === `${call}/${name}`);
   if (!stop) {
-    missing.push(`${call}/${name}`);
-    stop = stops.find((one) => callOf(one).name === call) ?? before.stop;
+    const ofCall = stops.find((one) => callOf(one).name === call);
+    if (name || !ofCall) missing.push(name ? `${call}/${name}` : call || "place without a call");
+    stop = ofCall ?? before.stop;
   }
   const wanted = Object.fromEntries([...cell.matchAll(/([a-z])(\d+)/g)].map(([, letter, i]) => [letter, Number(i)]));
   const flat = cellNear(stop, wanted);

@@ -1,11 +1,12 @@
 // One array as a table: one head of it where it has heads, with the characters of the text on its axes.
 
-// What a table shows: { array, name, state, stop, slice, selected, lit, follow, choose, sums }.
+// What a table shows: { array, name, state, slice, from, choose, follow, turn, sums }.
 //   slice     which head, as the place of the leading axes
-//   selected  the flat index of the selected cell, or null
-//   lit       the flat indices that the selected cell was made from
-//   choose    is called with the flat index of a cell that is clicked or reached by arrows
-//   follow    is called with the flat index of a cell on Enter or a click; null: choose alone
+//   from      where the array comes from, in words
+//   choose    is called with the flat index of a cell that is reached by arrows
+//   follow    is called with the flat index of a cell on Enter or a click; where there is none, choose is
+//   turn      is called with the slice of another head
+//   sums      whether a column of row sums is shown
 
 function drawTable(shown) {
   const numbers = numbersOf(shown.state, shown.array);
@@ -17,18 +18,19 @@ function drawTable(shown) {
     "data-step": data.states[shown.state].step,
     "keydown": (event) => moveFocus(event, table, grid, shown),
   });
-  table.append(make("caption", {}, captionOf(shown, most)), headerOf(shown, grid));
+  table.append(make("caption", { class: "unseen" }, `${shown.name}${shown.from ? ", " + shown.from : ""}`), headerOf(shown, grid));
   const body = make("tbody");
   const sums = [];
   for (let r = 0; r < grid.rows; r++) {
     const cells = Array.from({ length: grid.columns }, (_, c) => cellElement(numbers, grid.flat(r, c), most, shown));
     const sum = shown.sums && sumOf(numbers, grid, r);
     sums.push(sum);
-    body.append(make("tr", {}, rowHeader(shown.array, grid, r), cells, shown.sums && make("td", { class: "sum" }, formatSum(sum, most))));
+    body.append(make("tr", {}, rowHeader(shown, grid, r), cells, shown.sums && make("td", { class: "sum" }, formatSum(sum, most))));
   }
   table.append(body);
   const box = make("div", { class: "scroll", tabindex: "-1" }, table);
-  return make("figure", { class: shown.follow ? "read" : "made" }, headTabs(shown), box, shown.sums && sumsNote(sums, most));
+  const title = make("div", { class: "title" }, titleOf(shown, most), headTabs(shown));
+  return make("figure", { class: shown.follow ? "read" : "made" }, title, box, shown.sums && sumsNote(sums, most));
 }
 
 // Where the cells of an array stand. The last two axes are the rows and columns; a vector over positions or tokens stands upright.
@@ -52,31 +54,30 @@ function largest(numbers) {
   return numbers.reduce((most, x) => (Number.isFinite(x) ? Math.max(most, Math.abs(x)) : most), 0);
 }
 
-function captionOf(shown, most) {
-  const from = shown.from ? [" ", make("span", { class: "from" }, shown.from)] : [];
+function titleOf(shown, most) {
   return [
     make("b", {}, shown.name),
-    " ",
     make("span", { class: "shape" }, shapeWords(shown.array)),
-    from,
+    shown.from && make("span", { class: "from" }, shown.from),
     make("span", { class: "scale" }, `full colour at ±${format(most)}`),
   ];
 }
 
 function headerOf(shown, grid) {
   if (grid.columnAxis === null) return make("thead");
-  const corner = make("td", { class: "corner" }, grid.rowAxis === null ? "" : cornerText(shown.array, grid));
+  const corner = make("td", { class: "corner" }, grid.rowAxis === null ? axisName(shown.array, grid.columnAxis) : cornerText(shown.array, grid));
   const names = Array.from({ length: grid.columns }, (_, c) => axisHeader(shown.array, grid.columnAxis, c, "col"));
   return make("thead", {}, make("tr", {}, corner, names, shown.sums && make("th", { scope: "col", class: "sum" }, "row sum")));
 }
 
 function cornerText(array, grid) {
-  return axisName(array, grid.rowAxis) === "query" ? "query \\ key" : "";
+  const [rows, columns] = [grid.rowAxis, grid.columnAxis].map((axis) => axisName(array, axis));
+  return rows === "query" ? "query \\ key" : columns;
 }
 
-function rowHeader(array, grid, r) {
-  if (grid.rowAxis === null) return make("th", { scope: "row" }, "");
-  return axisHeader(array, grid.rowAxis, r, "row");
+function rowHeader(shown, grid, r) {
+  if (grid.rowAxis === null) return make("th", { scope: "row" }, shown.name);
+  return axisHeader(shown.array, grid.rowAxis, r, "row");
 }
 
 function axisHeader(array, axis, i, scope) {
@@ -91,8 +92,15 @@ function cellElement(numbers, flat, most, shown) {
   const sign = x === -Infinity ? "masked" : x > 0 ? "plus" : x < 0 ? "minus" : "zero";
   const cell = make("td", { "data-i": flat, "class": sign, "tabindex": "-1", "click": () => (shown.follow ?? shown.choose)(flat) });
   if (Number.isFinite(x) && x !== 0) cell.style.setProperty("--much", Math.max(0.08, Math.abs(x) / most).toFixed(3));
+  if (holdsTokens(shown.array)) cell.dataset.token = showCharacter(data.vocabulary[x]);
   cell.append(format(x));
   return cell;
+}
+
+// The text itself: its numbers are tokens.
+function holdsTokens(array) {
+  const { idx, targets } = data.calls[0].arguments;
+  return array === idx || array === targets;
 }
 
 function sumOf(numbers, grid, r) {
@@ -110,7 +118,7 @@ function isRounding(sum, most) {
 
 function sumsNote(sums, most) {
   const apart = Math.max(...sums.filter((sum) => isRounding(sum, most)).map((sum) => Math.abs(sum - Math.round(sum))));
-  return make("p", { class: "note" }, `Row sums are rounded: they are off by at most ${apart === 0 ? "0" : apart.toExponential(0)}.`);
+  return make("p", { class: "note" }, `The row sums hold but for rounding: ${apart === 0 ? "0" : apart.toExponential(0)} at most.`);
 }
 
 // The leading axes as tabs: heads, and q, k, v.
@@ -121,6 +129,7 @@ function headTabs(shown) {
   const index = unravel(shown.slice, leading);
   return leading.map((length, axis) => make("div", { "class": "heads", "role": "group", "aria-label": `${axisName(shown.array, axis)} of ${shown.name}` },
     Array.from({ length }, (_, i) => make("button", {
+      "data-turn": `${shown.name}/${axis}/${i}`,
       "aria-pressed": String(i === index[axis]),
       "click": () => shown.turn(ravel(index.with(axis, i), leading)),
     }, `${axisName(shown.array, axis)} ${placeName(shown.array, axis, i)}`))));
@@ -138,6 +147,27 @@ function markTable(table, selected, lit) {
   const first = table.querySelector("td.selected") ?? table.querySelector("td.lit") ?? table.querySelector("td[data-i]");
   first.tabIndex = 0;
   return first;
+}
+
+// Scroll the box of a table, and not the page, so that a cell is seen.
+function keepInBox(cell) {
+  const box = cell.closest(".scroll");
+  const [inner, outer] = [cell.getBoundingClientRect(), box.getBoundingClientRect()];
+  const header = 40; // the row headers stay where they are, above the cells
+  if (inner.left < outer.left + header) box.scrollLeft += inner.left - outer.left - header;
+  if (inner.right > outer.right) box.scrollLeft += inner.right - outer.right + 4;
+  if (inner.top < outer.top) box.scrollTop += inner.top - outer.top;
+  if (inner.bottom > outer.bottom) box.scrollTop += inner.bottom - outer.bottom + 4;
+}
+
+// A box that scrolls must be reached by the keyboard.
+function letScroll(selector, label) {
+  for (const box of document.querySelectorAll(selector)) {
+    if (box.scrollWidth <= box.clientWidth) continue;
+    box.tabIndex = 0;
+    box.setAttribute("role", "group");
+    box.setAttribute("aria-label", label);
+  }
 }
 
 const STEPS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
@@ -164,5 +194,5 @@ function moveFocus(event, table, grid, shown) {
   cell.tabIndex = -1;
   next.tabIndex = 0;
   next.focus();
-  if (shown.choose) shown.choose(Number(next.dataset.i));
+  shown.choose(Number(next.dataset.i));
 }

@@ -17,17 +17,17 @@ function drawTape() {
   open();
 }
 
+// On a narrow screen the tape is a drawer, which closes when a reader goes somewhere.
+function closeDrawer() {
+  if (!matchMedia("(min-width: 1000px)").matches) document.querySelector("#tape details").open = false;
+}
+
 function callLink(number, text) {
   const call = data.calls[number];
   const stop = stops.find((one) => one.call === number);
   const adds = call.function === "add";
-  return make("a", { "href": "#" + firstAddress(stop), "data-call": call.name, "class": adds ? "adds" : null, "aria-label": adds ? `${call.name}: its gradients add` : call.name },
-    adds ? "+ its gradients add" : text);
-}
-
-// A link of the tape goes to the first line of a forward call, and to the last line of a backward one, where its gradient is whole.
-function firstAddress(stop) {
-  return `${data.states[0].step}/${stop.address}`;
+  const shown = adds ? "+ its gradients add" : text;
+  return make("a", { "href": "#" + stop.address, "data-call": call.name, "class": adds ? "adds" : null, "aria-label": `${call.name}: ${shown}` }, shown);
 }
 
 function nested(call) {
@@ -57,7 +57,7 @@ function markTape(place) {
     const paired = callOf(place.stop).pair === call || data.calls[call].pair === place.stop.call;
     link.classList.toggle("pair", paired && !here);
     const stop = stops.find((one) => one.call === call);
-    link.href = `#${data.states[place.state].step}/${stop.address}`;
+    link.href = "#" + addressOf({ ...place, stop, flat: cellNear(stop, remembered) });
   }
   document.querySelector("#tape [data-role=loss]").textContent = format(data.states[place.state].loss);
 }

@@ -27,7 +27,7 @@ function drawFormula(stop) {
   return make("div", {},
     make("h3", {}, "The formula of this line"),
     make("div", { class: "scroll math", "data-role": "formula" }, formulaWithNames(stop)),
-    stop.formula.means && make("p", { "data-role": "means" }, upperFirst(stop.formula.means) + "."));
+    make("p", { "data-role": "means" }, meaning(stop)));
 }
 
 function drawNumbers({ state, stop, flat }) {
@@ -57,13 +57,24 @@ function drawDerivation(stop) {
   return make("div", {}, make("h3", {}, "Derivation"), make("ol", { class: "derivation" }, items));
 }
 
+function meaning({ formula }) {
+  if (formula.means) return upperFirst(formula.means) + ".";
+  return formula.moves ? "The same numbers, in another place." : "";
+}
+
 // A step is prose and formulas. The docstring sets formulas apart by two spaces or more.
 function derivationText(text) {
-  return text.split("\n").flatMap((line) => line.split(/\s{2,}/).map((part, i) => make(i ? "code" : "span", {}, part)));
+  return text.split("\n").flatMap((line) => {
+    const [first, ...rest] = line.split(/\s{2,}/);
+    if (!rest.length) return make("span", {}, first);
+    if (rest[0].startsWith("=")) return make("code", {}, line.replace(/\s{2,}/g, " "));
+    return [make("span", {}, first), rest.length > 1 && !rest.some((part) => part.startsWith("=")) ? rest.map((part) => make("code", {}, part)) : make("code", {}, rest.join(" "))];
+  }).flat();
 }
 
 function upperFirst(text) {
-  return /^[a-z]\[|^[a-z]+\[/.test(text) || /^(x|b|w|p)\b/.test(text) ? text : text[0].toUpperCase() + text.slice(1);
+  const startsWithCode = /^(\w+[[(]|\w\b(?!t))/.test(text) && !text.startsWith("a ");
+  return startsWithCode ? text : text[0].toUpperCase() + text.slice(1);
 }
 
 // "Its gradients add": where a value is used twice.
@@ -76,7 +87,14 @@ function drawTwice(place) {
   const users = uses.flatMap((use, i) => [i ? (i === uses.length - 1 ? " and " : ", ") : "", link(use)]);
   return make("p", { class: "twice" },
     make("b", {}, "Used twice; its gradients add. "), link(value), ` is read by ${uses.length} calls, `, users,
-    `, so ${uses.length} gradients come back, and `, link(add), " adds them.");
+    `, so ${uses.length} gradients come back, and `, link(add), " adds them. ", addPlaces(place));
+}
+
+// At how many values of the model gradients are added, with a link to each.
+function addPlaces(place) {
+  const adds = stops.filter((stop) => callOf(stop).function === "add");
+  const links = adds.map((stop) => [" ", linkTo({ ...place, stop, flat: cellNear(stop, remembered) }, callOf(stop).name)]);
+  return [`In this model it happens at ${adds.length} values:`, links, "."];
 }
 
 // The cell of another stop at the same place: by order of the axes when the shapes agree, else by letters.
