@@ -65,6 +65,7 @@ def started() -> Iterator["Browser"]:
             options.add_argument(argument)
         options.set_capability("goog:loggingPrefs", LOGS)
         driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+        driver.command_executor.client_config.timeout = 60  # seconds until a command that hangs is an error
         try:
             yield Browser(driver)
         finally:
@@ -118,16 +119,15 @@ class Browser:
         self.driver.find_element("css selector", selector).click()
 
     def tap(self, selector: str) -> None:
-        """Tap the first element of a CSS selector with a finger."""
-        middle = """
-            const one = document.querySelector(arguments[0]);
-            one.scrollIntoView({ block: "center", inline: "center", behavior: "instant" });
-            const { x, y, width, height } = one.getBoundingClientRect();
-            return { x: x + width / 2, y: y + height / 2 };
-        """
-        place = self.script(middle, selector)
-        self.driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
-        self.driver.execute_cdp_cmd("Input.synthesizeTapGesture", {**place, "gestureSourceType": "touch"})
+        """Touch the first element of a CSS selector with a finger."""
+        from selenium.webdriver.common.actions.action_builder import ActionBuilder
+        from selenium.webdriver.common.actions.pointer_input import PointerInput
+
+        element = self.driver.find_element("css selector", selector)
+        self.script("arguments[0].scrollIntoView({ block: 'center', inline: 'center', behavior: 'instant' })", element)
+        actions = ActionBuilder(self.driver, mouse=PointerInput("touch", "finger"), duration=0)
+        actions.pointer_action.move_to(element).pointer_down().pointer_up()
+        actions.perform()
 
     def set_screen(self, width: int, height: int, dark: bool = False, still: bool = False) -> None:
         """Set the width and height in CSS pixels, the colour scheme, and whether motion is to be reduced."""

@@ -76,6 +76,10 @@ class Run:
         """The shape as the formula of the stop indexes it."""
         return merge_axes(self.trace.arrays[stop.array], len(stop.formula.indices)).shape
 
+    def lengths(self, array: int) -> tuple[int, ...]:
+        """The shape of an array without its batch axis, which is 1 long."""
+        return tuple(length for length in self.trace.arrays[array].shape if length != 1)
+
     def size(self, stop: Stop) -> int:
         return self.trace.arrays[stop.array].size
 
@@ -166,17 +170,24 @@ def sign_is_shown(classes: str, value: float) -> bool:
 # ---- what the page shows ----
 
 SHOWN = """
-const cells = (table) => [...table.querySelectorAll("td[data-i]")].map((cell) => [Number(cell.dataset.i), cell.textContent, cell.className]);
-const sums = (table) => [...table.querySelectorAll("td.sum")].map((sum) =>
-  [[...sum.parentElement.querySelectorAll("td[data-i]")].map((cell) => Number(cell.dataset.i)), sum.textContent]);
+const number = (one) => Number(one.dataset.i);
+const cellsOf = (one) => [...one.querySelectorAll("td[data-i]")];
+const sumsOf = (table) => [...table.querySelectorAll("td.sum")].map((sum) => [cellsOf(sum.parentElement).map(number), sum.textContent]);
+const page = document.documentElement;
 return JSON.stringify({
   address: trace.address(),
   hash: decodeURIComponent(location.hash.slice(1)),
   live: document.getElementById("live").textContent,
   value: document.querySelector("#cell [data-role=value]")?.textContent ?? null,
-  overflow: document.documentElement.scrollWidth - innerWidth,
-  tables: [...document.querySelectorAll("table[data-array]")].map((table) =>
-    ({ array: Number(table.dataset.array), step: Number(table.dataset.step), read: table.closest("#reads") !== null, cells: cells(table), sums: sums(table) })),
+  overflow: page.scrollWidth - page.clientWidth,
+  tables: [...document.querySelectorAll("table[data-array]")].map((table) => ({
+    array: Number(table.dataset.array),
+    step: Number(table.dataset.step),
+    read: table.closest("#reads") !== null,
+    rows: [...table.tBodies[0].rows].map((row) => cellsOf(row).length),
+    cells: cellsOf(table).map((cell) => [number(cell), cell.textContent, cell.className]),
+    sums: sumsOf(table),
+  })),
 });
 """
 
@@ -218,7 +229,8 @@ def unlike_array(run: Run, step: int, stop: Stop, flat: int, reads: set[tuple[in
     if table["step"] != step:
         return [f"array {array} is shown of step {table['step']}"]
     values = run.values(step, array)
-    found = [f"array {array}[{i}] is {text}, recorded {values[i]}" for i, text, _ in cells if not is_shown(text, values[i])]
+    found = [] if in_order(table, run.lengths(array)) else [f"array {array}: rows of {table['rows']} cells are not in order"]
+    found += [f"array {array}[{i}] is {text}, recorded {values[i]}" for i, text, _ in cells if not is_shown(text, values[i])]
     found += [f"array {array}[{i}] = {values[i]} is marked {kind}" for i, _, kind in cells if not sign_is_shown(kind, values[i])]
     for row, text in table["sums"]:
         if not is_shown(text, float(np.sum(values[row]))):
@@ -228,6 +240,14 @@ def unlike_array(run: Run, step: int, stop: Stop, flat: int, reads: set[tuple[in
     if shown_so != marked & {i for i, *_ in cells}:
         found.append(f"array {array}: {name} are {sorted(shown_so)}, not {sorted(marked)}")
     return found
+
+
+def in_order(table: Mapping[str, Any], lengths: tuple[int, ...]) -> bool:
+    """Whether the cells are one block of the array, row by row. A vector may stand upright."""
+    places = [i for i, *_ in table["cells"]]
+    rows = set(table["rows"])
+    whole = places == list(range(places[0], places[0] + len(places)))
+    return whole and (rows == {lengths[-1]} if len(lengths) > 1 else rows in ({1}, {lengths[0] if lengths else 1}))
 
 
 # ---- formulas that the page evaluates ----
@@ -243,7 +263,7 @@ return JSON.stringify(stops.map(([stop, cells]) => cells.map((cell, i) => {
 
 
 def unlike_formulas(run: Run, browser: Browser, step: int, stops: Iterable[Stop] | None = None, every_read: int = 7) -> list[str]:
-    """Return the cells whose value, whose evaluated formula, or (of every few cells) whose sources differ from the recorded ones."""
+    """Return the cells whose value, formula or (of every few cells) sources differ from the recorded ones."""
     stops = list(run.stops if stops is None else stops)
     asked = [[f"{step}/{stop.address}", run.cells(stop)] for stop in stops]
     found = []
@@ -311,9 +331,9 @@ def jump(run: Run, browser: Browser, addresses: Sequence[str]) -> list[str]:
 TOO_WIDE = """
 const tooWide = (address) => {
   trace.go(address);
-  const over = document.documentElement.scrollWidth - innerWidth;
+  const over = document.documentElement.scrollWidth - document.documentElement.clientWidth;
   if (over <= 0) return [];
-  const first = [...document.querySelectorAll("body *")].find((one) => one.getBoundingClientRect().right > innerWidth + 0.5);
+  const first = [...document.querySelectorAll("body *")].find((one) => one.getBoundingClientRect().right > document.documentElement.clientWidth + 1);
   return [`${address}: ${over} pixels too wide: ${first?.outerHTML.slice(0, 200)}`];
 };
 return arguments[0].flatMap(tooWide);
@@ -339,11 +359,9 @@ def obstacles(browser: Browser) -> list[str]:
 
 MOVING = """
 const seconds = (text) => Math.max(...text.split(",").map((part) => parseFloat(part) * (part.includes("ms") ? 0.001 : 1)));
-return [...document.querySelectorAll("*")].filter((one) => {
-  const style = getComputedStyle(one);
-  const smooth = style.scrollBehavior === "smooth";
-  return smooth || seconds(style.transitionDuration) > 0.01 || (style.animationName !== "none" && seconds(style.animationDuration) > 0.01);
-}).map((one) => one.outerHTML.slice(0, 100));
+const moves = ({ scrollBehavior, transitionDuration, animationName, animationDuration }) =>
+  scrollBehavior === "smooth" || seconds(transitionDuration) > 0.01 || (animationName !== "none" && seconds(animationDuration) > 0.01);
+return [...document.querySelectorAll("*")].filter((one) => moves(getComputedStyle(one))).map((one) => one.outerHTML.slice(0, 100));
 """
 
 
