@@ -52,7 +52,7 @@ FOLDERS = {  # comments of the folders that are not packages
     "training": "the training loop and what it needs",
     "analysis": "costs, profile and dry run",
     "trace": "the trace page: its formulas, its numbers, and the page in a browser",
-    "page": "the page's script; template.html and style.css are beside it",
+    "web": "the script of the page; template.html and style.css are beside it",
     "mutation": "mutation testing of the ops, the optimizer and gpt/ (of kernels: cuda/test_planted.py)",
     "reference": "every op on every backend: gradients, values, properties, PyTorch",
     "repo": "the README, the docs, the benchmarks and the proofs",

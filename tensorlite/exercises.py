@@ -1,8 +1,18 @@
-"""`python -m tensorlite.exercises`: the program is tensorlite/testing/exercises.py."""
+"""`python -m tensorlite.exercises`: the program is tensorlite/testing/exercises/command.py."""
 
+import os
 import sys
 
-from tensorlite.testing.exercises import main
+from tensorlite.testing.exercises.command import main
+
+READER_GONE = 141  # 128 + SIGPIPE: what a shell reports for a program whose reader has left
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        status = main()
+        print(end="", flush=True)
+    except BrokenPipeError:  # the reader of the output, such as `head`, has exited
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # or the interpreter would fail to flush the rest
+        status = READER_GONE
+    sys.exit(status)

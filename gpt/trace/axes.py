@@ -1,4 +1,4 @@
-"""What each axis of each array counts: positions of the text, tokens of the vocabulary, heads, or channels.
+"""What each axis of each array counts: positions, tokens of the vocabulary, heads, or channels.
 
 The letters of a formula say it, except where one op serves several: `linear` makes channels, but logits with the head's weight. So
 a letter takes its meaning from the arrays that the formula reads.

@@ -1,4 +1,4 @@
-"""What the page holds, as JSON: the functions with their formulas, the calls, and the numbers of one or two steps."""
+"""The data of the page: the functions with their formulas, the calls, and the numbers of the steps."""
 
 import ast
 import base64
@@ -150,7 +150,7 @@ def call_data(call: Call, name: str, pairs: Mapping[int, int]) -> dict[str, Any]
 def state_data(state: State, stored: Mapping[int, int]) -> dict[str, Any]:
     """Return the numbers of a state: every stored array one after another, and the differences of its gradients.
 
-    The numbers are kept to 13 digits, and how far a difference is from its gradient to two, for the size of the page.
+    The numbers are kept to 13 digits, and how far a difference is from its gradient to one, for the size of the page.
     """
     numbers = [np.ravel(state.trace.arrays[i]).astype("<f8") for i in stored]
     errors = [np.ravel(difference) - np.ravel(state.trace.arrays[array]) for array, difference in state.differences.items()]
@@ -158,7 +158,7 @@ def state_data(state: State, stored: Mapping[int, int]) -> dict[str, Any]:
         "step": state.step,
         "loss": state.loss,
         "numbers": encode(rounded(np.concatenate(numbers), 8)),
-        "errors": encode(rounded(np.concatenate(errors or [np.zeros(0)]).astype("<f4"), 16)),
+        "errors": encode(rounded(np.concatenate(errors or [np.zeros(0)]).astype("<f4"), 20)),
     }
 
 

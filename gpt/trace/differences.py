@@ -1,8 +1,10 @@
-"""A finite difference beside every gradient: the unchanged forward runs again with one element moved by h.
+"""A finite difference beside every gradient: forward runs again with one element moved by h.
 
 A parameter is moved in the flat buffer. A value inside a function is moved while the function runs, at the moment its line has made
 it, so what is measured is how the loss depends on that very value. An argument of an op is moved for the length of that call alone,
 because the same array may be used by other calls, and moved for good where the gradient is a sum over all uses.
+
+A difference whose step passes the kink of ReLU measures neither slope: there it disagrees with backward, which is right.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

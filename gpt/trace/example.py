@@ -1,4 +1,4 @@
-"""The model of docs/trace.html: small enough that every value is readable, trained here in less than a second.
+"""The model of docs/trace.html: small enough to read every value, and trained here in under a second.
 
 It has 4 heads of 2 channels, so the values of a head are points in a plane, which the page draws.
 """

@@ -1,4 +1,4 @@
-"""Formulas read as Python expressions: their tree, their value for one element, and the elements they read.
+"""Formulas read as Python expressions: their tree, their value for one element, what they read.
 
 The tree is nested lists, because the page evaluates and draws the same tree in JavaScript:
 

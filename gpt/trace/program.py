@@ -19,7 +19,7 @@ from gpt.sample import find_checkpoint
 from gpt.trace import example
 from gpt.trace.data import page_data
 from gpt.trace.page import page
-from gpt.trace.state import State, check_size, record
+from gpt.trace.state import State, record
 from gpt.training import checkpoint
 
 OUT_OF_MEMORY = "out of memory ({}); choose a smaller model or a shorter --text"
@@ -85,7 +85,6 @@ def page_of_checkpoint(path: Path, text: str | None) -> str:
     if text is None or not 2 <= len(text) <= config.block_size + 1:
         found = "none" if text is None else f"{len(text)}"
         raise ConfigError(f"text must have 2 to {config.block_size + 1} characters (the model's context and 1), not {found}")
-    check_size(config, text, saved.table.n_params)
     start = saved.table.init_params(saved.seed)  # float32, as training draws it
     runs = {0: start, saved.step: saved.params}
     states = [record(config, params.astype(np.float64), saved.vocabulary, text, step) for step, params in runs.items()]

@@ -44,7 +44,6 @@ class Call:
     arguments: dict[str, int]  # arrays by the name that the function gives them
     scalars: dict[str, Scalar] = field(default_factory=dict)  # the last value of every int and float
     made: list[Made] = field(default_factory=list)
-    objects: dict[str, Any] = field(default_factory=dict)  # "cache" and "returned": the cache it opened and the one it returned
 
 
 @dataclass
@@ -165,8 +164,6 @@ class Recorder(Listener):
 
     def made(self, statement: Statement, values: list[Any]) -> None:
         call = self._stack[-1]
-        if statement.is_return and len(values) == 2:
-            call.objects["returned"] = values[1]
         for target, value in zip(statement.targets, values, strict=False):
             if not target.name:
                 continue
@@ -189,15 +186,13 @@ class Recorder(Listener):
         return self._array_of[id(value)]
 
     def _note(self, call: Call, name: str, value: Any) -> None:
-        """Write down an argument: an array, a number, the arrays in a dict of parameters, or a cache."""
+        """Write down an argument: an array, a number, or the arrays in a dict of parameters."""
         if is_array(value):
             call.arguments[name] = self.array(value)
         elif isinstance(value, Scalar) and not isinstance(value, bool):
             call.scalars[name] = value
         elif isinstance(value, dict):
             call.arguments |= {key: self.array(entry) for key, entry in value.items() if is_array(entry)}
-        if name == "cache":
-            call.objects["cache"] = value
 
 
 def is_array(value: Any) -> bool:

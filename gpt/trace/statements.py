@@ -1,4 +1,4 @@
-"""The statements of a function: which names each one sets, and which step of the derivation its comment names."""
+"""The statements of a function: the names each one sets, and the step of the derivation in its comment."""
 
 import ast
 import inspect

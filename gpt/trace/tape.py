@@ -1,4 +1,4 @@
-"""The tape: the calls of one recorded step in order, each backward beside its forward, each with a name that lasts.
+"""The tape: the calls of one recorded step, each with a lasting name, each backward beside its forward.
 
 A call's name is its function's, such as `attention_backward`. Where a function is called several times, the parameter that the call
 takes tells the calls apart, as in `linear_backward.qkv`, or else their number, as in `residual_forward.2`.
@@ -36,25 +36,18 @@ def has_formulas(call: Call) -> bool:
 
 
 def pair_calls(trace: Trace) -> dict[int, int]:
-    """Return, for each backward call, the forward call whose cache it opened.
+    """Return, for each backward call at which a reader can stop, its forward call.
 
-    A cache is recognised as the same object. Where there is none (dropout that is off), calls pair in reverse order.
+    Backward goes back through the ops in reverse, so a call belongs to the last forward of its op that has no backward yet.
     """
     pairs: dict[int, int] = {}
-    forwards = [call for call in trace.calls if call.function.endswith("forward")]
-    unpaired = list(forwards)
-    for call in trace.calls:
-        if not call.function.endswith("backward"):
-            continue
-        name = call.function.removesuffix("backward") + "forward"
-        cache = call.objects.get("cache")
-        candidates = [f for f in reversed(unpaired) if f.function == name]
-        same = [f for f in reversed(forwards) if f.function == name and cache is not None and f.objects.get("returned") is cache]
-        found = next(iter(same or candidates), None)
-        if found:
-            pairs[call.number] = found.number
-            if found in unpaired:
-                unpaired.remove(found)
+    waiting: dict[str, list[int]] = {}
+    for call in filter(has_formulas, trace.calls):
+        op, _, direction = call.function.rpartition("_")
+        if direction == "forward":
+            waiting.setdefault(op, []).append(call.number)
+        elif direction == "backward":
+            pairs[call.number] = waiting[op].pop()
     return pairs
 
 

@@ -3,8 +3,8 @@
 `gradcheck` compares a backward with finite differences (needs SciPy). `of_object`, `of_loss`, `from_torch` and `from_jax` make
 layers of other styles ready for it. `check_layer` draws inputs from a specification of their shapes and checks every property of a
 layer; `drawn_inputs` is its Hypothesis strategy. `properties` has the single checks and strategies (needs Hypothesis), and its
-names can be imported from here as well. `bugs` is a collection of known-wrong layers, and `exercises` asks the reader to find the
-mistake in each.
+names can be imported from here as well. `bugs` is a collection of known-wrong layers. `exercises` asks the reader to find the
+mistake in each, or to write a backward.
 """
 
 import importlib

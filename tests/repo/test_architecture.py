@@ -23,16 +23,17 @@ def test_a_file_says_in_a_short_sentence_what_it_is():
 
 
 LAYERS = {  # a package may import those named, and itself
-    "tensorlite": {"tensorlite/reference", "tensorlite/testing"},
+    "tensorlite": {"tensorlite/reference", "tensorlite/testing", "tensorlite/testing/exercises"},
     "tensorlite/reference": {"tensorlite"},
     "tensorlite/reference/longhand": {"tensorlite"},  # not the fused form that it is compared with
     "tensorlite/cpu": {"tensorlite", "tensorlite/reference"},
     "tensorlite/cuda/runtime": {"tensorlite"},
     "tensorlite/cuda": {"tensorlite", "tensorlite/reference", "tensorlite/cuda/runtime"},
-    "tensorlite/testing": {"tensorlite", "tensorlite/testing/bugs", "tensorlite/testing/hints"},
+    "tensorlite/testing": {"tensorlite", "tensorlite/testing/hints"},
     "tensorlite/testing/hints": {"tensorlite", "tensorlite/testing"},
     "tensorlite/testing/adapters": {"tensorlite", "tensorlite/testing"},
     "tensorlite/testing/bugs": {"tensorlite", "tensorlite/reference"},
+    "tensorlite/testing/exercises": {"tensorlite", "tensorlite/testing", "tensorlite/testing/bugs"},
     "gpt/models": {"gpt", "tensorlite"},  # of tensorlite the types of their arguments alone
     "gpt/trace": {"gpt", "gpt/models", "gpt/training", "tensorlite", "tensorlite/reference"},
 }
@@ -67,5 +68,5 @@ def test_the_package_has_every_folder():
     files = {
         p for package, patterns in data.items() for pattern in patterns for p in (ROOT / package.replace(".", "/")).glob(pattern)
     }
-    page = set((ROOT / "gpt" / "trace" / "page").iterdir())
+    page = set((ROOT / "gpt" / "trace" / "web").iterdir())
     assert files == {p for p in SOURCES if p.suffix != ".py"} | page | {ROOT / "tensorlite" / "py.typed"}

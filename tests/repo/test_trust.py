@@ -37,11 +37,22 @@ def dangers(source: str) -> list[str]:
 
 
 ADAPTER = ROOT / "tensorlite" / "testing" / "adapters" / "from_torch.py"  # for users who bring PyTorch
+ATTEMPT = ROOT / "tensorlite" / "testing" / "exercises" / "attempt.py"  # runs the reader's own exercise, as SECURITY.md says
+ALLOWED = {ADAPTER: {"imports torch"}, ATTEMPT: {"uses exec", "uses compile"}}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_runs_what_a_file_holds(path):
-    assert set(dangers(path.read_text(encoding="utf-8"))) == ({"imports torch"} if path == ADAPTER else set())
+    assert set(dangers(path.read_text(encoding="utf-8"))) == ALLOWED.get(path, set())
+
+
+@pytest.mark.parametrize(
+    ("module", "user"),
+    [("attempt", ATTEMPT.with_name("command.py")), ("command", ROOT / "tensorlite" / "exercises.py")],
+)
+def test_only_the_command_of_the_exercises_runs_one(module, user):
+    name = f"tensorlite.testing.exercises.{module} import"
+    assert [path for path in SOURCES if name in path.read_text(encoding="utf-8")] == [user]
 
 
 def test_the_adapter_of_pytorch_loads_no_file():

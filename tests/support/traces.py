@@ -15,14 +15,14 @@ VARIANTS = {
     "gpt-tied-without-biases": {"model": "gpt", "n_layer": 1, "tied": True, "bias": False},
     "residual": {"model": "residual", "n_layer": 1},
     "residual-tied": {"model": "residual", "tied": True, "n_layer": 1},
-    "feedforward": {"model": "feedforward"},
+    "feedforward-relu": {"model": "feedforward", "activation": "relu"},
     "multihead": {"model": "multihead"},
     "head": {"model": "head"},
     "bigram": {"model": "bigram"},
 }
-QUICK = ("gpt", "head", "bigram")
+QUICK = ("gpt", "feedforward-relu", "head", "bigram")
 SHORT_AND_LONG = [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in VARIANTS]
-TEXT = "abcadb"  # a token twice in the input, T = block_size
+TEXT = "gabcad"  # a token twice in the input, T = block_size, and no input of ReLU within a step of 0
 
 
 @functools.cache

@@ -10,12 +10,13 @@ from hypothesis import Phase, settings
 
 from tensorlite import ReferenceOps, gradcheck
 from tensorlite.op_info import OP_INFO
+from tensorlite.testing import argument_check
 from tensorlite.testing.bugs import BUGS, example
 from tests.reference import test_op_facts, test_ops
 
 OPS = ReferenceOps()
 SETTINGS = "_hypothesis_internal_use_settings"  # the attribute in which Hypothesis saves the settings of a test
-QUICK = {"elementwise": 16, "max_report": 1, "raise_on_fail": False}  # one wrong entry is enough
+QUICK = {"elementwise": 16, "max_report": 1, "raise_on_fail": False}
 BACKWARDS = [m for m in BUGS if m.caught_by == "gradcheck"]
 PAIRS = [m for m in BUGS if m.caught_by != "gradcheck"]
 
@@ -39,6 +40,12 @@ def gradients(op, backward, inputs):
     if op == "attention":
         return dict(zip(("dq", "dk", "dv"), np.split(grads, 3, axis=-1), strict=True))
     return dict(zip((f"d{name}" for name in OP_INFO[op].inputs), grads if isinstance(grads, tuple) else (grads,), strict=True))
+
+
+@pytest.fixture(autouse=True)
+def one_wrong_entry_is_enough(monkeypatch):
+    """Otherwise most of the time goes into a search for more wrong entries."""
+    monkeypatch.setattr(argument_check, "MIN_SEARCHED", 1)
 
 
 @every_backward

@@ -43,6 +43,8 @@ FACTORS = {
 }
 # A mistake inside one term shows as that term, whose factor is wrong.
 TERMS_INSIDE = {("layernorm", "n - 1 for n"), ("softmax", "a plain sum of dy")}
+# A mistake of two kinds: each gradient is described by its own.
+TWO_KINDS = {("layernorm", "rows counted by the first axis"): {"mask", "one of several"}}
 
 
 def hint_for(*args, **options):
@@ -124,7 +126,7 @@ def test_nine_in_ten_listed_mistakes_are_named():
     missed = [title for title, sides in verdicts.items() if "right" not in sides.values()]
     assert not misled
     assert len(missed) <= 0.1 * len(listed), missed
-    assert missed == ["gelu: half of the product rule", "softmax: the diagonal only"]
+    assert missed == ["softmax: the diagonal only", "gelu: half of the product rule"]
 
 
 @pytest.mark.parametrize("square", SIDES, ids=SIDES.values())
@@ -133,7 +135,11 @@ def test_other_mistakes_get_no_wrong_hint(square):
         if is_listed(bug) or kind(bug)["kind"] == "none":
             continue
         kinds = {hint.kind for hint in hints(bug, square) or () if hint}
-        assert kinds == ({"term"} if (bug.op, bug.name) in TERMS_INSIDE else set()), bug.name
+        title = (bug.op, bug.name)
+        if title in TWO_KINDS:
+            assert "mask" in kinds <= TWO_KINDS[title]
+        else:
+            assert kinds == ({"term"} if title in TERMS_INSIDE else set()), bug.name
 
 
 @pytest.mark.long

@@ -9,14 +9,14 @@ faithfully, finite differences see nothing. Such a pair names a test in `tests/r
 `tests/reference/test_op_facts.py`, of a property that the forward has lost.
 """
 
-from tensorlite.op_info import OP_INFO
 from tensorlite.testing.bugs import activations, attention, cross_entropy, dropout, embedding, layernorm, linear, softmax
-from tensorlite.testing.bugs.bug import BUGS, Bug, example
+from tensorlite.testing.bugs.bug import BUGS, CHAPTERS, Bug, example, true_pair
 
-BUGS.sort(key=lambda bug: list(OP_INFO).index(bug.op))  # in the order of the book, not of the imports
+BUGS.sort(key=lambda bug: (bug.chapter, list(CHAPTERS).index(bug.op)))  # in the order of the course, not of the imports
 
 __all__ = [
     "BUGS",
+    "CHAPTERS",
     "Bug",
     "activations",
     "attention",
@@ -27,4 +27,5 @@ __all__ = [
     "layernorm",
     "linear",
     "softmax",
+    "true_pair",
 ]

@@ -206,6 +206,70 @@ def _(dy: Array, cache: tuple) -> Array:
     return np.concatenate([merge_heads(d) for d in (dq, dk, dv)], axis=-1)
 
 
+@bug(
+    "attention",
+    "heads merged by a reshape alone",
+    "dq dk dv",
+    how_it_happens="(B, H, T, D) has as many elements as (B, T, C), so the reshape raises no error.",
+    explanation="In (B, H, T, D) the positions of one head lie side by side, in (B, T, C) the heads of one position. "
+    "Swap H and T first. With one head nothing shows.",
+)
+def _(dy: Array, cache: tuple) -> Array:
+    qkv, n_head, probs, dropout_cache = cache
+    q, k, v = split_heads(qkv, n_head)
+    B, H, T, D = q.shape
+    dy = dy.reshape(B, T, H, D).transpose(0, 2, 1, 3)
+    dv = dropout_backward(probs, dropout_cache).mT @ dy
+    dscores = softmax_backward(dropout_backward(dy @ v.mT, dropout_cache), probs)
+    dq = dscores @ k / math.sqrt(D)
+    dk = dscores.mT @ q / math.sqrt(D)
+    return np.concatenate([d.reshape(B, T, H * D) for d in (dq, dk, dv)], axis=-1)
+
+
+@bug(
+    "attention",
+    "dk and dv transposed twice",
+    "dk dv",
+    how_it_happens="The two were brought to (B, T, H, D) where they are computed, and then again where the heads are merged.",
+    explanation="Two transposes cancel, so the reshape reads (B, H, T, D) as (B, T, C) and mixes heads with positions. "
+    "dq has only one of them.",
+)
+def _(dy: Array, cache: tuple) -> Array:
+    qkv, n_head, probs, dropout_cache = cache
+    q, k, v = split_heads(qkv, n_head)
+    B, H, T, D = q.shape
+    dy = dy.reshape(B, T, H, D).transpose(0, 2, 1, 3)
+    dv = (dropout_backward(probs, dropout_cache).mT @ dy).transpose(0, 2, 1, 3)
+    dscores = softmax_backward(dropout_backward(dy @ v.mT, dropout_cache), probs)
+    dq = dscores @ k / math.sqrt(D)
+    dk = (dscores.mT @ q / math.sqrt(D)).transpose(0, 2, 1, 3)
+    return np.concatenate([d.transpose(0, 2, 1, 3).reshape(B, T, H * D) for d in (dq, dk, dv)], axis=-1)
+
+
+@bug(
+    "attention",
+    "the sign of a dropped probability",
+    "dq dk",
+    how_it_happens="A kernel that negates the probabilities it drops multiplies those by the sum alone. "
+    "The formula was copied, the negative probabilities were not.",
+    explanation="Where dropout blocks, dprobs is 0, and p (dprobs - sum) = -p sum is right as it stands. "
+    "With a positive p the other form has the opposite sign.",
+)
+def _(dy: Array, cache: tuple) -> Array:
+    qkv, n_head, probs, dropout_cache = cache
+    q, k, v = split_heads(qkv, n_head)
+    B, H, T, D = q.shape
+    mask, _ = dropout_cache
+    dy = dy.reshape(B, T, H, D).transpose(0, 2, 1, 3)
+    dv = dropout_backward(probs, dropout_cache).mT @ dy
+    dprobs = dropout_backward(dy @ v.mT, dropout_cache)
+    weighted_sum = (dprobs * probs).sum(axis=-1, keepdims=True)
+    dscores = probs * np.where(mask, dprobs - weighted_sum, weighted_sum)
+    dq = dscores @ k / math.sqrt(D)
+    dk = dscores.mT @ q / math.sqrt(D)
+    return np.concatenate([merge_heads(d) for d in (dq, dk, dv)], axis=-1)
+
+
 def _attention_unmasked(qkv: Array, n_head: int, p: float = 0.0, key: Key | None = None) -> tuple[Array, tuple]:
     q, k, v = split_heads(qkv, n_head)
     scores = q @ k.mT / math.sqrt(q.shape[-1])

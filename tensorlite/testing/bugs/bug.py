@@ -1,14 +1,30 @@
 """class Bug, the list of all bugs, and inputs on which each of them shows."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tensorlite.arrays import Array
 from tensorlite.random import Key
 from tensorlite.reference.ops import ReferenceOps
+
+CHAPTERS = {  # the chapter of the course that derives the backward of each op, in the order of the course
+    "linear": 3,
+    "embedding": 4,
+    "position_embedding": 4,
+    "softmax": 5,
+    "cross_entropy": 6,
+    "layernorm": 7,
+    "dropout": 8,
+    "residual": 8,
+    "gelu": 8,
+    "relu": 8,
+    "attention": 10,
+}
+ATTENTION_FORWARD = 9  # the chapter on attention's forward
 
 
 @dataclass(frozen=True)
@@ -24,9 +40,28 @@ class Bug:
     forward: Callable[..., tuple[Array, Any]]
     backward: Callable[[Array, Any], Any]
 
+    @property
+    def chapter(self) -> int:
+        """The chapter of the course that the mistake belongs to."""
+        if self.op == "attention" and self.wrong == ("y",):
+            return ATTENTION_FORWARD
+        return CHAPTERS[self.op]
+
 
 BUGS: list[Bug] = []
-OPS = ReferenceOps()
+
+
+class Pair(NamedTuple):
+    """The two functions of an op."""
+
+    forward: Callable[..., tuple[Array, Any]]
+    backward: Callable[[Array, Any], Any]
+
+
+def true_pair(op: str) -> Pair:
+    """Return the functions of an op as they stand in the file of `tensorlite/reference` that derives it."""
+    file = sys.modules[getattr(ReferenceOps, f"{op}_backward").__module__]
+    return Pair(getattr(file, f"{op}_forward"), getattr(file, f"{op}_backward"))
 
 
 def bug(
@@ -49,7 +84,7 @@ def bug(
             how_it_happens=how_it_happens,
             explanation=explanation,
             caught_by=caught_by,
-            forward=forward or getattr(OPS, f"{op}_forward"),
+            forward=forward or true_pair(op).forward,
             backward=backward,
         )
         BUGS.append(entry)

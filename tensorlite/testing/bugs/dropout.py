@@ -59,6 +59,17 @@ def _(dy: Array, cache: tuple) -> Array:
     return dy * inv_keep
 
 
+@bug(
+    "dropout",
+    "dy passed on as it is",
+    "dx",
+    how_it_happens="dy was computed from the dropped values, so the mask was thought to be in it already.",
+    explanation="The layers above saw the dropped values, and dy is the gradient of those. The step from y to x is still to come.",
+)
+def _(dy: Array, cache: tuple) -> Array:
+    return dy
+
+
 def _dropout_unscaled(x: Array, p: float = 0.0, key: Key | None = None) -> tuple[Array, tuple | None]:
     if key is None or p == 0.0:
         return x, None

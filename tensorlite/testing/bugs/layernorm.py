@@ -143,6 +143,27 @@ def _(dy: Array, cache: tuple) -> tuple:
     return dx, dw, db
 
 
+@bug(
+    "layernorm",
+    "rows counted by the first axis",
+    "dx dw db",
+    how_it_happens="The layer was written for x of shape (N, C), where the first axis is the number of rows.",
+    explanation="(B, T, C) has B T rows. Only the first B of them are read and written here, and dx is 0 in all others.",
+)
+def _(dy: Array, cache: tuple) -> tuple:
+    x, w, _, mean, rstd = cache
+    N, C = x.shape[0], x.shape[-1]
+    xhat = ((x - mean) * rstd).reshape(-1, C)[:N]
+    rstd = rstd.reshape(-1, 1)[:N]
+    dy = dy.reshape(-1, C)[:N]
+    dw = (dy * xhat).sum(axis=0)
+    db = dy.sum(axis=0)
+    g = dy * w
+    dx = np.zeros((x.size // C, C))
+    dx[:N] = rstd * (g - g.mean(axis=-1, keepdims=True) - xhat * (g * xhat).mean(axis=-1, keepdims=True))
+    return dx.reshape(x.shape), dw, db
+
+
 def _layernorm_unbiased(x: Array, w: Array, b: Array | None = None, eps: float = 1e-5) -> tuple[Array, tuple]:
     mean = x.mean(axis=-1, keepdims=True)
     centered = x - mean

@@ -86,3 +86,36 @@ def _(dy: Array, cache: tuple) -> tuple:
     dw = x.reshape(-1, C).T @ dy.reshape(-1, D)
     db = dy.sum(axis=0)
     return dx, dw, db
+
+
+@bug(
+    "linear",
+    "db left as dy",
+    "db",
+    how_it_happens="dy/db is 1, so the chain rule was taken to say db = dy.",
+    explanation="It is 1 in every row, and each row counts: db sums dy over the rows, the axes along which b was broadcast.",
+)
+def _(dy: Array, cache: tuple) -> tuple:
+    x, w, _ = cache
+    C, D = w.shape
+    dx = dy @ w.T
+    dw = x.reshape(-1, C).T @ dy.reshape(-1, D)
+    db = dy
+    return dx, dw, db
+
+
+@bug(
+    "linear",
+    "db with one axis too many",
+    "db",
+    how_it_happens="keepdims=True was copied from a layernorm, and a comparison with the true db said that they are equal.",
+    explanation="db: (1, D) is no gradient of b: (D,). The comparison broadcast the two, so compare the shapes before the values.",
+)
+def _(dy: Array, cache: tuple) -> tuple:
+    x, w, _ = cache
+    C, D = w.shape
+    dy = dy.reshape(-1, D)
+    dx = (dy @ w.T).reshape(x.shape)
+    dw = x.reshape(-1, C).T @ dy
+    db = dy.sum(axis=0, keepdims=True)
+    return dx, dw, db

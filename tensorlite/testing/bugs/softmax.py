@@ -55,6 +55,20 @@ def _(dy: Array, cache: Array) -> Array:
     return y * (dy - dy.sum(axis=-1, keepdims=True))
 
 
+@bug(
+    "softmax",
+    "a gradient for the maximum",
+    "dx",
+    how_it_happens="Forward subtracts the largest entry, so it was differentiated too, in the numerator alone.",
+    explanation="y ignores a shift of its row: the paths of the maximum through numerator and denominator cancel exactly.",
+)
+def _(dy: Array, cache: Array) -> Array:
+    y = cache
+    average = (dy * y).sum(axis=-1, keepdims=True)
+    is_max = y == y.max(axis=-1, keepdims=True)
+    return y * (dy - average) - is_max * average
+
+
 def _softmax_unshifted(x: Array) -> tuple[Array, Array]:
     e = np.exp(x)
     y = e / e.sum(axis=-1, keepdims=True)

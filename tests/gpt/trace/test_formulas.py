@@ -12,14 +12,14 @@ from gpt.trace.data import derivation
 from gpt.trace.formula import evaluate, merge_axes, parse
 from gpt.trace.formulas import FORMULAS, RETURN_NAMES
 from gpt.trace.statements import statements
-from traces import VARIANTS, calls_with_formulas, recorded
+from traces import TEXT, VARIANTS, calls_with_formulas, recorded
 
 EVERY_VARIANT = pytest.mark.parametrize("variant", VARIANTS)
 CODES = {call.function: call.code for variant in VARIANTS for call in recorded(variant).trace.calls}
 
 
 @EVERY_VARIANT
-@pytest.mark.parametrize("text", ["abcadb", "cab"], ids=["whole context", "shorter"])
+@pytest.mark.parametrize("text", [TEXT, "cab"], ids=["whole context", "shorter"])
 def test_a_formula_gives_every_element_of_what_its_line_made(variant, text):
     state = recorded(variant, text=text)
     for call, made, _, parsed in calls_with_formulas(state):
@@ -72,6 +72,14 @@ def test_derivations_are_read_whole():
         source = inspect.getsource(CODES[function])
         docstring = source.split('"""')[1] if '"""' in source else ""
         assert len(derivation(inspect.cleandoc(docstring))) == len(re.findall(r"^\s*(?:Derivation: )?\d\. ", docstring, re.M))
+
+
+def test_a_step_has_its_further_lines_and_the_derivation_ends_with_it():
+    source = inspect.getsource(CODES["attention_backward"])
+    steps = derivation(inspect.cleandoc(source.split('"""')[1]))
+    assert [number for number, _ in steps] == ["1", "2", "3", "4"]
+    assert steps[2][1].endswith("the mask needs no line of its own.")
+    assert "Each row" not in steps[3][1]
 
 
 @EVERY_VARIANT

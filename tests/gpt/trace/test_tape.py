@@ -1,10 +1,15 @@
 """The tape: names that last, forward beside backward, and what the axes of the arrays count."""
 
+import sys
+
 import pytest
 
 from gpt.trace import tape
 from gpt.trace.axes import axes_of
 from gpt.trace.example import MODEL, VOCABULARY, WINDOW
+from gpt.trace.formula import merge_axes
+from gpt.trace.recorder import Listener, listening
+from small import config_of
 from traces import VARIANTS, recorded
 
 ROWS = {
@@ -60,6 +65,20 @@ def test_a_backward_opened_the_cache_of_its_forward(variant):
             assert pair.arguments[name] == array, f"{call.function} {name}"
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_axis_counts_what_its_length_says(variant):
+    """T, V, H and the number of channels all differ in these models."""
+    state = recorded(variant)
+    config = config_of(**VARIANTS[variant])
+    meaning = {config.block_size: "position", config.vocab_size: "token"}
+    for array, axes in axes_of(state.trace, state.parameters).items():
+        shape = merge_axes(state.trace.arrays[array], len(axes)).shape
+        for length, axis in zip(shape, axes, strict=True):
+            if config.model != "bigram":  # whose table has a channel per token
+                assert (axis == meaning.get(length)) == (length in meaning), (shape, axes)
+            assert axis != "head" or length == config.n_head
+
+
 def test_two_blocks_are_told_apart():
     _, _, names = tape_of("gpt-2-blocks-relu")
     assert {"linear_forward.0.qkv", "linear_backward.1.qkv", "layernorm_forward.lnf", "attention_forward.1"} <= set(names.values())
@@ -85,3 +104,21 @@ def test_the_example_is_what_the_page_says():
     assert (MODEL.block_size, MODEL.n_embd, MODEL.n_head, MODEL.head_size, MODEL.n_layer) == (6, 8, 4, 2, 1)
     assert len(VOCABULARY) == 15
     assert len(WINDOW) == 7
+
+
+def test_recording_leaves_the_trace_function_of_the_program_alone():
+    """A debugger or a coverage tool goes on after the recording, also after one that fails."""
+
+    def own(_frame, _event, _arg):
+        return None
+
+    before = sys.gettrace()
+    sys.settrace(own)
+    try:
+        with listening(Listener()):
+            pass
+        with pytest.raises(ZeroDivisionError), listening(Listener()):
+            raise ZeroDivisionError
+        assert sys.gettrace() is own
+    finally:
+        sys.settrace(before)

@@ -19,8 +19,8 @@ function answer(place, sign) {
   say(`${sign === trueSign(place) ? "Right." : "Not so."} ${cellSentence(place)}`);
 }
 
-function trueSign({ state, stop, flat }) {
-  return Math.sign(numbersOf(state, stop.array)[flat]);
+function trueSign(place) {
+  return Math.sign(valueAt(place));
 }
 
 function answered(place) {
@@ -29,7 +29,7 @@ function answered(place) {
   const right = sign === trueSign(place);
   const word = new Map(ANSWERS).get(sign);
   return make("div", { class: "ask" },
-    make("p", { class: right ? "right" : "wrong" }, right ? `Right: ${word}.` : `You said ${word}; it is ${signOf(numbersOf(place.state, place.stop.array)[place.flat])}.`,
+    make("p", { class: right ? "right" : "wrong" }, right ? `Right: ${word}.` : `You said ${word}; it is ${signOf(valueAt(place))}.`,
       " The reason is in the numbers below."), score());
 }
 

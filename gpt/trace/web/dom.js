@@ -1,4 +1,4 @@
-// Elements. Text goes in as text, never as markup.
+// Elements of the page, made by functions. Text goes in as text, never as markup.
 
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);

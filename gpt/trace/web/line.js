@@ -5,8 +5,10 @@ function drawLine(place) {
   const source = functionOf(stop);
   const title = make("h2", { id: "line-title" }, make("code", {}, callOf(stop).name));
   const where = make("p", { class: "where" }, source.file, ", line ", String(stop.line), calledFrom(place));
-  const list = make("ol", { class: "code", "aria-label": "Source lines" }, source.source.map(([number, text]) => codeLine(place, number, text)));
-  return [title, where, make("div", { "class": "scroll", "id": "code", "tabindex": "0", "role": "region", "aria-label": "Code" }, list), insideLinks(place)];
+  const lines = source.source.map(([number, text]) => codeLine(place, number, text));
+  const list = make("ol", { "class": "code", "aria-label": "Source lines" }, lines);
+  const box = make("div", { "class": "scroll", "id": "code", "tabindex": "0", "role": "region", "aria-label": "Code" }, list);
+  return [title, where, box, insideLinks(place)];
 }
 
 function codeLine(place, number, text) {

@@ -41,6 +41,11 @@ function namesAt(call, value) {
   return { arrays, scalars: call.scalars };
 }
 
+// What a stop is in any call of its function, such as attention_backward/dscores.
+function kindOf(stop) {
+  return `${callOf(stop).function}/${stop.address.split("/")[1]}`;
+}
+
 function callOf(stop) {
   return data.calls[stop.call];
 }
@@ -92,16 +97,20 @@ function evaluateStop(stop, state, flat) {
   return evaluate(stop.formula.tree, indicesAt(stop, flat), scopeAt(stop, state));
 }
 
-// The elements that one cell of a stop was made from, each once: [array, flat, name].
+// The elements that one cell of a stop was made from, each once: { array, flat, name }. `decides` is true of an element that a
+// condition looked at and whose value did not enter.
 function readsOf(stop, state, flat) {
   const reads = [];
-  evaluate(stop.formula.tree, indicesAt(stop, flat), scopeAt(stop, state), reads);
-  const named = new Map();
-  for (const [array, i] of reads) {
-    const name = namesRead(stop).find((candidate) => stop.arrays[candidate] === array);
-    named.set(`${array}/${i}`, [array, i, name]);
+  const decides = [];
+  evaluate(stop.formula.tree, indicesAt(stop, flat), scopeAt(stop, state), reads, decides);
+  const found = new Map();
+  for (const list of [decides, reads]) {
+    for (const [array, i] of list) {
+      const name = namesRead(stop).find((candidate) => stop.arrays[candidate] === array);
+      found.set(`${array}/${i}`, { array, flat: i, name, decides: list === decides });
+    }
   }
-  return [...named.values()];
+  return [...found.values()];
 }
 
 // The stops that read one cell of this stop, each with its cells that do.
@@ -110,8 +119,12 @@ function usesOf(stop, state, flat) {
   return readers.map((reader) => ({
     stop: reader,
     cells: cellsOf(reader.array).filter((cell) =>
-      readsOf(reader, state, cell).some(([array, i]) => array === stop.array && i === flat)),
+      readsOf(reader, state, cell).some((read) => read.array === stop.array && read.flat === flat)),
   })).filter((use) => use.cells.length);
+}
+
+function valueAt({ state, stop, flat }) {
+  return numbersOf(state, stop.array)[flat];
 }
 
 function cellsOf(array) {
@@ -150,6 +163,7 @@ function twiceUsed(stop) {
   const add = stops.find((other) => callOf(other).function === "add" && data.gradient_of[other.array] === array);
   if (!add) return null;
   const value = stops.findLast((other) => !other.backward && other.array === array);
+  if (!value) return null;
   const readers = stops.filter((other) => !other.backward && [...other.sources.values()].some((from) => from?.array === array));
   const uses = [...new Map(readers.map((reader) => [reader.call, reader])).values()];
   return { add, value, uses };

@@ -65,14 +65,14 @@ function titleOf(shown, most) {
 
 function headerOf(shown, grid) {
   if (grid.columnAxis === null) return make("thead");
-  const corner = make("td", { class: "corner" }, grid.rowAxis === null ? axisName(shown.array, grid.columnAxis) : cornerText(shown.array, grid));
+  const corner = make("td", { class: "corner" }, cornerText(shown.array, grid));
   const names = Array.from({ length: grid.columns }, (_, c) => axisHeader(shown.array, grid.columnAxis, c, "col"));
   return make("thead", {}, make("tr", {}, corner, names, shown.sums && make("th", { scope: "col", class: "sum" }, "row sum")));
 }
 
 function cornerText(array, grid) {
-  const [rows, columns] = [grid.rowAxis, grid.columnAxis].map((axis) => axisName(array, axis));
-  return rows === "query" ? "query \\ key" : columns;
+  const columns = axisName(array, grid.columnAxis);
+  return columns === "key" ? "query \\ key" : columns;
 }
 
 function rowHeader(shown, grid, r) {
@@ -117,7 +117,8 @@ function isRounding(sum, most) {
 }
 
 function sumsNote(sums, most) {
-  const apart = Math.max(...sums.filter((sum) => isRounding(sum, most)).map((sum) => Math.abs(sum - Math.round(sum))));
+  if (!sums.every((sum) => isRounding(sum, most))) return null;
+  const apart = Math.max(...sums.map((sum) => Math.abs(sum - Math.round(sum))));
   return make("p", { class: "note" }, `The row sums hold but for rounding: ${apart === 0 ? "0" : apart.toExponential(0)} at most.`);
 }
 
@@ -127,12 +128,15 @@ function headTabs(shown) {
   const leading = shape.slice(0, -2);
   if (shape.length < 3) return null;
   const index = unravel(shown.slice, leading);
-  return leading.map((length, axis) => make("div", { "class": "heads", "role": "group", "aria-label": `${axisName(shown.array, axis)} of ${shown.name}` },
-    Array.from({ length }, (_, i) => make("button", {
+  return leading.map((length, axis) => {
+    const what = axisName(shown.array, axis);
+    const buttons = Array.from({ length }, (_, i) => make("button", {
       "data-turn": `${shown.name}/${axis}/${i}`,
       "aria-pressed": String(i === index[axis]),
       "click": () => shown.turn(ravel(index.with(axis, i), leading)),
-    }, `${axisName(shown.array, axis)} ${placeName(shown.array, axis, i)}`))));
+    }, `${what} ${placeName(shown.array, axis, i)}`));
+    return make("div", { "class": "heads", "role": "group", "aria-label": `${what} of ${shown.name}` }, buttons);
+  });
 }
 
 // Mark the selected cell and the lit ones, and let one cell be reached by Tab.

@@ -1,7 +1,8 @@
 // Formulas: the value of one element, and the elements that it reads. The grammar of the trees is in gpt/trace/formula.py.
 //
 // A scope says what the names of a formula mean: { state, arrays: {name: array}, scalars: {name: number} }.
-// `at` is the value of every index, such as {h: 1, t: 3, s: 3}. Every element that is read is appended to `reads` as [array, flat].
+// `at` is the value of every index, such as {h: 1, t: 3, s: 3}. Every element whose value enters the result is appended to `reads`, as
+// [array, flat]; what a condition looks at only decides, and is appended to `decides`.
 
 const BINARY = {
   "+": (a, b) => a + b,
@@ -10,6 +11,7 @@ const BINARY = {
   "/": (a, b) => a / b,
   "//": (a, b) => Math.floor(a / b),
   "%": (a, b) => a % b,
+  "max": Math.max,
   "<": (a, b) => Number(a < b),
   "<=": (a, b) => Number(a <= b),
   ">": (a, b) => Number(a > b),
@@ -22,7 +24,7 @@ const OVER_AN_INDEX = {
   Max: (terms) => Math.max(...terms),
 };
 
-function evaluate(tree, at, scope, reads = []) {
+function evaluate(tree, at, scope, reads = [], decides = []) {
   const [kind, first, second, third] = tree;
   if (kind === "num") return first;
   if (kind === "name") return nameValue(first, at, scope);
@@ -31,12 +33,12 @@ function evaluate(tree, at, scope, reads = []) {
     reads.push([array, flat]);
     return numbersOf(scope.state, array)[flat];
   }
-  if (kind === "if") return evaluate(evaluate(first, at, scope, reads) ? second : third, at, scope, reads);
+  if (kind === "if") return evaluate(evaluate(first, at, scope, decides) ? second : third, at, scope, reads, decides);
   if (kind in OVER_AN_INDEX) {
-    return OVER_AN_INDEX[kind](eachTerm(tree, at, scope).map((inner) => evaluate(second, inner, scope, reads)));
+    return OVER_AN_INDEX[kind](eachTerm(tree, at, scope).map((inner) => evaluate(second, inner, scope, reads, decides)));
   }
-  if (kind in OF_ONE) return OF_ONE[kind](evaluate(first, at, scope, reads));
-  return BINARY[kind](evaluate(first, at, scope, reads), evaluate(second, at, scope, reads));
+  if (kind in OF_ONE) return OF_ONE[kind](evaluate(first, at, scope, reads, decides));
+  return BINARY[kind](evaluate(first, at, scope, reads, decides), evaluate(second, at, scope, reads, decides));
 }
 
 function nameValue(name, at, scope) {

@@ -26,8 +26,9 @@ function callLink(number, text) {
   const call = data.calls[number];
   const stop = stops.find((one) => one.call === number);
   const adds = call.function === "add";
-  const shown = adds ? "+ its gradients add" : text;
-  return make("a", { "href": "#" + stop.address, "data-call": call.name, "class": adds ? "adds" : null, "aria-label": `${call.name}: ${shown}` }, shown);
+  const label = adds ? "+ its gradients add" : text;
+  const attributes = { "data-call": call.name, "class": adds ? "adds" : null, "aria-label": `${call.name}: ${label}` };
+  return make("a", { href: "#" + stop.address, ...attributes }, label);
 }
 
 function nested(call) {

@@ -1,4 +1,4 @@
-// What a newcomer reads first: what this is, the convention, how to walk, and questions that lead to cells.
+// What a newcomer reads first: what the page is, the convention, how to walk, and five questions.
 
 // A question, and the place that answers it: a stop and a cell. A page without that stop leaves the question out.
 function questions() {
@@ -11,7 +11,7 @@ function questions() {
     ["Where do gradients add into one x, and how many?", adds?.address, { r: 4, c: 0 }],
     ["What does a token that is used twice get?", twice && "embedding_backward/dtable", { v: data.vocabulary.indexOf(twice), c: 0 }],
   ].flatMap(([text, address, cell]) => {
-    const stop = stops.find((one) => one.address === address);
+    const stop = stops.find((one) => one.address === address || kindOf(one) === address);
     return stop ? [[text, { state: data.states.length - 1, stop, flat: cellNear(stop, cell) }]] : [];
   });
 }
@@ -23,11 +23,11 @@ function drawAbout() {
     make("summary", {}, "What this page is, and five questions to begin with".replace("five", count(questions().length))),
     make("div", { class: "columns" },
       make("div", {},
-        make("p", {}, "This is one training step of a small GPT on the text ", make("b", {}, inputs), ": every line of code that makes a number, ",
-          "every number, what it was made from, and beside each gradient the finite difference that checks it."),
+        make("p", {}, "This is one training step of a small GPT on the text ", make("b", {}, inputs), ": every line of code that makes ",
+          "a number, every number, what it was made from, and beside each gradient the finite difference that checks it."),
         make("p", {}, make("b", {}, "dx"), " means d loss / d x and has the shape of x; the loss is one number."),
-        make("p", {}, "Press ", make("kbd", {}, "j"), " or “next” to walk from line to line, choose any cell, and follow what it was made from; ",
-          linkTo(first, "begin at the first line"), ".")),
+        make("p", {}, "Press ", make("kbd", {}, "j"), " or “next” to walk from line to line, choose any cell, and follow what it was ",
+          "made from; ", linkTo(first, "begin at the first line"), ".")),
       make("div", {},
         make("h2", {}, "Questions to look at"),
         make("ul", { class: "questions" }, questions().map(([text, place]) => make("li", {}, linkTo(place, text))))))));
@@ -60,6 +60,7 @@ function drawHelp() {
   byId("help").replaceChildren(
     make("h2", { id: "help-title" }, "Keys"),
     make("dl", {}, HELP.map(([keys, text]) => [make("dt", {}, keys), make("dd", {}, text)])),
-    make("p", {}, "Orange is above 0 and blue below; the sign is in every number too. A heavy frame is the selected cell; a frame with a dot is a number that it was made from."),
+    make("p", {}, "Orange is above 0 and blue below; the sign is in every number too. A heavy frame is the selected cell; a frame with ",
+      "a dot is a number that it was made from."),
     make("button", { click: () => byId("help").close() }, "Close"));
 }

@@ -15,24 +15,29 @@ let moved = null; // what the reader has moved, or null: { v: [[x, y], ...], dy:
 // The recorded numbers of the plane at a place, or null where there is none.
 function recordedPlane(place) {
   const { stop, state, flat } = place;
-  if (!PLANE_AT.includes(stop.address)) return null;
-  const dv = stops.find((one) => one.address === "attention_backward/dv");
-  if (!dv || shapeOf(dv.array)[2] !== 2) return null;
+  if (!PLANE_AT.includes(kindOf(stop))) return null;
+  const call = backwardCall(stop);
+  const dprobs = stops.find((one) => one.call === call && kindOf(one) === "attention_backward/dprobs");
+  if (!dprobs || shapeOf(dprobs.arrays.v)[2] !== 2) return null;
   const at = indicesAt(stop, flat);
-  const [, T, D] = shapeOf(dv.array);
+  const [, T, D] = shapeOf(dprobs.arrays.v);
   const head = at.h ?? Math.floor(at.e / D);
   const pair = (array, t) => [0, 1].map((d) => numbersOf(state, array)[(head * T + t) * D + d]);
   const keys = Array.from({ length: at.t + 1 }, (_, s) => s);
-  const backward = stops.find((one) => one.address === "attention_backward/dprobs");
-  const scope = backward.arrays;
   return {
     head,
     query: at.t,
     key: at.s ?? null,
-    p: keys.map((s) => numbersOf(state, scope.probs)[(head * T + at.t) * T + s]),
-    v: keys.map((s) => pair(scope.v, s)),
-    dy: pair(scope.dy, at.t),
+    p: keys.map((s) => numbersOf(state, dprobs.arrays.probs)[(head * T + at.t) * T + s]),
+    v: keys.map((s) => pair(dprobs.arrays.v, s)),
+    dy: pair(dprobs.arrays.dy, at.t),
   };
+}
+
+// The call of attention_backward that belongs to a stop of attention, or that called softmax_backward.
+function backwardCall(stop) {
+  if (!stop.backward) return data.calls.findIndex((call) => call.pair === stop.call);
+  return callOf(stop).function === "attention_backward" ? stop.call : callOf(stop).parent;
 }
 
 const dot = ([a, b], [c, d]) => a * c + b * d;
@@ -51,15 +56,19 @@ function drawPlane(place) {
   const plane = { ...recorded, ...moved };
   const found = consequences(plane);
   const name = (s) => showCharacter(data.text[s]) + s;
-  const reset = make("button", { "class": "reset", "disabled": moved === null, "click": () => movePlane(null) }, "back to the recorded numbers");
+  const reset = make("button", { class: "reset", disabled: !moved, click: () => movePlane(null) }, "back to the recorded numbers");
+  const hint = moved
+    ? "You have moved a point: these are no longer the recorded numbers. "
+    : "Drag a dot or the arrow’s tip, or focus one and use the arrow keys. ";
   return [
     make("h2", { id: "plane-title" }, `The value plane: head ${plane.head}, query ${name(plane.query)}`),
-    make("p", { class: "note" }, "Dots are the values v of the keys that the query sees, as big as their weight p. The cross is y, their mixture. ",
-      "The arrow is dy, and each v is dropped on its line."),
+    make("p", { class: "note" }, "Dots are the values v of the keys that the query sees, as big as their weight p. ",
+      "The cross is y, their mixture. The arrow is dy, and each v is dropped on its line."),
     make("div", { class: "columns" }, planePicture(plane, found, name), planeTable(plane, found, name)),
-    make("p", { class: "note" }, moved ? "You have moved a point: these are no longer the recorded numbers. " : "Drag a dot or the arrow’s tip, or focus one and use the arrow keys. ", reset),
+    make("p", { class: "note" }, hint, reset),
     make("ol", { class: "sentences" },
-      make("li", {}, "A score moves its own key’s weight up and everybody else’s down, so what counts is v compared with the present mixture y."),
+      make("li", {}, "A score moves its own key’s weight up and everybody else’s down, so what counts is v compared with the ",
+        "present mixture y."),
       make("li", {}, "A key whose value is the mixture gets 0. So does an only key, and a masked one, which has no weight."),
       make("li", {}, `The average that is subtracted is dy · y = ${format(dot(plane.dy, found.y))}: flash attention’s one number per row.`)),
   ];
@@ -100,17 +109,19 @@ function planePicture(plane, found, name) {
   const tip = [center[0] + plane.dy[0] * view.arrow, center[1] - plane.dy[1] * view.arrow];
   const length = Math.hypot(...minus(tip, center)) || 1;
   const direction = minus(tip, center).map((part) => part / length);
+  const along = (far) => center.map((part, d) => part + far * direction[d]);
   const far = WIDTH + HEIGHT;
-  const picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "group", "aria-label": "The values of this head as points. The table has the same numbers" });
+  const label = "The values of this head as points. The table has the same numbers";
+  const picture = svg("svg", { "viewBox": `0 0 ${WIDTH} ${HEIGHT}`, "role": "group", "aria-label": label });
   picture.append(
-    svg("line", { class: "axis", ...ends(center.map((part, d) => part - far * direction[d]), center.map((part, d) => part + far * direction[d])) }),
+    svg("line", { class: "axis", ...ends(along(-far), along(far)) }),
     ...plane.v.map((point) => {
       const place = view.out(point);
       const foot = dot(minus(place, center), direction);
-      return svg("line", { class: "drop", ...ends(place, center.map((part, d) => part + foot * direction[d])) });
+      return svg("line", { class: "drop", ...ends(place, along(foot)) });
     }),
     svg("line", { class: "arrow", ...ends(center, tip) }),
-    svg("path", { class: "head", d: "M0,0l-11,-5v10z", transform: `translate(${tip}) rotate(${(Math.atan2(direction[1], direction[0]) * 180) / Math.PI})` }),
+    svg("path", { class: "head", d: "M0,0l-11,-5v10z", transform: `translate(${tip}) rotate(${degrees(direction)})` }),
     svg("path", { class: "cross", d: `M${center[0] - 6},${center[1]}h12M${center[0]},${center[1] - 6}v12` }),
     svg("text", { x: center[0] + 8, y: center[1] + 14 }, "y"),
   );
@@ -118,35 +129,51 @@ function planePicture(plane, found, name) {
     const place = view.out(point);
     const radius = 4 + 14 * Math.sqrt(plane.p[s]);
     const sign = found.dscores[s] > 0 ? "plus" : found.dscores[s] < 0 ? "minus" : "";
-    picture.append(handle(`v${s}`, `value of key ${name(s)}`, point, place, radius, `${sign}${s === plane.key ? " chosen" : ""}`, view,
-      (to) => movePlane({ v: plane.v.with(s, to), dy: plane.dy })));
+    const looks = `${sign}${s === plane.key ? " chosen" : ""}`;
+    const moveTo = (to) => movePlane({ v: plane.v.with(s, to), dy: plane.dy });
+    picture.append(handle({ id: `v${s}`, label: `value of key ${name(s)}`, point, place, radius, looks, view, moveTo }));
     picture.append(svg("text", { x: place[0] + radius + 3, y: place[1] + 4 }, name(s)));
   });
-  picture.append(handle("dy", "tip of dy", plane.dy, tip, 10, "tip", view,
-    (to, pixel) => movePlane({ v: plane.v, dy: pixel ? [(pixel[0] - center[0]) / view.arrow, (center[1] - pixel[1]) / view.arrow] : to }), view.unit / view.arrow));
-  const beyond = tip.map((part, d) => part + 14 * direction[d]);
+  const pointTo = (to, pixel) => {
+    const dy = pixel ? [(pixel[0] - center[0]) / view.arrow, (center[1] - pixel[1]) / view.arrow] : to;
+    movePlane({ v: plane.v, dy });
+  };
+  const share = view.unit / view.arrow;
+  picture.append(handle({ id: "dy", label: "tip of dy", point: plane.dy, place: tip, radius: 10, looks: "tip", view, moveTo: pointTo, share }));
+  const beyond = along(length + 14);
   picture.append(svg("text", { "x": beyond[0], "y": beyond[1] + 4, "text-anchor": "middle" }, "dy"));
   return picture;
 }
 
-// A point that can be dragged, and moved by the arrow keys. `to` is told the new numbers, and the place in the drawing when dragged.
-function handle(id, label, point, [x, y], radius, sign, view, to, share = 1) {
-  const found = svg("circle", { "class": `handle ${sign}`, "cx": x, "cy": y, "r": radius, "tabindex": 0, "data-handle": id, "role": "slider",
-    "aria-label": label, "aria-valuenow": point[0].toFixed(3), "aria-valuetext": `${format(point[0])}, ${format(point[1])}` });
+// A point that can be dragged, and moved by the arrow keys. `moveTo` is told the new numbers and, when dragged, the place in the
+// drawing. `share` is how far an arrow key moves it, against a value.
+function handle({ id, label, point, place, radius, looks, view, moveTo, share = 1 }) {
+  const found = svg("circle", {
+    "class": `handle ${looks}`,
+    "cx": place[0],
+    "cy": place[1],
+    "r": radius,
+    "tabindex": 0,
+    "data-handle": id,
+    "role": "slider",
+    "aria-label": label,
+    "aria-valuenow": point[0].toFixed(3),
+    "aria-valuetext": `${format(point[0])}, ${format(point[1])}`,
+  });
   found.addEventListener("keydown", (event) => {
     if (!(event.key in STEPS) || event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
     event.stopPropagation();
     const [down, right] = STEPS[event.key];
     const stride = ((STRIDE * HEIGHT) / view.unit) * share;
-    to([point[0] + right * stride, point[1] - down * stride]);
+    moveTo([point[0] + right * stride, point[1] - down * stride]);
   });
   found.addEventListener("pointerdown", (event) => {
     event.preventDefault();
     const box = found.ownerSVGElement.getBoundingClientRect();
     const drag = (now) => {
       const pixel = [((now.clientX - box.left) * WIDTH) / box.width, ((now.clientY - box.top) * HEIGHT) / box.height];
-      to(view.back(pixel), pixel);
+      moveTo(view.back(pixel), pixel);
     };
     addEventListener("pointermove", drag);
     addEventListener("pointerup", () => removeEventListener("pointermove", drag), { once: true });
@@ -165,10 +192,13 @@ function planeTable(plane, found, name) {
       [plane.p[s], found.along[s], x].map((value) => make("td", {}, format(value))), make("td", {}, bar));
   });
   const total = found.dscores.reduce((sum, x) => sum + x, 0);
-  return make("table", { class: "plain" }, make("caption", {}, "p × (dy · (v − y)) = dscores"),
-    make("thead", {}, make("tr", {}, ["key", "p", "dy · (v − y)", "dscores", "bar"].map((text) => make("th", { scope: "col" }, text)))),
+  const heads = ["key", "p", "dy · (v − y)", "dscores", "bar"].map((text) => make("th", { scope: "col" }, text));
+  const sum = [make("th", { scope: "row", colspan: "3" }, "sum"), make("td", {}, formatSum(total, most)), make("td", {})];
+  return make("table", { class: "plain" },
+    make("caption", {}, "p × (dy · (v − y)) = dscores"),
+    make("thead", {}, make("tr", {}, heads)),
     make("tbody", {}, rows),
-    make("tfoot", {}, make("tr", {}, make("th", { scope: "row", colspan: "3" }, "sum"), make("td", {}, formatSum(total, most)), make("td", {}))));
+    make("tfoot", {}, make("tr", {}, sum)));
 }
 
 function svg(tag, attributes, ...children) {
@@ -176,6 +206,10 @@ function svg(tag, attributes, ...children) {
   for (const [name, value] of Object.entries(attributes)) found.setAttribute(name, value);
   found.append(...children);
   return found;
+}
+
+function degrees([x, y]) {
+  return (Math.atan2(y, x) * 180) / Math.PI;
 }
 
 function ends([x1, y1], [x2, y2]) {

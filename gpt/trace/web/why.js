@@ -31,7 +31,7 @@ function drawFormula(stop) {
 }
 
 function drawNumbers({ state, stop, flat }) {
-  if (!shown.numbers) return null;
+  if (!display.numbers) return null;
   return make("div", { class: "substituted" },
     make("h3", {}, "With the numbers of this cell"),
     make("div", { class: "scroll math", "data-role": "substituted" }, formulaWithNumbers(stop, state, flat)));
@@ -39,20 +39,24 @@ function drawNumbers({ state, stop, flat }) {
 
 // The finite difference beside a gradient.
 function drawDifference({ state, stop, flat }) {
-  const found = shown.differences && differenceOf(state, stop.array, flat);
+  const found = display.differences && differenceOf(state, stop.array, flat);
   if (!found) return null;
   const x = numbersOf(state, stop.array)[flat];
   const apart = found.apart === 0 ? "0" : found.apart.toExponential(0);
+  const [backward, differences] = [x, found.value].map((value) => make("b", {}, formatLong(value)));
   return make("p", { "class": "difference", "data-role": "difference" },
-    make("b", {}, formatLong(x)), " by backward, ", make("b", {}, formatLong(found.value)), ` by differences, apart ${apart}`);
+    backward, " by backward, ", differences, ` by differences, apart ${apart}`);
 }
 
 function drawDerivation(stop) {
   const steps = functionOf(stop).derivation;
-  if (!steps.length) return make("div", {}, make("h3", {}, "What the function computes"), make("p", {}, make("code", {}, functionOf(stop).says)));
+  if (!steps.length) {
+    return make("div", {}, make("h3", {}, "What the function computes"), make("p", {}, make("code", {}, functionOf(stop).says)));
+  }
   const items = steps.map(([number, text]) => {
     const current = stop.steps.includes(Number(number));
-    return make("li", { "value": number, "class": current ? "current" : null, "aria-current": current ? "step" : null }, derivationText(text));
+    const marks = { "class": current ? "current" : null, "aria-current": current ? "step" : null };
+    return make("li", { value: number, ...marks }, derivationText(text));
   });
   return make("div", {}, make("h3", {}, "Derivation"), make("ol", { class: "derivation" }, items));
 }
@@ -64,12 +68,14 @@ function meaning({ formula }) {
 
 // A step is prose and formulas. The docstring sets formulas apart by two spaces or more.
 function derivationText(text) {
-  return text.split("\n").flatMap((line) => {
-    const [first, ...rest] = line.split(/\s{2,}/);
-    if (!rest.length) return make("span", {}, first);
-    if (rest[0].startsWith("=")) return make("code", {}, line.replace(/\s{2,}/g, " "));
-    return [make("span", {}, first), rest.length > 1 && !rest.some((part) => part.startsWith("=")) ? rest.map((part) => make("code", {}, part)) : make("code", {}, rest.join(" "))];
-  }).flat();
+  return text.split("\n").flatMap(derivationLine);
+}
+
+function derivationLine(line) {
+  const [first, ...rest] = line.split(/\s{2,}/);
+  if (rest[0]?.startsWith("=")) return [make("code", {}, [first, ...rest].join(" "))];
+  const formulas = rest.some((part) => part.startsWith("=")) ? [rest.join(" ")] : rest;
+  return [make("span", {}, first), ...formulas.map((formula) => make("code", {}, formula))];
 }
 
 function upperFirst(text) {
@@ -117,20 +123,22 @@ function drawOtherSide(place) {
   if (array === undefined) return null;
   const value = valueOf(stop);
   if (value) return make("p", { class: "side" }, "This is d loss / d ", link(value), ".");
-  return make("p", { class: "side" }, "This is d loss / d ", make("code", {}, data.parameters[array]), ", which is ", format(numbersOf(place.state, array)[place.flat]), ".");
+  const x = numbersOf(place.state, array)[place.flat];
+  return make("p", { class: "side" }, "This is d loss / d ", make("code", {}, data.parameters[array]), `, which is ${format(x)}.`);
 }
 
 // What the cell was made from, and where to see how that was made.
 function drawSources(place) {
   const reads = readsOf(place.stop, place.state, place.flat);
-  const names = namesRead(place.stop).filter((name) => reads.some(([, , read]) => read === name));
+  const names = namesRead(place.stop).filter((name) => reads.some((read) => read.name === name));
   const items = names.map((name) => {
-    const elements = reads.filter(([, , read]) => read === name);
+    const elements = reads.filter((read) => read.name === name);
     const source = place.stop.sources.get(name);
     const array = place.stop.arrays[name];
     const from = source ? source.address : originOf(array);
-    return make("li", {}, make("code", {}, name), make("span", { class: "from" }, ` from ${from}`),
-      folded(elements.map(([, i]) => chip(place, source, array, i))));
+    const role = elements.every((read) => read.decides) ? "decided, " : "";
+    return make("li", {}, make("code", {}, name), make("span", { class: "from" }, ` ${role}from ${from}`),
+      folded(elements.map((read) => chip(place, source, array, read.flat))));
   });
   return make("div", { "data-role": "sources" }, make("h3", {}, "Made from"),
     items.length ? make("ul", { class: "links" }, items) : make("p", {}, "Nothing: the line sets a constant."));
@@ -138,15 +146,18 @@ function drawSources(place) {
 
 function originOf(array) {
   if (data.parameters[array]) return `the parameter ${data.parameters[array]}`;
-  return "the text";
+  return holdsTokens(array) ? "the text" : "a line without a formula";
 }
 
 // What the cell went into.
 function drawUses(place) {
   const uses = usesOf(place.stop, place.state, place.flat);
-  const items = uses.map(({ stop, cells }) => make("li", {}, make("code", {}, stop.address), make("span", { class: "from" }, stop.backward && !place.stop.backward ? " in backward" : ""),
+  const items = uses.map(({ stop, cells }) => make("li", {},
+    make("code", {}, stop.address),
+    make("span", { class: "from" }, stop.backward && !place.stop.backward ? " in backward" : ""),
     folded(cells.map((flat) => chip(place, stop, stop.array, flat)))));
-  return make("div", { "data-role": "uses" }, make("h3", {}, "Goes into"), items.length ? make("ul", { class: "links" }, items) : noUses(place.stop));
+  return make("div", { "data-role": "uses" }, make("h3", {}, "Goes into"),
+    items.length ? make("ul", { class: "links" }, items) : noUses(place.stop));
 }
 
 function noUses(stop) {
@@ -160,15 +171,20 @@ function noUses(stop) {
 function chip(place, stop, array, flat) {
   const text = [make("span", { class: "at" }, shortPlace(array, flat)), " ", format(numbersOf(place.state, array)[flat])];
   if (!stop) return make("span", { class: "chip" }, text);
-  return make("button", { "class": "chip", "click": () => jump({ ...place, stop, flat }), "title": `${stop.address}: ${cellWords(array, flat)}` }, text);
+  const title = `${stop.address}: ${cellWords(array, flat)}`;
+  return make("button", { class: "chip", title, click: () => jump({ ...place, stop, flat }) }, text);
 }
 
 function shortPlace(array, flat) {
-  return unravel(flat, shapeOf(array)).map((i, axis) => (axisName(array, axis) === "head" ? "h" : "") + placeName(array, axis, i)).join(" ");
+  const names = unravel(flat, shapeOf(array)).map((i, axis) => (axisName(array, axis) === "head" ? "h" : "") + placeName(array, axis, i));
+  return names.join(" ");
 }
 
 function folded(chips) {
   if (chips.length <= MOST_SHOWN) return make("span", { class: "chips" }, chips);
-  return [make("span", { class: "chips" }, chips.slice(0, MOST_SHOWN)),
-    make("details", {}, make("summary", {}, `${chips.length - MOST_SHOWN} more`), make("span", { class: "chips" }, chips.slice(MOST_SHOWN)))];
+  const rest = make("span", { class: "chips" }, chips.slice(MOST_SHOWN));
+  return [
+    make("span", { class: "chips" }, chips.slice(0, MOST_SHOWN)),
+    make("details", {}, make("summary", {}, `${chips.length - MOST_SHOWN} more`), rest),
+  ];
 }

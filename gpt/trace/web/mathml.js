@@ -68,6 +68,7 @@ function draw(tree, cell, beside = -1) {
   if (kind === "//") return bracketed(element("mfrac", draw(first, cell), draw(second, cell)), "⌊", "⌋");
   if (kind === "neg") return row(operator("−"), draw(first, cell, 2));
   if (kind in OF_ONE) return row(element("mi", kind), bracketed(draw(first, cell)));
+  if (kind === "max") return row(element("mi", kind), bracketed(row(draw(first, cell), operator(","), draw(second, cell))));
   return drawBinary(tree, cell, beside);
 }
 
@@ -119,8 +120,11 @@ function drawTerms(tree, cell) {
     shown.push(row(bracketedIfNegative(value), element("mtext", `\u00a0from ${rest.length} more`)));
   }
   const joint = kind === "Max" ? "," : "+";
-  const rows = shown.map((term, i) =>
-    element("mtr", element("mtd", i && joint === "+" ? operator("+") : row()), element("mtd", term, i < shown.length - 1 && joint === "," ? operator(",") : row())));
+  const rows = shown.map((term, i) => {
+    const before = i && joint === "+" ? operator("+") : row();
+    const after = i < shown.length - 1 && joint === "," ? operator(",") : row();
+    return element("mtr", element("mtd", before), element("mtd", term, after));
+  });
   // The brackets are drawn by the style, because not every font has tall ones.
   const whole = withAttributes(element("mtable", ...rows), { class: "terms" });
   if (kind === "Mean") return element("mfrac", whole, element("mn", String(terms.length)));

@@ -1,5 +1,3 @@
-"use strict";
-
 // The data of the page, and the numbers of every array.
 // `data` is what gpt/trace/data.py made. An array is named by its place in data.arrays, a state by its place in data.states.
 

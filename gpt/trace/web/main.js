@@ -3,7 +3,7 @@
 let at; // { state, stop, flat }
 let remembered = {}; // the last value of every index letter, so that a walk from line to line keeps its cell
 let trail = []; // the addresses that the reader jumped from, in order
-const shown = { numbers: true, differences: true };
+const display = { numbers: true, differences: true };
 let drawn = ""; // what the tables show now, to know when they must be drawn anew
 
 // Moving.
@@ -14,10 +14,19 @@ function move(place, how) {
   if (how !== "silent") openAbout(false);
   remembered = { ...remembered, ...indicesAt(place.stop, place.flat) };
   const address = "#" + addressOf(place);
-  if (how === "jump") history.pushState({ trail }, "", address);
-  if (how === "walk") history.replaceState({ trail }, "", address);
+  if (how !== "silent") setAddress(address, how === "jump");
   render();
   if (how !== "silent") say(cellSentence(place));
+}
+
+// Browsers refuse hundreds of addresses in a few seconds, as when a key is held down. Then the URL lags behind, and the page does not.
+function setAddress(address, isNew) {
+  try {
+    if (isNew) history.pushState({ trail }, "", address);
+    else history.replaceState({ trail }, "", address);
+  } catch (error) {
+    console.info(error.message);
+  }
 }
 
 // Go to a place that the reader can come back from.
@@ -44,7 +53,7 @@ function arrive() {
   move(place, "silent");
   if (missing.length) {
     say(`This page has no ${missing.join(" and no ")}. The nearest place is shown: ${addressOf(place)}.`, true);
-    history.replaceState({ trail }, "", "#" + addressOf(place));
+    setAddress("#" + addressOf(place), false);
   } else say(cellSentence(place));
 }
 
@@ -75,7 +84,7 @@ function turnHead(head) {
 }
 
 function startPlace() {
-  const stop = stops.find((one) => one.address === "attention_backward/dscores") ?? stops[0];
+  const stop = stops.find((one) => kindOf(one) === "attention_backward/dscores") ?? stops[0];
   return { state: data.states.length - 1, stop, flat: cellNear(stop, { h: 1, t: 3, s: 3 }) };
 }
 
@@ -87,7 +96,7 @@ function say(text, visibly = false) {
 }
 
 function cellSentence(place) {
-  const x = numbersOf(place.state, place.stop.array)[place.flat];
+  const x = valueAt(place);
   const where = [place.stop.formula.name, cellWords(place.stop.array, place.flat, "say")].filter(Boolean).join(", ");
   return isHidden(place) ? `${where}: hidden until you have said its sign` : `${where}: ${format(x)}, ${signOf(x)}`;
 }
@@ -127,7 +136,8 @@ function made() {
   const { state, stop, flat } = at;
   const slice = sliceOf(stop.array, flat);
   const turn = (to) => choose(flat + (to - slice) * (sizeOf(stop.array) / leadingSize(stop.array)));
-  return { array: stop.array, name: stop.formula.name, state, slice, choose, turn, sums: /each row sums to/i.test(stop.formula.means) };
+  const sums = /each row sums to/i.test(stop.formula.means);
+  return { array: stop.array, name: stop.formula.name, state, slice, choose, turn, sums };
 }
 
 function leadingSize(array) {
@@ -137,8 +147,7 @@ function leadingSize(array) {
 function readTable(name, reads) {
   const array = at.stop.arrays[name];
   const source = at.stop.sources.get(name);
-  const first = reads.find(([, , read]) => read === name);
-  const slice = sliceOf(array, first ? first[1] : 0);
+  const slice = sliceOf(array, reads.find((read) => read.name === name)?.flat ?? 0);
   const table = { array, name, state: at.state, slice, from: source ? `from ${source.address}` : originOf(array) };
   table.follow = (flat) => (source ? jump({ ...at, stop: source, flat }) : say(`${name} is ${originOf(array)}.`, true));
   table.choose = (flat) => say(`${name}, ${cellWords(array, flat, "say")}: ${format(numbersOf(at.state, array)[flat])}`);
@@ -170,11 +179,13 @@ function markTables([madeTable, ...readTables], reads) {
   if (document.activeElement?.closest("#line td[data-i]")) cell.focus({ preventScroll: true });
   keepInBox(cell);
   showPlane(at);
-  document.querySelectorAll("#reads table").forEach((one, i) => keepInBox(markTable(one, null, litIn(readTables[i].array, reads))));
+  document.querySelectorAll("#reads table").forEach((one, i) => {
+    keepInBox(markTable(one, null, litIn(readTables[i].array, reads)));
+  });
 }
 
 function litIn(array, reads) {
-  return new Set(reads.filter(([read]) => read === array).map(([, flat]) => flat));
+  return new Set(reads.filter((read) => read.array === array).map((read) => read.flat));
 }
 
 function drawBar() {
@@ -192,8 +203,10 @@ function drawBar() {
 // The last places that the reader jumped from, oldest first.
 function drawTrail() {
   const last = trail.slice(-4);
-  const buttons = last.map((address, i) =>
-    make("li", {}, make("button", { title: address, click: () => goBack(last.length - i) }, address.split("/").slice(1).join(" "))));
+  const buttons = last.map((address, i) => {
+    const text = address.split("/").slice(1).join(" ");
+    return make("li", {}, make("button", { title: address, click: () => goBack(last.length - i) }, text));
+  });
   byId("trail").hidden = !last.length;
   byId("trail").replaceChildren(make("span", {}, "you came from"), make("ol", {}, buttons));
 }
@@ -203,14 +216,16 @@ function drawTop() {
   const marked = (part) => [...part].map(showCharacter).join("");
   byId("run").textContent = `${marked(text.slice(0, -1))} → ${marked(text.slice(1))}`;
   drawSwitches();
-  byId("states").replaceChildren(...states.map((state, i) => make("button", { "data-state": i, "aria-pressed": String(i === at.state), "click": () => changeState(i) },
-    `${state.step ? `after ${state.step} steps` : "before"}: loss ${format(state.loss)}`)));
+  byId("states").replaceChildren(...states.map((state, i) => {
+    const text = `${state.step ? `after ${state.step} steps` : "before"}: loss ${format(state.loss)}`;
+    return make("button", { "data-state": i, "aria-pressed": String(i === at.state), "click": () => changeState(i) }, text);
+  }));
 }
 
 // What can be switched on and off: [key, text, how it is now, how it is changed].
 const SWITCHES = {
-  numbers: ["s", "numbers", () => shown.numbers, () => (shown.numbers = !shown.numbers)],
-  differences: ["f", "differences", () => shown.differences, () => (shown.differences = !shown.differences)],
+  numbers: ["s", "numbers", () => display.numbers, () => (display.numbers = !display.numbers)],
+  differences: ["f", "differences", () => display.differences, () => (display.differences = !display.differences)],
   predict: ["p", "predict", () => predict.on, () => (predict.on = !predict.on)],
 };
 
@@ -243,7 +258,8 @@ const KEYS = {
 };
 
 function onKey(event) {
-  if (event.ctrlKey || event.altKey || event.metaKey || event.target.closest("input, textarea, select, [contenteditable], dialog")) return;
+  if (event.ctrlKey || event.altKey || event.metaKey) return;
+  if (event.target.closest("input, textarea, select, [contenteditable], dialog")) return;
   const inCode = event.target.closest("#code");
   const act = inCode && event.key === "ArrowDown" ? KEYS.j : inCode && event.key === "ArrowUp" ? KEYS.k : KEYS[event.key];
   if (act) act();
@@ -271,9 +287,10 @@ function openToScripts() {
       jump(place);
     },
     address: () => addressOf(at),
-    value: (address) => numbersOf(asked(address).state, asked(address).stop.array)[asked(address).flat],
+    value: (address) => valueAt(asked(address)),
     evaluate: (address) => evaluateStop(asked(address).stop, asked(address).state, asked(address).flat),
-    reads: (address) => readsOf(asked(address).stop, asked(address).state, asked(address).flat).map(([array, flat]) => [array, flat]),
+    reads: (address) => readsOf(asked(address).stop, asked(address).state, asked(address).flat)
+      .filter((read) => !read.decides).map(({ array, flat }) => [array, flat]),
   };
 }
 
