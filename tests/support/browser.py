@@ -93,12 +93,8 @@ class Browser:
             time.sleep(0.005)
 
     def script(self, text: str, *arguments: Any) -> Any:
-        """Run a script in the page and return what it returns."""
+        """Run a script in the page and return what it returns, or what its promise comes to."""
         return self.driver.execute_script(text, *arguments)
-
-    def finish(self, text: str, *arguments: Any) -> Any:
-        """Run a script that ends later: its last argument is the function to call with the result."""
-        return self.driver.execute_async_script(text, *arguments)
 
     def press(self, *keys: str, holding: str | None = None) -> None:
         """Press keys one after another: characters, or names such as ENTER, TAB and ARROW_LEFT. holding: a modifier's name."""
@@ -128,6 +124,13 @@ class Browser:
         actions = ActionBuilder(self.driver, mouse=PointerInput("touch", "finger"), duration=0)
         actions.pointer_action.move_to(element).pointer_down().pointer_up()
         actions.perform()
+
+    def drag(self, selector: str, right: int, down: int) -> None:
+        """Drag the first element of a CSS selector with the mouse, by pixels."""
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        element = self.driver.find_element("css selector", selector)
+        ActionChains(self.driver, duration=10).drag_and_drop_by_offset(element, right, down).perform()
 
     def set_screen(self, width: int, height: int, dark: bool = False, still: bool = False) -> None:
         """Set the width and height in CSS pixels, the colour scheme, and whether motion is to be reduced."""

@@ -2,9 +2,12 @@
 
 import functools
 import json
+import math
+import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,10 +88,7 @@ class Run:
 
     def cell(self, stop: Stop, flat: int) -> str:
         """`h1t3s3`, or "" where the value is one number."""
-        if not stop.formula.indices:
-            return ""
-        index = np.unravel_index(flat, self.shape(stop))
-        return "".join(f"{letter}{i}" for letter, i in zip(stop.formula.indices, index, strict=True))
+        return "".join(f"{letter}{i}" for letter, i in self.indices(stop, flat).items())
 
     def cells(self, stop: Stop) -> list[str]:
         return [self.cell(stop, flat) for flat in range(self.size(stop))]
@@ -120,28 +120,41 @@ class Run:
 
     def reads(self, step: int, stop: Stop, flat: int) -> set[tuple[int, int]]:
         """The elements that a cell was made from, as (array, flat place)."""
+        return self.found_by(step, stop, flat, stop.formula.tree)
+
+    def deciding(self, step: int, stop: Stop, flat: int) -> set[tuple[int, int]]:
+        """The elements that the conditions of a cell's formula looked at."""
+        tree, found = stop.formula.tree, set()
+        while tree[0] == "if":
+            found |= self.found_by(step, stop, flat, tree[1])
+            tree = tree[2] if evaluate(tree[1], self.indices(stop, flat), self.environment(step, stop)) else tree[3]
+        return found
+
+    def found_by(self, step: int, stop: Stop, flat: int, tree: Any) -> set[tuple[int, int]]:
         arrays, reads = self.arrays_read(stop), []
-        index = np.unravel_index(flat, self.shape(stop)) if stop.formula.indices else ()
-        at = {letter: int(i) for letter, i in zip(stop.formula.indices, index, strict=True)}
-        evaluate(stop.formula.tree, at, self.environment(step, stop), reads)
+        evaluate(tree, self.indices(stop, flat), self.environment(step, stop), reads)
         return {(arrays[name], place) for name, place in reads}
+
+    def indices(self, stop: Stop, flat: int) -> dict[str, int]:
+        index = np.unravel_index(flat, self.shape(stop)) if stop.formula.indices else ()
+        return {letter: int(i) for letter, i in zip(stop.formula.indices, index, strict=True)}
 
 
 # ---- how a number is written ----
 
-NUMBER = re.compile(r"(-?)(\d+)(?:\.(\d+))?(?:e([+-]\d+))?")
+NUMBER = re.compile(r"(\d+)(?:\.(\d+))?(?:e([+-]\d+))?")
 
 
 @functools.cache
 def read(text: str) -> tuple[float, float]:
     """Return the number that a text shows, and half a unit of its last digit: 0 for a whole number that is written out."""
-    text = text.strip().replace("−", "-")
+    text = text.strip()
     if text in ("∞", "-∞"):
         return float(text.replace("∞", "inf")), 0.0
-    found = NUMBER.fullmatch(text)
+    found = NUMBER.fullmatch(text.removeprefix("-"))
     if not found:
         return np.nan, 0.0
-    _, whole, decimals, exponent = found.groups()
+    whole, decimals, exponent = found.groups()
     digits = (whole + (decimals or "")).lstrip("0")
     written_out = decimals is None and exponent is None and len(digits) < 4
     if not written_out and len(digits) != 4:
@@ -169,52 +182,44 @@ def sign_is_shown(classes: str, value: float) -> bool:
 
 # ---- what the page shows ----
 
-SHOWN = """
-const number = (one) => Number(one.dataset.i);
-const cellsOf = (one) => [...one.querySelectorAll("td[data-i]")];
-const sumsOf = (table) => [...table.querySelectorAll("td.sum")].map((sum) => [cellsOf(sum.parentElement).map(number), sum.textContent]);
-const page = document.documentElement;
-return JSON.stringify({
-  address: trace.address(),
-  hash: decodeURIComponent(location.hash.slice(1)),
-  live: document.getElementById("live").textContent,
-  value: document.querySelector("#cell [data-role=value]")?.textContent ?? null,
-  overflow: page.scrollWidth - page.clientWidth,
-  tables: [...document.querySelectorAll("table[data-array]")].map((table) => ({
-    array: Number(table.dataset.array),
-    step: Number(table.dataset.step),
-    read: table.closest("#reads") !== null,
-    rows: [...table.tBodies[0].rows].map((row) => cellsOf(row).length),
-    cells: cellsOf(table).map((cell) => [number(cell), cell.textContent, cell.className]),
-    sums: sumsOf(table),
-  })),
-});
-"""
+SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+
+
+def ask(browser: Browser, function: str, *arguments: Any) -> Any:
+    """Call a function of page_checks.js in the page."""
+    return browser.script(f"{SCRIPT}\nreturn {function}(...arguments);", *arguments)
 
 
 def shown(browser: Browser) -> dict[str, Any]:
     """Return what the page shows now."""
-    return json.loads(browser.script(SHOWN))
+    return json.loads(ask(browser, "shown"))
 
 
 def unlike_run(run: Run, page: Mapping[str, Any], at: str | None = None) -> list[str]:
     """Return where what is shown differs from what was recorded. at: the address without cell where the page should be."""
     where = page["address"]
-    if at is not None and "/".join(where.split("/")[:3]) != at:
-        return [f"{where}: the page should be at {at}"]
     step, stop, flat = run.place(where)
-    found = [] if page["hash"] == where else [f"{where}: the address in the URL is {page['hash']}"]
+    value = run.value(step, stop, flat)
+    found = []
+    if at not in (None, f"{step}/{stop.address}"):
+        found.append(f"the page should be at {at}")
+    if page["hash"] != where:
+        found.append(f"the address in the URL is {page['hash']}")
     if page["overflow"] > 0:
-        found.append(f"{where}: the page is {page['overflow']} pixels too wide")
-    if page["value"] is None or not is_shown(page["value"], run.value(step, stop, flat)):
-        found.append(f"{where}: the cell's value is {page['value']}, recorded {run.value(step, stop, flat)}")
-    expected = {stop.array} | {run.arrays_read(stop)[name] for name in names_read(stop.formula.tree)}
+        found.append(f"the page is {page['overflow']} pixels too wide")
+    if page["value"] is None or not is_shown(page["value"], value):
+        found.append(f"the value is {page['value']}, recorded {value}")
+    found += unlike_arithmetic(page["arithmetic"], value)
+    of_names = run.arrays_read(stop)
+    expected = {stop.array} | {of_names[name] for name in names_read(stop.formula.tree)}
     if missing := expected - {table["array"] for table in page["tables"]}:
-        found.append(f"{where}: no table of arrays {missing}")
-    reads = run.reads(step, stop, flat)
+        found.append(f"there is no table of arrays {missing}")
+    lit = run.reads(step, stop, flat) | run.deciding(step, stop, flat)
     for table in page["tables"]:
-        found += [f"{where}: {difference}" for difference in unlike_array(run, step, stop, flat, reads, table)]
-    return found
+        array = table["array"]
+        marked = {i for one, i in lit if one == array} if table["isRead"] else {flat}
+        found += [f"array {array}{difference}" for difference in unlike_array(run, step, table, marked)]
+    return [f"{where}: {difference}" for difference in found]
 
 
 def names_read(tree: Any) -> set[str]:
@@ -223,22 +228,21 @@ def names_read(tree: Any) -> set[str]:
     return {*inner, tree[1]} if tree and tree[0] == "at" else set(inner)
 
 
-def unlike_array(run: Run, step: int, stop: Stop, flat: int, reads: set[tuple[int, int]], table: Mapping[str, Any]) -> list[str]:
-    """Return what differs in one table: numbers, signs, row sums, the selected cell and the cells that are lit."""
-    array, cells = table["array"], table["cells"]
+def unlike_array(run: Run, step: int, table: Mapping[str, Any], marked: set[int]) -> list[str]:
+    """Return what differs in one table: numbers, signs, row sums, and the marked cells: the selected one, or those that were read."""
     if table["step"] != step:
-        return [f"array {array} is shown of step {table['step']}"]
-    values = run.values(step, array)
-    found = [] if in_order(table, run.lengths(array)) else [f"array {array}: rows of {table['rows']} cells are not in order"]
-    found += [f"array {array}[{i}] is {text}, recorded {values[i]}" for i, text, _ in cells if not is_shown(text, values[i])]
-    found += [f"array {array}[{i}] = {values[i]} is marked {kind}" for i, _, kind in cells if not sign_is_shown(kind, values[i])]
+        return [f" is shown of step {table['step']}"]
+    cells, values = table["cells"], run.values(step, table["array"])
+    found = [] if in_order(table, run.lengths(table["array"])) else [f": rows of {table['rows']} cells are not in order"]
+    found += [f"[{i}] is {text}, recorded {values[i]}" for i, text, _ in cells if not is_shown(text, values[i])]
+    found += [f"[{i}] = {values[i]} is marked {kind}" for i, _, kind in cells if not sign_is_shown(kind, values[i])]
     for row, text in table["sums"]:
         if not is_shown(text, float(np.sum(values[row]))):
-            found.append(f"array {array}: a row's sum is {text}, recorded {np.sum(values[row])}")
-    name, marked = ("lit", {i for read, i in reads if read == array}) if table["read"] else ("selected", {flat})
-    shown_so = {i for i, _, kind in cells if name in kind.split()}
-    if shown_so != marked & {i for i, *_ in cells}:
-        found.append(f"array {array}: {name} are {sorted(shown_so)}, not {sorted(marked)}")
+            found.append(f": a row's sum is {text}, recorded {np.sum(values[row])}")
+    name = "lit" if table["isRead"] else "selected"
+    are = {i for i, _, kind in cells if name in kind.split()}
+    if are != marked & {i for i, *_ in cells}:
+        found.append(f": {name} are {sorted(are)}, not {sorted(marked)}")
     return found
 
 
@@ -250,16 +254,74 @@ def in_order(table: Mapping[str, Any], lengths: tuple[int, ...]) -> bool:
     return whole and (rows == {lengths[-1]} if len(lengths) > 1 else rows in ({1}, {lengths[0] if lengths else 1}))
 
 
-# ---- formulas that the page evaluates ----
+# ---- the arithmetic of a formula with numbers in it ----
 
-EVALUATED = """
-const [stops, everyRead] = arguments;
-const text = (x) => (Number.isFinite(x) ? x : String(x));
-return JSON.stringify(stops.map(([stop, cells]) => cells.map((cell, i) => {
-  const address = cell ? stop + "/" + cell : stop;
-  return [text(trace.value(address)), text(trace.evaluate(address)), i % everyRead ? null : trace.reads(address)];
-})));
-"""
+
+class Between:
+    """A number that is known to lie between two others, because it was written in few digits."""
+
+    def __init__(self, *ends: float) -> None:
+        self.ends = min(ends), max(ends)
+
+    @classmethod
+    def of(cls, text: str) -> "Between":
+        number, half = read(text)
+        if np.isnan(number):  # a constant of the formula, such as 0.5
+            return cls(float(text))
+        return cls(number - half, number + half)
+
+    def each(self, other: Any, operator: Callable[[float, float], float]) -> "Between":
+        others = other.ends if isinstance(other, Between) else (other,)
+        return Between(*(operator(a, b) for a in self.ends for b in others))
+
+    def __neg__(self) -> "Between":
+        return Between(*(-end for end in self.ends))
+
+    def __add__(self, other: Any) -> "Between":
+        return self.each(other, operator.add)
+
+    def __sub__(self, other: Any) -> "Between":
+        return self.each(other, operator.sub)
+
+    def __mul__(self, other: Any) -> "Between":
+        return self.each(other, operator.mul)
+
+    def __truediv__(self, other: Any) -> "Between":
+        return self.each(other, operator.truediv)
+
+
+def rising(function: Callable[[float], float]) -> Callable[[Between], Between]:
+    return lambda x: Between(*map(function, x.ends))
+
+
+KNOWN = {name: rising(getattr(math, name)) for name in ("exp", "log", "sqrt", "tanh", "floor")}
+KNOWN["max"] = lambda *terms: Between(max(term.ends[0] for term in terms), max(term.ends[1] for term in terms))
+COMPARED = {"=": operator.eq, "<": operator.lt, "≤": operator.le, ">": operator.gt}  # of whole numbers
+KNOWN["compared"] = lambda a, sign, b: Between(float(COMPARED[sign](a.ends, b.ends)))
+
+
+def unlike_arithmetic(written: str | None, value: float) -> list[str]:
+    """Return what is wrong in a formula with numbers in it: its two sides differ by more than the digits allow."""
+    if written is None:
+        return ["no formula with numbers"]
+    text = re.sub("⟪.*?⟫", "", written)  # which branch was taken, and why
+    text = re.sub("⟨ *(.*?) ([=<≤>]) (.*?) *⟩", r"compared(\1,'\2',\3)", text)
+    *sides, right = text.split(" = ")
+    if not is_shown(right.replace(" ", ""), value):
+        return [f"the formula with numbers ends in {right}, recorded {value}"]
+    if "element" in text:
+        return []  # a line that only moves elements names the one that it takes
+    try:
+        left = eval(
+            re.sub(r"\d[\d.]*(e[-+]?\d+)?", r"Between.of('\g<0>')", sides[0].replace("∞", "Between(math.inf)")), globals(), KNOWN
+        )
+    except Exception as error:
+        return [f"the formula with numbers cannot be read: {written}: {error}"]
+    low, high = left.ends
+    return [] if low - EXACT <= value <= high + EXACT else [f"{written}: the left side is {low} to {high}"]
+
+
+# ---- formulas that the page evaluates ----
 
 
 def unlike_formulas(run: Run, browser: Browser, step: int, stops: Iterable[Stop] | None = None, every_read: int = 7) -> list[str]:
@@ -267,14 +329,14 @@ def unlike_formulas(run: Run, browser: Browser, step: int, stops: Iterable[Stop]
     stops = list(run.stops if stops is None else stops)
     asked = [[f"{step}/{stop.address}", run.cells(stop)] for stop in stops]
     found = []
-    for stop, cells in zip(stops, json.loads(browser.script(EVALUATED, asked, every_read)), strict=True):
+    for stop, cells in zip(stops, json.loads(ask(browser, "evaluated", asked, every_read)), strict=True):
         values = run.values(step, stop.array)
         recorded, evaluated = (np.array([float(cell[k]) for cell in cells]) for k in (0, 1))
         for name, numbers, near in (("value", recorded, EXACT), ("formula", evaluated, NEAR)):
             wrong = np.flatnonzero(~np.isclose(numbers, values, rtol=EXACT, atol=near))
             found += [f"{run.address(step, stop, i)}: {name} {numbers[i]}, recorded {values[i]}" for i in wrong]
         for i, (*_, reads) in enumerate(cells):
-            if reads is not None and (page := {tuple(read) for read in reads}) != (expected := run.reads(step, stop, i)):
+            if reads is not None and (page := set(map(tuple, reads))) != (expected := run.reads(step, stop, i)):
                 found.append(f"{run.address(step, stop, i)}: reads differ in {sorted(page ^ expected)}")
     return found
 
@@ -304,67 +366,15 @@ def every_head(run: Run, browser: Browser, stop: Stop) -> Iterator[dict[str, Any
     yield page
     if "h" not in stop.formula.indices:
         return
-    axis = stop.formula.indices.index("h")
     here = re.search(r"h(\d+)", page["address"].split("/")[-1])
-    for head in range(run.shape(stop)[axis]):
+    for head in range(run.shape(stop)[stop.formula.indices.index("h")]):
         if here is None or head != int(here[1]):
             browser.press(str(head + 1))
             yield shown(browser)
 
 
-JUMPS = f"""
-const show = () => {{ {SHOWN} }};
-document.documentElement.hidden = true;
-return arguments[0].map((address) => {{ trace.go(address); return show(); }});
-"""
-
-
 def jump(run: Run, browser: Browser, addresses: Sequence[str]) -> list[str]:
     """Jump from address to address, without drawing, and return what differs from the run."""
-    pages = [json.loads(page) for page in browser.script(JUMPS, addresses)]
+    pages = [json.loads(page) for page in ask(browser, "shownAt", addresses)]
     at = ["/".join(address.split("/")[:3]) for address in addresses]
-    return [each for page, stop in zip(pages, at, strict=True) for each in unlike_run(run, page, stop)]
-
-
-# ---- everybody ----
-
-TOO_WIDE = """
-const tooWide = (address) => {
-  trace.go(address);
-  const over = document.documentElement.scrollWidth - document.documentElement.clientWidth;
-  if (over <= 0) return [];
-  const first = [...document.querySelectorAll("body *")].find((one) => one.getBoundingClientRect().right > document.documentElement.clientWidth + 1);
-  return [`${address}: ${over} pixels too wide: ${first?.outerHTML.slice(0, 200)}`];
-};
-return arguments[0].flatMap(tooWide);
-"""
-
-
-def too_wide(browser: Browser, addresses: Sequence[str]) -> list[str]:
-    """Return the addresses at which the page can be scrolled sideways."""
-    return browser.script(TOO_WIDE, addresses)
-
-
-OBSTACLES = """
-const done = arguments[0];
-axe.run(document, { resultTypes: ["violations"] }).then(({ violations }) =>
-  done(violations.flatMap(({ id, help, nodes }) => nodes.map((node) => `${id}: ${help}: ${node.html}`))));
-"""
-
-
-def obstacles(browser: Browser) -> list[str]:
-    """Return what axe-core finds on the page as it is now. Its script has been run in the page."""
-    return browser.finish(OBSTACLES)
-
-
-MOVING = """
-const seconds = (text) => Math.max(...text.split(",").map((part) => parseFloat(part) * (part.includes("ms") ? 0.001 : 1)));
-const moves = ({ scrollBehavior, transitionDuration, animationName, animationDuration }) =>
-  scrollBehavior === "smooth" || seconds(transitionDuration) > 0.01 || (animationName !== "none" && seconds(animationDuration) > 0.01);
-return [...document.querySelectorAll("*")].filter((one) => moves(getComputedStyle(one))).map((one) => one.outerHTML.slice(0, 100));
-"""
-
-
-def moving(browser: Browser) -> list[str]:
-    """Return the elements that a style lets move for more than 10 milliseconds."""
-    return browser.script(MOVING)
+    return [difference for page, stop in zip(pages, at, strict=True) for difference in unlike_run(run, page, stop)]

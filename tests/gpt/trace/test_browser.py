@@ -16,13 +16,13 @@ from gpt.trace.data import decode, encode, gradients_by_array
 from gpt.trace.page import page, unpack
 from gpt.trace.program import page_of
 from gpt.trace.state import record
-from page_checks import EXACT, Run, is_shown, jump, moving, obstacles, read, shown, too_wide, unlike_formulas, unlike_run, walk
+from page_checks import Run, ask, is_shown, jump, shown, unlike_formulas, unlike_run, walk
 from paths import ROOT
 from small import config_of, start
 from traces import TEXT, VARIANTS, recorded
 
 pytestmark = pytest.mark.program
-COMMITTED = ROOT / "docs" / "trace.html"
+FILE = ROOT / "docs" / "trace.html"
 WIDE, PHONE, NARROW = (1280, 800), (390, 844), (320, 640)
 DSCORES = "60/attention_backward/dscores/h1t3s3"
 PLANES = ("attention_forward/probs", "attention_forward/y", "attention_backward/dscores", "softmax_backward/dx")
@@ -52,21 +52,16 @@ def run():
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    if COMMITTED.exists():
-        return COMMITTED
-    made = tmp_path_factory.mktemp("trace") / "trace.html"
-    made.write_text(page_of(example.MODEL, example.VOCABULARY, example.WINDOW, example.example()), encoding="utf-8")
-    return made
-
-
-@pytest.fixture(scope="module")
-def html(file):
-    return file.read_text(encoding="utf-8")
+def html():
+    return FILE.read_text(encoding="utf-8")
 
 
 def address(tab):
     return tab.script("return trace.address()")
+
+
+def go(tab, to):
+    tab.script("trace.go(arguments[0])", to)
 
 
 def go_back(tab, to):
@@ -75,264 +70,236 @@ def go_back(tab, to):
     tab.wait("return trace.address() === arguments[0]", to)
 
 
+def text_of(tab, role):
+    """The text of one part of what is said about the cell, or None where it is not there."""
+    return tab.script("return document.querySelector(`#cell [data-role=${arguments[0]}]`)?.textContent", role)
+
+
+def press_until(tab, key, selector):
+    """Press a key until the element that has the focus is one of a CSS selector."""
+    for _ in range(200):
+        if tab.script("return document.activeElement.matches(arguments[0])", selector):
+            return
+        tab.press(key)
+    raise AssertionError(f"{key} does not lead to {selector}")
+
+
 # ---- what is shown is what was recorded ----
 
 
-def test_every_formula_gives_the_recorded_value_from_the_elements_that_python_reads(tab, file, run):
-    tab.open(file)
+def test_every_formula_gives_the_recorded_value_from_the_elements_that_python_reads(tab, run):
+    tab.open(FILE)
     assert tab.script("return trace.stops") == [stop.address for stop in run.stops]
-    assert not unlike_formulas(run, tab, 60)
-    assert not unlike_formulas(run, tab, 0, every_read=49)
+    assert not (unlike_formulas(run, tab, 60) + unlike_formulas(run, tab, 0, every_read=49))
+    assert tab.requests() == [FILE.as_uri()]
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("step", "key"), [(0, "j"), (60, "k")])
-def test_a_walk_by_keys_shows_every_element_of_every_line(tab, file, run, step, key):
-    """Forward and backward with j, or the other way round with k, through every head, in a window of 1280 pixels."""
-    stops = run.stops if key == "j" else run.stops[::-1]
-    tab.open(file, run.address(step, stops[0], 0))
+def test_a_walk_by_keys_shows_every_element_of_every_line(tab, run):
+    """Forward and backward with j, through every head, some lines back with k, and all lines of the other state."""
+    tab.open(FILE, run.address(60, run.stops[0], 0))
     seen = {}
-    assert not walk(run, tab, step, stops, key, seen)
-    unseen = {stop.address for stop in stops if len(seen[stop.array]) < run.size(stop)}
+    assert not (found := walk(run, tab, 60, run.stops, "j", seen)), found
+    unseen = {stop.address for stop in run.stops if len(seen[stop.array]) < run.size(stop)}
     assert unseen <= {"attention_backward/dqkv.1"}  # dq, dk and dv stacked: the next line shows them all
     end = address(tab)
-    tab.press(key)
+    tab.press("j")
     assert address(tab) == end
-    assert re.search("last|first", shown(tab)["live"])
-    assert tab.requests() == [file.resolve().as_uri()]
+    assert "last line" in shown(tab)["live"]
+    assert not (found := walk(run, tab, 60, run.stops[:-9:-1], "k", seen)), found
+    assert not (found := jump(run, tab, [run.address(0, stop, run.size(stop) * 2 // 3) for stop in run.stops])), found
 
 
 @pytest.mark.long
-def test_keys_change_the_state_the_side_and_the_way_back(tab, file, run):
-    tab.open(file, DSCORES)
+def test_keys_change_the_state_and_the_side_and_come_back(tab, run):
+    tab.open(FILE, DSCORES)
     gradient_of = gradients_by_array(run.trace, run.pairs)
-    n_linked = 0
-    for stop in run.stops[::5]:
-        tab.script("trace.go(arguments[0])", run.address(60, stop, run.size(stop) - 1))
-        here = address(tab)
+    for name in (
+        *("attention_backward/dscores", "attention_forward/scores", "linear_backward.fc/dw", "layernorm_backward.ln1/dx"),
+        *("cross_entropy_backward/dz", "residual_forward.1/out", "add.ln1/sum", "embedding_backward/dtable"),
+    ):
+        stop = run.by_address[name]
+        last = run.size(stop) - 1
+        go(tab, run.address(60, stop, last))
         tab.press("[")
-        assert not unlike_run(run, page := shown(tab)) and page["address"] == here.replace("60/", "0/", 1)
+        assert not unlike_run(run, shown(tab), f"0/{name}")
         tab.press("]")
-        assert not unlike_run(run, page := shown(tab)) and page["address"] == here
+        assert not unlike_run(run, shown(tab), f"60/{name}")
         tab.press("x")
-        if address(tab) == here:  # a line without another side, such as an add
-            assert "no other side" in shown(tab)["live"]
-            continue
         step, other, flat = run.place(address(tab))
-        assert step == 60
-        assert is_backward(run, other) != is_backward(run, stop)
-        if value := gradient_of.get(str(stop.array)):
-            assert other.array == value or other.call.number == run.pairs[stop.call.number]
-            n_linked += other.array == value and flat == run.size(stop) - 1
-        go_back(tab, here)
-    assert n_linked > 5
-
-
-def is_backward(run, stop):
-    return any(run.stops.index(stop) >= run.stops.index(other) for other in run.stops if other.call.number in run.pairs)
+        linked = {value for gradient, value in gradient_of.items() if int(gradient) == stop.array}
+        linked |= {int(gradient) for gradient, value in gradient_of.items() if value == stop.array}
+        if linked & {one.array for one in run.stops}:
+            assert (step, flat) == (60, last)
+            assert other.array in linked
+        else:  # the gradient of a parameter: the call of forward that took it
+            assert run.pairs[stop.call.number] == other.call.number
+        go_back(tab, run.address(60, stop, last))
 
 
 @pytest.mark.long
-def test_keys_move_in_the_table_and_follow_a_source(tab, file, run):
-    tab.open(file, DSCORES)
-    for _ in range(80):
-        if tab.script("return document.activeElement.matches('td[data-i]')"):
-            break
-        tab.press("TAB")
-    assert tab.script("return document.activeElement.classList.contains('selected')")
-    dscores, read_from = run.by_address["attention_backward/dscores"], set()
+def test_keys_move_in_the_table_and_follow_a_source(tab, run):
+    tab.open(FILE, DSCORES)
+    press_until(tab, "TAB", "td.selected")
     moves = {
-        "ARROW_RIGHT": "h1t3s4", "ARROW_DOWN": "h1t4s4", "END": "h1t4s5", "HOME": "h1t4s0", "ARROW_LEFT": "h1t4s0",
-        "ARROW_UP": "h1t3s0", "1": "h0t3s0", "4": "h3t3s0", "9": "h3t3s0",
-    }  # fmt: skip
+        "ARROW_RIGHT": "h1t3s4",
+        "ARROW_DOWN": "h1t4s4",
+        "END": "h1t4s5",
+        "HOME": "h1t4s0",
+        "ARROW_LEFT": "h1t4s0",
+        "ARROW_UP": "h1t3s0",
+        "1": "h0t3s0",
+        "4": "h3t3s0",
+        "9": "h3t3s0",
+    }
     for key, cell in moves.items():
         tab.press(key)
-        page = shown(tab)
-        assert page["address"] == f"60/attention_backward/dscores/{cell}", key
-        assert not unlike_run(run, page)
-        value = run.value(60, dscores, run.place(page["address"])[2])
-        assert re.search(
-            rf"dscores, head \d, .*: {re.escape(page['value'])}, {'negative' if value < 0 else 'positive' if value else 'exactly 0|zero'}",
-            page["live"],
-        )
-    for _ in range(200):  # on to the tables that the cell was made from
-        if tab.script("return document.activeElement.matches('#reads td.lit')"):
-            break
-        tab.press("TAB")
+        seen = shown(tab)
+        assert seen["address"] == f"60/attention_backward/dscores/{cell}", key
+        assert not unlike_run(run, seen)
+        sign = {-1: "negative", 0: "exactly 0", 1: "positive"}[np.sign(run.value(*run.place(seen["address"])))]
+        assert re.search(rf"dscores, head \d, query .*, key .*: {re.escape(seen['value'])}, {sign}", seen["live"])
     here = address(tab)
-    expected = tab.script(
-        "const { dataset, offsetParent } = document.activeElement; return [Number(document.activeElement.closest('table').dataset.array), Number(dataset.i)]"
+    press_until(tab, "TAB", "#reads td.lit")
+    followed = tab.script(
+        "const cell = document.activeElement; return [Number(cell.closest('table').dataset.array), Number(cell.dataset.i)]"
     )
     tab.press("ENTER")
     _, stop, flat = run.place(address(tab))
-    assert [stop.array, flat] == expected
+    assert [stop.array, flat] == followed
     go_back(tab, here)
 
 
 @pytest.mark.long
-def test_keys_do_nothing_with_a_modifier_or_in_the_help(tab, file):
-    tab.open(file, DSCORES)
+def test_keys_do_nothing_with_a_modifier_or_in_the_help(tab):
+    tab.open(FILE, DSCORES)
     for modifier in ("CONTROL", "ALT", "META"):
         tab.press("x", "k", holding=modifier)
     assert address(tab) == DSCORES
     tab.press("?")
-    assert tab.script("return document.getElementById('help').open")
+    is_open = "return document.getElementById('help').open"
+    assert tab.script(is_open)
     tab.press("j", "x")
     assert address(tab) == DSCORES
     tab.press("ESCAPE")
-    assert not tab.script("return document.getElementById('help').open")
+    assert not tab.script(is_open)
+    tab.wait("return document.activeElement.closest('dialog') === null")
     tab.press("x")
-    assert address(tab) == DSCORES.replace("backward/d", "forward/")
+    assert address(tab) == "60/attention_forward/scores/h1t3s3"
 
 
 # ---- one cell ----
 
 
-def test_a_cell_shows_its_value_difference_formula_and_numbers(tab, file, html, run):
-    tab.open(file, DSCORES)
-    page = shown(tab)
-    assert page["address"] == DSCORES
-    assert not unlike_run(run, page)
+def test_a_cell_shows_its_value_difference_formula_and_numbers(tab, html, run):
+    tab.open(FILE, DSCORES)
+    assert address(tab) == DSCORES
+    assert not unlike_run(run, shown(tab))
     step, stop, flat = run.place(DSCORES)
     value = run.value(step, stop, flat)
-    assert text_of(tab, "formula", "math => math.querySelector('math').getAttribute('alttext')") == (
-        "dscores[h,t,s] = probs[h,t,s] * (dprobs[h,t,s] - Sum(j, dprobs[h,t,j] * probs[h,t,j]))"
-    )
+    formula = tab.script("return document.querySelector('#cell [data-role=formula] math').getAttribute('alttext')")
+    assert formula == "dscores[h,t,s] = probs[h,t,s] * (dprobs[h,t,s] - Sum(j, dprobs[h,t,j] * probs[h,t,j]))"
     assert "each row sums to 0" in text_of(tab, "means")
-    backward, difference, *_ = (float(x) for x in re.findall(r"-?\d+\.\d+", text_of(tab, "difference").replace("−", "-")))
+    backward, difference = map(float, re.findall(r"-?\d+\.\d+", text_of(tab, "difference"))[:2])
     assert math.isclose(backward, value, rel_tol=1e-6)
     assert math.isclose(difference, value + error_of(unpack(html), stop.array, flat), rel_tol=1e-6)
     assert math.isclose(difference, value, abs_tol=1e-7)
 
     names = run.environment(step, stop)
     probs, dprobs = (np.squeeze(names[name], axis=0)[1, 3] for name in ("probs", "dprobs"))
-    pairs = [x for pair in zip(dprobs, probs, strict=True) for x in pair]
+    terms = [x for pair in zip(dprobs, probs, strict=True) for x in pair]
     numbers = tab.script("return [...document.querySelectorAll('#cell [data-role=substituted] mn')].map((one) => one.textContent)")
-    expected = [abs(x) for x in (probs[3], dprobs[3], *pairs, value)]
-    assert len(numbers) == len(expected)
-    assert all(is_shown(text, x) for text, x in zip(numbers, expected, strict=True))
-    written = tab.script(
-        "return [...document.querySelectorAll('#cell [data-role=substituted] :is(mn, mo)')].map((one) => one.textContent).join(' ')"
-    )
-    left, right = written.replace("×", "*").replace("·", "*").replace("−", "-").split("=")
-    assert re.fullmatch(r"[-+*().\d\s]+", left)
-    assert math.isclose(eval(left), float(right.replace(" ", "")), rel_tol=2e-3)
-
-
-def text_of(tab, role, get="one => one.textContent"):
-    return tab.script(f"return ({get})(document.querySelector('#cell [data-role={role}]'))")
+    for text, x in zip(numbers, (probs[3], dprobs[3], *terms, value), strict=True):
+        assert is_shown(text, abs(x))
 
 
 def error_of(data, array, flat):
     """How far the finite difference beside an element is from it, by the page's data."""
-    at = sum(math.prod(data["arrays"][one]["shape"]) for one in data["differences"][: data["differences"].index(array)])
+    before = data["differences"][: data["differences"].index(array)]
+    at = sum(math.prod(data["arrays"][one]["shape"]) for one in before)
     return float(decode(data["states"][1]["errors"], "<f4")[at + flat])
 
 
 @pytest.mark.long
-def test_sources_and_uses_of_a_cell_can_be_followed_and_left_again(tab, file, run):
-    tab.open(file, DSCORES)
+def test_sources_and_uses_of_a_cell_can_be_followed_and_left_again(tab, run):
+    tab.open(FILE, DSCORES)
     step, stop, flat = run.place(DSCORES)
     readers = [other for other in run.stops if stop.array in run.arrays_read(other).values()]
-    uses = {
-        (other.array, i) for other in readers for i in range(run.size(other)) if (stop.array, flat) in run.reads(step, other, i)
-    }
+    uses = {(one.array, i) for one in readers for i in range(run.size(one)) if (stop.array, flat) in run.reads(step, one, i)}
     for role, expected in (("sources", run.reads(step, stop, flat)), ("uses", uses)):
         buttons = f"#cell [data-role={role}] button"
         found = set()
         for place in range(tab.script("return document.querySelectorAll(arguments[0]).length", buttons)):
-            tab.driver.find_elements("css selector", buttons)[place].click()
-            page = shown(tab)
-            assert not unlike_run(run, page)
-            _, other, i = run.place(page["address"])
+            tab.script("document.querySelectorAll(arguments[0])[arguments[1]].click()", buttons, place)
+            _, other, i = run.place(address(tab))
             found.add((other.array, i))
             go_back(tab, DSCORES)
         assert found == expected, role
+    tab.click(buttons)  # and one with the mouse
+    assert not unlike_run(run, shown(tab))
+    assert address(tab) != DSCORES
+    go_back(tab, DSCORES)
 
 
 @pytest.mark.long
-def test_a_number_is_hidden_until_its_sign_is_predicted(tab, file, run):
-    tab.open(file, DSCORES)
-    digits = shown(tab)["value"].lstrip("-−")
-    anywhere = "return document.body.innerHTML.includes(arguments[0])"
-    assert tab.script(anywhere, digits)
+def test_a_number_is_hidden_until_its_sign_is_predicted(tab, run):
+    tab.open(FILE, DSCORES)
+    is_anywhere, digits = "return document.body.innerHTML.includes(arguments[0])", shown(tab)["value"].lstrip("-")
+    assert tab.script(is_anywhere, digits)
     tab.press("p")
-    assert not tab.script(anywhere, digits)
-    assert text_of(tab, "substituted", "one => one") is None
-    for sign, right, count in (("negative", True, "1 of 1"), ("positive", False, "1 of 2")):
-        tab.script(
-            "[...document.querySelectorAll('#cell button')].find((one) => one.textContent.trim() === arguments[0]).click()", sign
-        )
-        page = shown(tab)
-        assert not unlike_run(run, page)
-        assert is_shown(page["value"], run.value(*run.place(page["address"])))
-        words = tab.script("return document.getElementById('cell').textContent")
-        assert ("Right" in words) == right
-        assert count in words
-        tab.press("j", "k")
+    assert not tab.script(is_anywhere, digits)
+    q = run.by_address["attention_forward/q"]
+    above = run.address(60, q, int(np.argmax(run.values(60, q.array))))  # a positive number, in forward
+    for place, right, score in ((DSCORES, True, "1 of 1"), (above, False, "1 of 2")):
+        go(tab, place)
+        assert (shown(tab)["value"], text_of(tab, "substituted"), text_of(tab, "sources")) == (None, None, None)
+        choice = "[...document.querySelectorAll('#cell button')].find((one) => one.textContent.trim() === 'negative')"
+        tab.script(f"{choice}.click()")
+        assert not unlike_run(run, shown(tab))
+        said = tab.script("return document.getElementById('cell').textContent")
+        assert ("Right" in said) == right
+        assert score in said
         tab.press("[")
-        assert shown(tab)["value"] is None, "another state's number is hidden too"
-        tab.press("j")
-        assert shown(tab)["value"] is None
-        tab.script("trace.go(arguments[0])", "60/attention_forward/q/h1t3d0" if right else DSCORES)
-    assert run.value(*run.place("60/attention_forward/q/h1t3d0")) < 0, "choose another cell: the wrong answer above is to be wrong"
+        assert shown(tab)["value"] is None, "the other state's number is hidden still"
     tab.press("p")
     assert not unlike_run(run, shown(tab))
 
 
 @pytest.mark.long
-def test_the_value_plane_shows_dscores_as_weights_times_places_along_dy(tab, file, run):
-    tab.open(file, DSCORES)
+def test_the_value_plane_shows_dscores_as_weights_times_places_along_dy(tab, run):
+    tab.open(FILE, DSCORES)
     for stop in PLANES:
         for head, query in ((1, 3), (3, 5), (0, 0)):
             cell = f"t{query}e{head * 2}" if stop.endswith("/y") else f"h{head}t{query}s0"
-            tab.script("trace.go(arguments[0])", f"60/{stop}/{cell}")
+            go(tab, f"60/{stop}/{cell}")
             assert not unlike_plane(run, tab, head, query)
-    tab.script("trace.go(arguments[0])", DSCORES)
-    tab.script("document.querySelector('#plane [data-handle=v1]').focus()")
-    for leave in (lambda: tab.click("#plane button.reset"), lambda: tab.press("j", "k")):
+    go(tab, DSCORES)
+    for handle, leave in (("v1", lambda: tab.click("#plane button.reset")), ("dy", lambda: tab.press("j", "k"))):
+        tab.script("document.querySelector(`#plane [data-handle=${arguments[0]}]`).focus()", handle)
         tab.press("ARROW_RIGHT", "ARROW_UP")
         assert unlike_plane(run, tab, 1, 3)
-        assert float(plane_rows(tab)[-1][-1]) == 0, "the bars balance wherever the points are"
+        assert float(ask(tab, "plane")["rows"][-1][-1]) == 0, "the bars balance wherever the points are"
         leave()
         assert not unlike_plane(run, tab, 1, 3)
-        tab.script("document.querySelector('#plane [data-handle=dy]').focus()")
-    drag(tab, "#plane [data-handle=v0]", 30, 20)
+    tab.drag("#plane [data-handle=v0]", 30, 20)
     assert unlike_plane(run, tab, 1, 3)
-
-
-def drag(tab, selector, right, down):
-    from selenium.webdriver.common.action_chains import ActionChains
-
-    element = tab.driver.find_element("css selector", selector)
-    ActionChains(tab.driver, duration=10).drag_and_drop_by_offset(element, right, down).perform()
-
-
-def plane_rows(tab):
-    rows = "return [...document.querySelectorAll('#plane table :is(tbody, tfoot) tr')].map((row) => [...row.children].map((one) => one.textContent))"
-    return [[cell.replace("−", "-") for cell in row if cell] for row in tab.script(rows)]
 
 
 def unlike_plane(run, tab, head, query):
     """Where the table of the value plane differs from the recorded run."""
     names = run.environment(60, run.by_address["attention_backward/dscores"])
     v, dy, probs = (np.squeeze(names[name], axis=0)[head] for name in ("v", "dy", "probs"))
-    p, dy = probs[query, : query + 1], dy[query]
-    y = p @ v[: query + 1]
-    along = (v[: query + 1] - y) @ dy
+    p, v, dy = probs[query, : query + 1], v[: query + 1], dy[query]
+    along = (v - p @ v) @ dy
     dscores = run.values(60, run.by_address["attention_backward/dscores"].array).reshape(4, 6, 6)[head, query, : query + 1]
     np.testing.assert_allclose(p * along, dscores, rtol=0, atol=1e-9)
-    np.testing.assert_allclose(dscores.sum(), 0, atol=1e-12)
-    *rows, total = plane_rows(tab)
+    plane = ask(tab, "plane")
+    *rows, total = plane["rows"]
     found = [] if len(rows) == query + 1 and float(total[-1]) == 0 else [f"{len(rows)} rows, sum {total}"]
-    for s, (row, *numbers) in enumerate(zip(rows, p, along, dscores, strict=True)):
-        found += [f"row {s}: {text} for {x}" for text, x in zip(row[1:4], numbers, strict=True) if not is_shown(text, x)]
-    bars = tab.script(
-        "return [...document.querySelectorAll('#plane .bar')].map((bar) => [bar.className, Number(bar.style.getPropertyValue('--much'))])"
-    )
-    most = max(abs(dscores).max(), 1e-30)
-    for (kind, much), x in zip(bars, dscores, strict=True):
-        if abs(much - abs(x) / most) > 1e-3 or ("minus" in kind) != (x < 0):
+    for row, *numbers in zip(rows, p, along, dscores, strict=True):
+        found += [f"{row}: {text} for {x}" for text, x in zip(row[1:4], numbers, strict=True) if not is_shown(text, x)]
+    for (kind, much), x in zip(plane["bars"], dscores, strict=True):
+        if abs(much - abs(x) / max(abs(dscores).max(), 1e-30)) > 1e-3 or ("minus" in kind) != (x < 0):
             found.append(f"bar {kind} {much} for {x}")
     return found
 
@@ -340,147 +307,158 @@ def unlike_plane(run, tab, head, query):
 # ---- addresses ----
 
 
-def test_a_newcomer_sees_questions_that_lead_to_cells(tab, file, run):
-    tab.open(file)
+def test_a_newcomer_sees_questions_that_lead_to_cells(tab, run):
+    tab.open(FILE)
     assert tab.script("return scrollY") == 0
     assert not unlike_run(run, shown(tab) | {"hash": address(tab)})
-    links = tab.script(
-        "return [...document.querySelectorAll('#about a[href^=\"#\"]')].map((one) => [one.textContent, one.hash.slice(1)])"
-    )
-    questions = [hash for text, hash in links if text.endswith("?")]
-    assert len(questions) >= 5
+    links = ask(tab, "links", "#about a[href^='#']")
+    assert sum(text.endswith("?") for text, _ in links) >= 5
     for _, hash in links:
         assert run.address(*run.place(hash)) == hash
         tab.script("location.hash = arguments[0]", hash)
         tab.wait("return trace.address() === arguments[0]", hash)
-    calls = tab.script(
-        "return [...document.querySelectorAll('#tape a[data-call]')].map((one) => [one.dataset.call, one.hash.slice(1)])"
-    )
+    calls = ask(tab, "links", "#tape a[data-call]")
     assert {call for call, _ in calls} == {run.names[stop.call.number] for stop in run.stops}
     for call, hash in calls:
-        step, of, name, *_ = hash.split("/")
+        _, of, name = hash.split("/")[:3]
         assert of == call
         assert f"{of}/{name}" in run.by_address
 
 
 @pytest.mark.long
-def test_the_address_of_a_cell_opens_it_again(tab, file, run):
-    for stop in ("cross_entropy_forward/loss", "attention_backward/dqkv.1", "layernorm_forward.ln1/mean"):
-        tab.open(file, DSCORES)
-        place = run.by_address[stop]
-        expected = run.address(0, place, run.size(place) - 1)
-        tab.script("trace.go(arguments[0])", expected)
-        hash = tab.script("return location.hash.slice(1)")
-        tab.open(file, hash)
-        page = shown(tab)
-        assert page["address"] == expected
-        assert not unlike_run(run, page)
+def test_the_address_of_a_cell_opens_it_again(tab, run):
+    for name in ("cross_entropy_forward/loss", "attention_backward/dqkv.1"):
+        tab.open(FILE)
+        stop = run.by_address[name]
+        expected = run.address(0, stop, run.size(stop) - 1)
+        go(tab, expected)
+        tab.open(FILE, tab.script("return location.hash.slice(1)"))
+        assert address(tab) == expected
+        assert not unlike_run(run, shown(tab))
 
 
 @pytest.mark.long
-def test_an_unknown_address_shows_the_nearest_place_and_says_so(tab, file, run):
+def test_an_unknown_address_shows_the_nearest_place_and_says_so(tab, run):
     wanted = {
+        "60/attention_backward/dscores/%E0%A4%A": "60/attention_backward/dscores/",
+        "60/nothing/at/all": "60/attention_backward/dscores/",
         "60/attention_backward/dscores_of_old/h1t3s3": "60/attention_backward/",
         "7/attention_backward/dscores/h1t3s3": "60/attention_backward/dscores/h1t3s3",
         "60/attention_backward/dscores/h1t99s3": "60/attention_backward/dscores/h1t5s3",
-        "60/attention_backward": "60/attention_backward/",
-        "60/nothing/at/all": "60/attention_backward/dscores/",
         "nothing": "60/attention_backward/dscores/",
-        "60/attention_backward/dscores/%E0%A4%A": "60/attention_backward/dscores/",
         "%00/%00/%00": "60/attention_backward/dscores/",
         "////": "60/attention_backward/dscores/",
     }
-    for at, near in wanted.items():
-        if at in ("60/nothing/at/all", "60/attention_backward/dscores/%E0%A4%A"):
-            tab.open(file, at)
+    for place, (at, near) in enumerate(wanted.items()):
+        if place < 2:
+            tab.open(FILE, at)
         else:
+            go(tab, "60/cross_entropy_forward/loss")
             tab.script("location.hash = arguments[0]", at)
-            tab.wait("return trace.address() === decodeURIComponent(location.hash.slice(1))")
-        page = shown(tab)
-        assert page["address"].startswith(near), at
-        assert page["live"].strip(), at
-        assert not unlike_run(run, page)
+            tab.wait("return !trace.address().endsWith('loss')")
+        seen = shown(tab)
+        assert seen["address"].startswith(near), at
+        assert "This page has no" in seen["live"], at
+        assert not unlike_run(run, seen)
+    tab.script("location.hash = '60/layernorm_backward.ln1'")  # a call alone is an address
+    tab.wait("return trace.address().startsWith('60/layernorm_backward.ln1/')")
 
 
 # ---- everybody ----
 
 
+AT_START, LARGE, PREDICTED, HELP = "at the start", "at a large table", "where a number is to be predicted", "in the help"
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("screen", [WIDE, PHONE], ids=["wide", "phone"])
-def test_axe_finds_no_obstacle(tab, file, screen, dark):
+@pytest.mark.parametrize(
+    ("screen", "dark", "places"),
+    [
+        (WIDE, False, (AT_START, LARGE, PREDICTED, HELP)),
+        (PHONE, True, (AT_START, LARGE, PREDICTED, HELP)),
+        (WIDE, True, (PREDICTED,)),
+        (PHONE, False, (PREDICTED,)),
+    ],
+    ids=["wide and light", "phone and dark", "wide and dark", "phone and light"],
+)
+def test_axe_finds_no_obstacle(tab, screen, dark, places):
     if not (axe := browser.axe()):
         pytest.skip("axe-core is not installed (pip install --no-deps axe-playwright-python)")
+    steps = {
+        AT_START: lambda: None,
+        LARGE: lambda: go(tab, "60/linear_backward.fc/dw/c3d3"),
+        PREDICTED: lambda: (go(tab, DSCORES), tab.press("p")),
+        HELP: lambda: tab.press("?"),
+    }
     tab.set_screen(*screen, dark=dark)
-    tab.open(file)
+    tab.open(FILE)
     tab.script(axe)
-    assert not obstacles(tab), "at the start"
-    tab.script("trace.go('60/linear_backward.fc/dw/c3d3')")
-    assert not obstacles(tab), "at a large table"
-    tab.script("trace.go(arguments[0])", DSCORES)
-    tab.press("p")
-    assert not obstacles(tab), "where a number is to be predicted"
-    tab.press("?")
-    assert not obstacles(tab), "in the help"
+    for place in places:
+        steps[place]()
+        assert not ask(tab, "obstacles"), place
 
 
 @pytest.mark.long
-def test_no_stop_is_too_wide_for_a_phone_and_a_finger_is_enough(tab, file, run):
-    places = [f"60/{stop.address}" for stop in run.stops]
+def test_no_stop_is_too_wide_for_a_phone(tab, run):
     tab.set_screen(*NARROW)
-    tab.open(file)
-    assert not too_wide(tab, places)
+    tab.open(FILE)
+    assert not ask(tab, "tooWide", [f"60/{stop.address}" for stop in run.stops])
     tab.set_screen(*PHONE)
-    assert not too_wide(tab, places)
-    tab.open(file, DSCORES)
+    assert not ask(tab, "tooWide", [f"60/{stop.address}" for stop in run.stops[::7]])
+
+
+@pytest.mark.long
+def test_a_finger_is_enough(tab, run):
+    tab.set_screen(*PHONE)
+    tab.open(FILE, DSCORES)
     tab.tap("#line td[data-i='61']")
-    tab.wait("return trace.address() === '60/attention_backward/dscores/h1t4s1'")
-    for key, stop in (("next", "dq"), ("previous", "dscores"), ("pair", "scores"), ("back", "dscores")):
+    assert address(tab) == "60/attention_backward/dscores/h1t4s1"
+    for name, stop in (("next", "dq"), ("previous", "dscores"), ("pair", "scores"), ("back", "dscores")):
+        button = f"[data-key={name}]"
         tab.script("scrollTo(0, document.body.scrollHeight)")
         box = tab.script(
-            "const { top, bottom } = document.querySelector(arguments[0]).getBoundingClientRect(); return [top, innerHeight - bottom]",
-            f"[data-key={key}]",
+            "const { top, bottom } = document.querySelector(arguments[0]).getBoundingClientRect(); return [top, bottom]", button
         )
-        assert min(box) >= 0, f"{key} is out of reach"
-        tab.tap(f"[data-key={key}]")
+        assert 0 <= box[0] < box[1] <= PHONE[1], f"{name} is out of reach"
+        tab.tap(button)
         tab.wait("return trace.address().split('/')[2] === arguments[0]", stop)
         assert not unlike_run(run, shown(tab))
 
 
 @pytest.mark.long
-def test_nothing_moves_where_motion_is_to_be_reduced(tab, file):
+def test_nothing_moves_where_motion_is_to_be_reduced(tab):
     tab.set_screen(*WIDE, still=True)
-    tab.open(file, DSCORES)
-    assert not moving(tab)
+    tab.open(FILE, DSCORES)
+    assert not ask(tab, "moving")
 
 
 @pytest.mark.long
-def test_tables_have_captions_and_headers_with_the_characters(tab, file, run):
-    tab.open(file, DSCORES)
-    tables = tab.script("""return [...document.querySelectorAll("table[data-array]")].map((table) => [table.caption?.textContent ?? "",
-      [...table.querySelectorAll("th")].every((one) => one.scope), [...table.querySelectorAll("tbody th")].map((one) => one.textContent)])""")
-    assert all(caption and scoped for caption, scoped, _ in tables)
-    labels = tables[0][2]
-    assert [label[-1] for label in labels] == list("012345")
-    assert [label[:-1] for label in labels if label[:-1].isalpha()] == [letter for letter in "or not" if letter != " "]
-    assert labels[2][:-1].strip(), "a space has a mark that can be seen"
+def test_tables_have_captions_and_headers_with_the_characters(tab):
+    tab.open(FILE, DSCORES)
+    tables = ask(tab, "headers")
+    assert all(table["caption"] and table["areScoped"] for table in tables)
+    assert "dscores" in tables[0]["caption"]
+    for i, (label, letter) in enumerate(zip(tables[0]["rows"], "or not", strict=True)):
+        assert label[-1] == str(i)
+        assert label[:-1].strip(), "a space has a mark that can be seen"
+        assert label[:-1] == letter or letter == " "
 
 
 @pytest.mark.long
-def test_without_scripts_the_derivations_are_there(tab, file, html):
+def test_without_scripts_the_derivations_are_there(tab, html):
     with tab.without_scripts():
-        tab.open(file, ready="return document.readyState === 'complete'")
-        text = tab.driver.find_element("tag name", "noscript").text
+        tab.open(FILE, ready="return document.readyState === 'complete'")
+        text = " ".join(tab.driver.find_element("tag name", "noscript").text.split())
     for function in unpack(html)["functions"].values():
-        for formula in function["formulas"]:
-            assert re.sub(r"\s+", " ", formula["text"]) in re.sub(r"\s+", " ", text)
+        shown_texts = [formula["text"] for formula in function["formulas"]] + [step for _, step in function["derivation"]]
+        assert all(" ".join(one.split()) in text for one in shown_texts)
 
 
 # ---- pages of other models ----
 
 
-def long_vocabulary():
-    """One block with 65 characters, a context of 8, and heads of 4 channels."""
+def one_block_of_65_characters():
+    """A context of 8, and heads of 4 channels, which are not drawn in a plane."""
     vocabulary = "\n " + string.ascii_letters + string.digits + "."
     config = config_of("gpt", vocab_size=len(vocabulary), block_size=8, n_layer=1, n_head=2, n_embd=8)
     text = "a b\nA9 b."
@@ -492,74 +470,83 @@ def variant(name):
     return config, string.ascii_lowercase[: config.vocab_size], TEXT, recorded(name)
 
 
-OTHERS = ("bigram", "head", "gpt-2-blocks-relu", "gpt-tied-without-biases", "65 characters")
-
-
 @pytest.mark.long
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", ["bigram", "head", "gpt-2-blocks-relu", "gpt-tied-without-biases", "65 characters"])
 def test_the_page_of_another_model(tab, tmp_path, name):
-    config, vocabulary, text, state = long_vocabulary() if name == "65 characters" else variant(name)
+    config, vocabulary, text, state = one_block_of_65_characters() if name == "65 characters" else variant(name)
     run, file = Run([state]), tmp_path / "other.html"
     file.write_text(page_of(config, vocabulary, text, [state]), encoding="utf-8")
     tab.open(file)
     assert tab.script("return trace.stops") == [stop.address for stop in run.stops]
-    assert not unlike_formulas(run, tab, 0, every_read=11)
-    assert not jump(run, tab, [run.address(0, stop, run.size(stop) // 2) for stop in run.stops])
-    planes = [stop for stop in PLANES if stop in run.by_address]
-    for stop in planes:
-        tab.script("trace.go(arguments[0])", f"0/{stop}")
-        assert tab.script("return document.querySelector('#plane') !== null") == (config.n_embd // config.n_head == 2)
+    assert not (found := unlike_formulas(run, tab, 0, every_read=11)), found
+    assert not (found := jump(run, tab, [run.address(0, stop, run.size(stop) // 2) for stop in run.stops[::3]])), found
+    for stop in run.stops:
+        if f"{stop.call.function}/{stop.formula.name}" in PLANES:
+            go(tab, f"0/{stop.address}")
+            assert tab.script("return document.querySelector('#plane').hidden") == (config.n_embd // config.n_head != 2)
 
 
 # ---- mistakes in a page are found ----
 
 
-def test_mistakes_in_the_data_are_found(chromium, tmp_path, html, run):
-    data = unpack(html)
-    changed_number(data, run)
-    dk, dx = (data["functions"][name]["formulas"] for name in ("attention_backward", "softmax_backward"))
-    next(formula for formula in dk if formula["name"] == "dk")["tree"][1][2][2][2][1] = ["name", "s"]  # q[h,s,d] for q[h,t,d]
-    dx[0]["tree"][2][0] = "+"  # dy plus the row's average
-    file = tmp_path / "wrong.html"
-    file.write_text(page(data), encoding="utf-8")
-    chromium.open(file)
-    for stop, what in {
-        "layernorm_forward.ln2/y": "value",
-        "attention_backward/dk": "reads differ",
-        "softmax_backward/dx": "formula",
-    }.items():
-        assert any(what in difference for difference in unlike_formulas(run, chromium, 60, [run.by_address[stop]])), stop
-    assert not unlike_formulas(run, chromium, 60, [run.by_address["linear_forward.head/y"]])
-    wrong = jump(run, chromium, ["60/layernorm_forward.ln2/y/t0c1", "60/attention_backward/dk/h1s3d1"])
-    assert any(re.search(r"array \d+\[0\] is \S+, recorded", difference) for difference in wrong)
-    assert any("lit are" in difference for difference in wrong)
-
-
-def changed_number(data, run):
-    """The first number of an array, 1% larger: less than a shade of its colour."""
+def changed_number(data, array):
+    """Make the first number of an array 1% larger: less than a shade of its colour."""
     numbers = decode(data["states"][1]["numbers"], "<f8")
-    numbers[data["arrays"][run.by_address["layernorm_forward.ln2/y"].array]["at"]] *= 1.01
+    numbers[data["arrays"][array]["at"]] *= 1.01
     data["states"][1]["numbers"] = encode(numbers)
 
 
-def test_a_mistake_in_the_script_is_found(chromium, tmp_path, html, run):
-    """A negative number with the colour of a positive one; and after it, rows for columns."""
-    for right, wrong in (
-        ('"plus" : x < 0 ? "minus"', '"minus" : x < 0 ? "plus"'),
-        ("start + r * columns + c", "start + c * columns + r"),
-    ):
-        assert html.count(right) == 1
-        file = tmp_path / "wrong.html"
-        file.write_text(html.replace(right, wrong), encoding="utf-8")
-        chromium.open(file)
-        assert jump(run, chromium, [DSCORES])
+def test_mistakes_in_the_data_are_found(chromium, tmp_path, html, run):
+    data = unpack(html)
+    changed_number(data, run.by_address["layernorm_forward.ln2/y"].array)
+    attention, softmax = (data["functions"][name]["formulas"] for name in ("attention_backward", "softmax_backward"))
+    dk = next(formula for formula in attention if formula["name"] == "dk")
+    q = dk["tree"][1][2][2]
+    assert q == ["at", "q", [["name", "h"], ["name", "t"], ["name", "d"]]]
+    q[2][1][1] = "s"
+    assert softmax[0]["tree"][2][0] == "-"
+    softmax[0]["tree"][2][0] = "+"
+    file = tmp_path / "wrong.html"
+    file.write_text(page(data), encoding="utf-8")
+    chromium.open(file)
+    mistakes = {  # the stop, what its formulas tell, and what its table and its cell tell
+        "layernorm_forward.ln2/y/t0c0": (": value", r"array \d+\[0\] is \S+, recorded"),
+        "attention_backward/dk/h1s3d1": (": reads differ", "lit are"),
+        "softmax_backward/dx/h1t3s2": (": formula", "the left side is"),
+    }
+    for place, (in_formulas, in_page) in mistakes.items():
+        stop = run.by_address[place.rpartition("/")[0]]
+        assert any(in_formulas in found for found in unlike_formulas(run, chromium, 60, [stop])), place
+        assert any(re.search(in_page, found) for found in jump(run, chromium, [f"60/{place}"])), place
+    right = run.by_address["linear_forward.head/y"]
+    assert not unlike_formulas(run, chromium, 60, [right])
+    assert not jump(run, chromium, [run.address(60, right, 0)])
 
 
+MISTAKES = {
+    "the colour of a positive number": ('"plus" : x < 0 ? "minus"', '"minus" : x < 0 ? "plus"', "is marked"),
+    "rows for columns": ("start + r * columns + c", "start + c * columns + r", "not in order"),
+    "three digits": ("x.toPrecision(4)", "x.toPrecision(3)", "recorded"),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_in_the_script_is_found(chromium, tmp_path, html, run, name):
+    right, wrong, told = MISTAKES[name]
+    assert html.count(right) == 1
+    file = tmp_path / "wrong.html"
+    file.write_text(html.replace(right, wrong), encoding="utf-8")
+    chromium.open(file)
+    assert any(told in found for found in jump(run, chromium, [DSCORES]))
+
+
+@pytest.mark.long
 def test_an_unkind_page_is_found(chromium, tmp_path, html):
     policy = re.search("<meta http-equiv[^>]*>", html)[0]
     changes = {
-        'lang="en"': "",
-        policy: '<img src="https://example.org/a.png">',
+        '<html lang="en">': "<html>",
+        policy: '<img src="https://example.org/a.png" alt="">',
         "</style>": "main { min-width: 500px; } td { transition: color 1s; }</style>",
         '"use strict";': '"use strict"; console.error("oh");',
     }
@@ -570,10 +557,10 @@ def test_an_unkind_page_is_found(chromium, tmp_path, html):
     file.write_text(html, encoding="utf-8")
     chromium.set_screen(*PHONE, still=True)
     chromium.open(file, DSCORES)
-    assert too_wide(chromium, [DSCORES])
-    assert moving(chromium)
+    assert ask(chromium, "tooWide", [DSCORES])
+    assert ask(chromium, "moving")
     assert any("oh" in message for message in chromium.messages())
     assert "https://example.org/a.png" in chromium.requests()
     if axe := browser.axe():
         chromium.script(axe)
-        assert any("html-has-lang" in obstacle for obstacle in obstacles(chromium))
+        assert any("html-has-lang" in obstacle for obstacle in ask(chromium, "obstacles"))
