@@ -93,6 +93,10 @@ class Run:
     def cells(self, stop: Stop) -> list[str]:
         return [self.cell(stop, flat) for flat in range(self.size(stop))]
 
+    def starts_of_tables(self, stop: Stop) -> range:
+        """Where the tables of a stop begin, one for each head, and for each of q, k and v."""
+        return range(0, self.size(stop), math.prod(self.shape(stop)[-2:]))
+
     def address(self, step: int, stop: Stop, flat: int) -> str:
         return "/".join(filter(None, (str(step), stop.address, self.cell(stop, flat))))
 
@@ -229,7 +233,7 @@ def names_read(tree: Any) -> set[str]:
 
 
 def unlike_array(run: Run, step: int, table: Mapping[str, Any], marked: set[int]) -> list[str]:
-    """Return what differs in one table: numbers, signs, row sums, and the marked cells: the selected one, or those that were read."""
+    """Return what differs in one table: numbers, signs, row sums, and which cells are marked as selected or as read."""
     if table["step"] != step:
         return [f" is shown of step {table['step']}"]
     cells, values = table["cells"], run.values(step, table["array"])
@@ -247,11 +251,10 @@ def unlike_array(run: Run, step: int, table: Mapping[str, Any], marked: set[int]
 
 
 def in_order(table: Mapping[str, Any], lengths: tuple[int, ...]) -> bool:
-    """Whether the cells are one block of the array, row by row. A vector may stand upright."""
-    places = [i for i, *_ in table["cells"]]
-    rows = set(table["rows"])
-    whole = places == list(range(places[0], places[0] + len(places)))
-    return whole and (rows == {lengths[-1]} if len(lengths) > 1 else rows in ({1}, {lengths[0] if lengths else 1}))
+    """Whether the cells are one whole matrix of the array, row by row. A vector may stand upright."""
+    places, rows = [i for i, *_ in table["cells"]], set(table["rows"])
+    is_whole = places == list(range(places[0], places[0] + math.prod(lengths[-2:])))
+    return is_whole and (rows == {lengths[-1]} if len(lengths) > 1 else rows in ({1}, set(lengths)))
 
 
 # ---- the arithmetic of a formula with numbers in it ----
@@ -344,33 +347,14 @@ def unlike_formulas(run: Run, browser: Browser, step: int, stops: Iterable[Stop]
 # ---- walks ----
 
 
-def walk(run: Run, browser: Browser, step: int, stops: Sequence[Stop], key: str, seen: dict[int, set[int]]) -> list[str]:
-    """Go through these stops with a key, through every head with the digits, and return what differs from the run.
-
-    The page is at the first of the stops. seen: gets the cells that were shown, by array.
-    """
+def walk(run: Run, browser: Browser, step: int, stops: Sequence[Stop], key: str) -> list[str]:
+    """Go through these stops with a key, and return what differs from the run. The page is at the first of the stops."""
     found = []
     for place, stop in enumerate(stops):
         if place:
             browser.press(key)
-        for page in every_head(run, browser, stop):
-            found += unlike_run(run, page, f"{step}/{stop.address}")
-            for table in page["tables"]:
-                seen.setdefault(table["array"], set()).update(i for i, *_ in table["cells"])
+        found += unlike_run(run, shown(browser), f"{step}/{stop.address}")
     return found
-
-
-def every_head(run: Run, browser: Browser, stop: Stop) -> Iterator[dict[str, Any]]:
-    """Yield what the page shows of a stop, once for every head."""
-    page = shown(browser)
-    yield page
-    if "h" not in stop.formula.indices:
-        return
-    here = re.search(r"h(\d+)", page["address"].split("/")[-1])
-    for head in range(run.shape(stop)[stop.formula.indices.index("h")]):
-        if here is None or head != int(here[1]):
-            browser.press(str(head + 1))
-            yield shown(browser)
 
 
 def jump(run: Run, browser: Browser, addresses: Sequence[str]) -> list[str]:
