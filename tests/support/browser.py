@@ -60,12 +60,11 @@ def started() -> Iterator["Browser"]:
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
         options = webdriver.ChromeOptions()
         options.binary_location = chromium() or ""
-        sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []  # root has no sandbox to go into
-        for argument in [*FLAGS, *sandbox, f"--user-data-dir={profile}", "about:blank"]:
+        as_root = ["--no-sandbox"] if os.name == "posix" and os.geteuid() == 0 else []  # Chromium's sandbox is not for root
+        for argument in [*FLAGS, *as_root, f"--user-data-dir={profile}", "about:blank"]:
             options.add_argument(argument)
         options.set_capability("goog:loggingPrefs", LOGS)
         driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
-        driver.command_executor.client_config.timeout = 60  # seconds until a command that hangs is an error
         try:
             yield Browser(driver)
         finally:
