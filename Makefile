@@ -1,7 +1,7 @@
 # What a developer types. `python` is whichever environment is active.
 PYTHON ?= python
 
-.PHONY: check check-all format lint types test long matrix mutate prove fuzz stages bench
+.PHONY: check check-all format lint types test long matrix mutate prove fuzz stages figures bench
 
 check: lint types test  ## everything that must be green before a commit
 
@@ -41,6 +41,10 @@ fuzz:  ## search 20 seconds each for inputs that break what reads files: guided 
 
 stages:  ## train the lecture's six small stages, three seeds each, and compare with the lecture's losses
 	$(PYTHON) benchmarks/stages.py
+
+figures:  ## draw docs/figures again. It trains the models whose runs are missing below runs/: two to three minutes at first
+	for figure in loss_stages attention_maps gradcheck_step attention_backward time_and_memory; do \
+		$(PYTHON) docs/figures/$$figure.py || exit 1; done
 
 bench:  ## time the CPU backends beside PyTorch on this machine: 12 minutes (benchmarks/cpu.py --quick: a few seconds)
 	$(PYTHON) benchmarks/cpu.py

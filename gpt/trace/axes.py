@@ -1,7 +1,7 @@
 """What each axis of each array counts: positions, tokens of the vocabulary, heads, or channels.
 
 The letters of a formula say it, except where one op serves several: `linear` makes channels, but logits with the head's weight. So
-a letter takes its meaning from the arrays that the formula reads.
+a letter takes its meaning from the arrays that the formula reads, where they are known.
 """
 
 from collections.abc import Iterator, Mapping
@@ -43,8 +43,8 @@ def axes_of(trace: Trace, parameters: Mapping[int, str]) -> dict[int, Axes]:
 
 
 def _taken_from(indices: tuple[str, ...], axes: Axes) -> dict[str, str]:
-    """Return the letters that index an axis of this array and have no fixed meaning."""
-    return {i: axis for i, axis in zip(indices, axes, strict=True) if i and i not in LETTERS and axis != "channel"}
+    """Return what the letters count that index an axis of this array."""
+    return {i: axis for i, axis in zip(indices, axes, strict=True) if i and axis != "channel"}
 
 
 def elements(tree: Tree) -> Iterator[tuple[str, tuple[str, ...]]]:

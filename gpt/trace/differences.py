@@ -19,7 +19,6 @@ from gpt.trace.recorder import Call, Listener, Made, Trace, listening
 from gpt.trace.statements import Statement
 
 H = 2e-4
-WEIGHTS = {-2: 1 / 12, -1: -8 / 12, 1: 8 / 12, 2: -1 / 12}  # of loss(x + i H) in H dloss/dx: the error is of order H^4
 
 Loss = Callable[[], float]
 
@@ -111,8 +110,10 @@ def of_parameter(loss: Loss, parameter: np.ndarray) -> np.ndarray:
 
 
 def difference(moved: Callable[[int, float], float], element: int) -> float:
-    """Return the finite difference of the loss. moved: the loss with an element moved by h."""
-    return sum(weight * moved(element, i * H) for i, weight in WEIGHTS.items()) / H
+    """Return a finite difference of the loss, with an error of order H^4. moved: the loss with an element moved by h."""
+    near = moved(element, H) - moved(element, -H)
+    far = moved(element, 2 * H) - moved(element, -2 * H)
+    return (8 * near - far) / (12 * H)
 
 
 def differences(

@@ -113,7 +113,8 @@ FORMULAS: dict[str, tuple[Formula, ...]] = {
     "softmax_backward": (
         F(
             "dx[h,t,s] = y[h,t,s] * (dy[h,t,s] - Sum(j, dy[h,t,j] * y[h,t,j]))",
-            "how much better than its row's average this entry serves the loss, times how much it is used. Each row sums to 0",
+            "how much more than its row's average this entry raises the loss, times its weight. More of one entry is less of the "
+            "others, so each row sums to 0. Here y is probs, and dy is dprobs",
             "x",
         ),
     ),
@@ -138,13 +139,17 @@ FORMULAS: dict[str, tuple[Formula, ...]] = {
         F("v[h,s,d] = qkv[s, 2 * n_head * D + h * D + d]"),
         F("p_dropped[h,t,s] = probs[h,t,s]", "dropout is off"),
         F("dy[h,t,d] = dy[t, h * D + d]", "the channels of each head"),
-        F("dp_dropped[h,t,s] = Sum(d, dy[h,t,d] * v[h,s,d])", "how the loss rises as key s gets more weight", "p_dropped"),
+        F(
+            "dp_dropped[h,t,s] = Sum(d, dy[h,t,d] * v[h,s,d])",
+            "dy . v: how fast the loss rises as key s gets more weight",
+            "p_dropped",
+        ),
         F("dv[h,s,d] = Sum(t, p_dropped[h,t,s] * dy[h,t,d])", "v[s] went to every later query, so every query adds its part", "v"),
         F("dprobs[h,t,s] = dp_dropped[h,t,s]", "dropout is off"),
         F(
             "dscores[h,t,s] = probs[h,t,s] * (dprobs[h,t,s] - Sum(j, dprobs[h,t,j] * probs[h,t,j]))",
-            "raising one score lifts its own weight and lowers all others of the row, so each row sums to 0. A masked entry has "
-            "weight 0, so its gradient is exactly 0",
+            "how much more than its row's average key s raises the loss, times its weight. The same amount added to all scores of "
+            "a row changes no weight and no loss, so each row sums to 0. A masked key has weight 0, so its gradient is exactly 0",
             "scores",
         ),
         F(
@@ -179,6 +184,6 @@ FORMULAS: dict[str, tuple[Formula, ...]] = {
         F("dz[t,v] = dz[t,v] * (dloss / N)", "the loss is a mean over N rows", "z"),
         F("dlogits[t,v] = dz[t,v]"),
     ),
-    "add": (F("sum[r,c] = a[r,c] + b[r,c]", "the value was used twice, so its two gradients add"),),
+    "add": (F("sum[t,c] = a[t,c] + b[t,c]", "the value was used twice, so its two gradients add"),),
     "head_weight": (F("w[c,v] = wte[v,c]", "tied: the token table, transposed"),),
 }

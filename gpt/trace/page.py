@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,10 +32,10 @@ def page(data: Mapping[str, Any]) -> str:
     """Return the HTML of a page with this data, which `page_data` makes."""
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
     packed = base64.b64encode(zlib.compress(text.encode(), 9)).decode("ascii")
-    script = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    script = "\n".join(without_comments(name) for name in SCRIPTS)
     parts = {
         "<!--title-->": html.escape(title(data)),
-        "/*style*/": (FOLDER / "style.css").read_text(encoding="utf-8"),
+        "/*style*/": without_comments("style.css"),
         "/*script*/": script,
         "/*data*/": packed,
         "<!--static-->": static(data),
@@ -43,6 +44,12 @@ def page(data: Mapping[str, Any]) -> str:
     for place, text in parts.items():
         found = found.replace(place, text)
     return found
+
+
+def without_comments(name: str) -> str:
+    """Return a file of the page without the lines that are comments, which are for readers of the repository."""
+    text = (FOLDER / name).read_text(encoding="utf-8")
+    return re.sub(r"^ *(//.*|/\*.*\*/)\n", "", text, flags=re.MULTILINE)
 
 
 def unpack(page_html: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 // arrow. A dot's place along the arrow, seen from y, is dy . (v_s - y): how the loss changes as the mixture moves towards v_s. Times
 // p_s it is the gradient of the score.
 
-const PLANE_AT = ["attention_forward/probs", "attention_forward/y", "attention_backward/dscores", "softmax_backward/dx"];
+const PLANE_AT = ["attention_forward/probs", "attention_forward/y", "attention_backward/dprobs", "attention_backward/dscores", "softmax_backward/dx"];
 const WIDTH = 300;
 const HEIGHT = 260;
 const EDGE = 44; // what is left free around the points
@@ -62,15 +62,17 @@ function drawPlane(place) {
     : "Drag a dot or the arrow’s tip, or focus one and use the arrow keys. ";
   return [
     make("h2", { id: "plane-title" }, `The value plane: head ${plane.head}, query ${name(plane.query)}`),
-    make("p", { class: "note" }, "Dots are the values v of the keys that the query sees, as big as their weight p. ",
-      "The cross is y, their mixture. The arrow is dy, and each v is dropped on its line."),
+    make("p", { class: "note" }, "Dots are the values v of the keys that the query sees, larger for a larger weight p, orange where dscores is above 0 ",
+      "and blue below. The cross is y, attention’s output: their mean by weight. The arrow is its gradient dy, drawn longer than it is. A dotted ",
+      "line leads from each v straight to the line along dy."),
     make("div", { class: "columns" }, planePicture(plane, found, name), planeTable(plane, found, name)),
     make("p", { class: "note" }, hint, reset),
     make("ol", { class: "sentences" },
-      make("li", {}, "A score moves its own key’s weight up and everybody else’s down, so what counts is v compared with the ",
-        "present mixture y."),
-      make("li", {}, "A key whose value is the mixture gets 0. So does an only key, and a masked one, which has no weight."),
-      make("li", {}, `The average that is subtracted is dy · y = ${format(dot(plane.dy, found.y))}: flash attention’s one number per row.`)),
+      make("li", {}, "dprobs is dy · v. Its mean by weight, sum(p dprobs), is dy · sum(p v) = dy · y = ",
+        `${format(dot(plane.dy, found.y))}. So dscores = p (dprobs − sum(p dprobs)) = p (dy · (v − y)).`),
+      make("li", {}, "Raising a score moves y towards that key’s v. If this raises the loss, dscores is above 0, and training lowers the score."),
+      make("li", {}, "A key whose v is y gets 0. So does an only key, and a masked one, whose weight is 0."),
+      make("li", {}, "FlashAttention computes dy · y once per row, so it needs no row of probs for the mean.")),
   ];
 }
 
@@ -124,6 +126,7 @@ function planePicture(plane, found, name) {
     svg("path", { class: "head", d: "M0,0l-11,-5v10z", transform: `translate(${tip}) rotate(${degrees(direction)})` }),
     svg("path", { class: "cross", d: `M${center[0] - 6},${center[1]}h12M${center[0]},${center[1] - 6}v12` }),
     svg("text", { x: center[0] + 8, y: center[1] + 14 }, "y"),
+    svg("text", { x: 8, y: HEIGHT - 8 }, "channel 0 →, channel 1 ↑"),
   );
   plane.v.forEach((point, s) => {
     const place = view.out(point);
@@ -191,13 +194,15 @@ function planeTable(plane, found, name) {
     return make("tr", { class: s === plane.key ? "chosen" : null }, make("th", { scope: "row" }, name(s)),
       [plane.p[s], found.along[s], x].map((value) => make("td", {}, format(value))), make("td", {}, bar));
   });
+  const future = [...data.text.slice(plane.query + 1, -1)].map((_, i) => make("tr", { class: "masked" },
+    make("th", { scope: "row" }, name(plane.query + 1 + i)), make("td", {}, "0"), make("td", {}, "masked"), make("td", {}, "0"), make("td", {})));
   const total = found.dscores.reduce((sum, x) => sum + x, 0);
   const heads = ["key", "p", "dy · (v − y)", "dscores", "bar"].map((text) => make("th", { scope: "col" }, text));
   const sum = [make("th", { scope: "row", colspan: "3" }, "sum"), make("td", {}, formatSum(total, most)), make("td", {})];
   return make("table", { class: "plain" },
     make("caption", {}, "p × (dy · (v − y)) = dscores"),
     make("thead", {}, make("tr", {}, heads)),
-    make("tbody", {}, rows),
+    make("tbody", {}, rows, future),
     make("tfoot", {}, make("tr", {}, sum)));
 }
 

@@ -39,13 +39,22 @@ function drawNumbers({ state, stop, flat }) {
 
 // The finite difference beside a gradient.
 function drawDifference({ state, stop, flat }) {
-  const found = display.differences && differenceOf(state, stop.array, flat);
+  const found = display.differences && differenceAt(stop, state, flat);
   if (!found) return null;
   const x = numbersOf(state, stop.array)[flat];
   const apart = found.apart === 0 ? "0" : found.apart.toExponential(0);
   const [backward, differences] = [x, found.value].map((value) => make("b", {}, formatLong(value)));
   return make("p", { "class": "difference", "data-role": "difference" },
     backward, " by backward, ", differences, ` by differences, apart ${apart}`);
+}
+
+// A line that only moves a gradient shows the difference of the one that it moved.
+function differenceAt(stop, state, flat) {
+  const found = differenceOf(state, stop.array, flat);
+  if (found || !stop.formula.moves) return found;
+  const [read] = readsOf(stop, state, flat);
+  const source = stop.sources.get(read.name);
+  return source && differenceAt(source, state, read.flat);
 }
 
 function drawDerivation(stop) {
@@ -92,7 +101,7 @@ function drawTwice(place) {
   const link = (stop) => linkTo({ ...place, stop, flat: sameCell(place, stop, cell) }, stop.address);
   const users = uses.flatMap((use, i) => [i ? (i === uses.length - 1 ? " and " : ", ") : "", link(use)]);
   return make("p", { class: "twice" },
-    make("b", {}, "Used twice; its gradients add. "), link(value), ` is read by ${uses.length} calls, `, users,
+    make("b", {}, "Used twice; its gradients add. "), link(value), ` enters ${uses.length} calls, at `, users,
     `, so ${uses.length} gradients come back, and `, link(add), " adds them. ", addPlaces(place));
 }
 
@@ -100,7 +109,7 @@ function drawTwice(place) {
 function addPlaces(place) {
   const adds = stops.filter((stop) => callOf(stop).function === "add");
   const links = adds.map((stop) => [" ", linkTo({ ...place, stop, flat: cellNear(stop, remembered) }, callOf(stop).name)]);
-  return [`In this model it happens at ${adds.length} values:`, links, "."];
+  return [`This model has ${adds.length} such sums:`, links, "."];
 }
 
 // The cell of another stop at the same place: by order of the axes when the shapes agree, else by letters.
@@ -122,9 +131,14 @@ function drawOtherSide(place) {
   const array = data.gradient_of[stop.array];
   if (array === undefined) return null;
   const value = valueOf(stop);
-  if (value) return make("p", { class: "side" }, "This is d loss / d ", link(value), ".");
+  if (value) {
+    const sum = gradientsOf(value).at(-1);
+    if (sum.array === stop.array) return make("p", { class: "side" }, "This is d loss / d ", link(value), ".");
+    return make("p", { class: "side" }, "This is one share of d loss / d ", link(value), "; the sum is ", link(sum), ".");
+  }
   const x = numbersOf(place.state, array)[place.flat];
-  return make("p", { class: "side" }, "This is d loss / d ", make("code", {}, data.parameters[array]), `, which is ${format(x)}.`);
+  const parameter = make("code", {}, data.parameters[array]);
+  return make("p", { class: "side" }, "This is d loss / d ", parameter, `. This element of the parameter is now ${format(x)}.`);
 }
 
 // What the cell was made from, and where to see how that was made.
@@ -175,9 +189,13 @@ function chip(place, stop, array, flat) {
   return make("button", { class: "chip", title, click: () => jump({ ...place, stop, flat }) }, text);
 }
 
+// "h1 n3→o0" for head 1, query n3, key o0.
 function shortPlace(array, flat) {
-  const names = unravel(flat, shapeOf(array)).map((i, axis) => (axisName(array, axis) === "head" ? "h" : "") + placeName(array, axis, i));
-  return names.join(" ");
+  const names = unravel(flat, shapeOf(array)).map((i, axis) => {
+    const kind = axisName(array, axis);
+    return (kind === "head" ? "h" : kind === "key" ? "→" : "") + placeName(array, axis, i);
+  });
+  return names.join(" ").replace(" →", "→");
 }
 
 function folded(chips) {
