@@ -1,4 +1,4 @@
-"""A headless Chromium for tests: it opens files, gets real key presses, and says what it logged and asked for."""
+"""A headless Chromium for tests: it opens files, gets real key presses, and tells what it logged."""
 
 import contextlib
 import json

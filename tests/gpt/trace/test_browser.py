@@ -1,4 +1,4 @@
-"""The page of a trace in a real browser: every stop by keys, every number, formula and source, and no obstacle for anybody.
+"""The trace page in a real browser: every line by keys, every number, and no obstacle for anybody.
 
 The page is held against a run that is recorded here, not against its own data. Chromium starts once per test process.
 """
@@ -214,6 +214,12 @@ def test_a_cell_shows_its_value_difference_formula_and_numbers(tab, html, run):
     numbers = tab.script("return [...document.querySelectorAll('#cell [data-role=substituted] mn')].map((one) => one.textContent)")
     for text, x in zip(numbers, (probs[3], dprobs[3], *terms, value), strict=True):
         assert is_shown(text, abs(x))
+    for key, role in (("s", "substituted"), ("f", "difference")):
+        before = text_of(tab, role)
+        tab.press(key)
+        assert text_of(tab, role) is None
+        tab.press(key)
+        assert text_of(tab, role) == before
 
 
 def error_of(data, array, flat):
@@ -299,8 +305,11 @@ def unlike_plane(run, tab, head, query):
     np.testing.assert_allclose(p * along, dscores, rtol=0, atol=1e-9)
     plane = ask(tab, "plane")
     *rows, total = plane["rows"]
-    found = [] if len(rows) == query + 1 and float(total[-1]) == 0 else [f"{len(rows)} rows, sum {total}"]
-    for row, *numbers in zip(rows, p, along, dscores, strict=True):
+    visible, future = rows[: query + 1], rows[query + 1 :]
+    masked = [[letter, "0", "masked", "0"] for letter in ("o0", "r1", "␣2", "n3", "o4", "t5")[query + 1 :]]
+    found = [] if future == masked else [f"masked are {future}"]
+    found += [] if float(total[-1]) == 0 else [f"the sum is {total}"]
+    for row, *numbers in zip(visible, p, along, dscores, strict=True):
         found += [f"{row}: {text} for {x}" for text, x in zip(row[1:4], numbers, strict=True) if not is_shown(text, x)]
     for (kind, much), x in zip(plane["bars"], dscores, strict=True):
         if abs(much - abs(x) / max(abs(dscores).max(), 1e-30)) > 1e-3 or ("minus" in kind) != (x < 0):
@@ -321,6 +330,7 @@ def test_a_newcomer_sees_questions_that_lead_to_cells(tab, run):
         assert run.address(*run.place(hash)) == hash
         tab.script("location.hash = arguments[0]", hash)
         tab.wait("return trace.address() === arguments[0]", hash)
+        assert not unlike_run(run, shown(tab))
     calls = ask(tab, "links", "#tape a[data-call]")
     assert {call for call, _ in calls} == {run.names[stop.call.number] for stop in run.stops}
     for call, hash in calls:
@@ -507,14 +517,14 @@ def changed_number(data, array):
 
 def test_mistakes_in_the_data_are_found(chromium, tmp_path, html, run):
     data = unpack(html)
-    changed_number(data, run.by_address["layernorm_forward.ln2/y"].array)
+    changed_number(data, run.by_address["layernorm_forward.ln2/y"].array)  # a number
     attention, softmax = (data["functions"][name]["formulas"] for name in ("attention_backward", "softmax_backward"))
     dk = next(formula for formula in attention if formula["name"] == "dk")
     q = dk["tree"][1][2][2]
     assert q == ["at", "q", [["name", "h"], ["name", "t"], ["name", "d"]]]
-    q[2][1][1] = "s"
+    q[2][1][1] = "s"  # an index
     assert softmax[0]["tree"][2][0] == "-"
-    softmax[0]["tree"][2][0] = "+"
+    softmax[0]["tree"][2][0] = "+"  # a sign
     file = tmp_path / "wrong.html"
     file.write_text(page(data), encoding="utf-8")
     chromium.open(file)
