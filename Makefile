@@ -23,7 +23,7 @@ types:
 test:
 	$(PYTHON) -m pytest -q
 
-long:  ## what `test` or `matrix` leaves out, and eight times as many examples from Hypothesis
+long:  ## what `test` or `matrix` leaves out, and four times as many examples from Hypothesis
 	HYPOTHESIS_PROFILE=ci $(PYTHON) -m pytest -q -m "long or program or gpu or hypothesis"
 
 matrix:  ## the numeric tests under the kernels that OpenBLAS and NumPy take on other processors
