@@ -92,6 +92,10 @@ class GradReport:
         lines += [str(argument) for argument in self.arguments]
         return "\n".join(lines)
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002
+        """Show the text of the report where a notebook's cell ends with it."""
+        printer.text(str(self))
+
     def to_json(self) -> str:
         """Return the report as a JSON object, with null for a float that is not finite."""
         data = {"status": self.status, **asdict(self)}

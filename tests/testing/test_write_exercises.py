@@ -8,7 +8,7 @@ import pytest
 
 from tensorlite.op_info import OP_INFO
 from tensorlite.testing.bugs import BUGS, CHAPTERS, true_pair
-from tensorlite.testing.exercises import attempt, inputs, sources
+from tensorlite.testing.exercises import attempt, inputs, judge, sources
 from tensorlite.testing.exercises.command import main
 from tensorlite.testing.exercises.compare import gradient_names
 from tensorlite.testing.exercises.words import WORDS
@@ -120,7 +120,7 @@ def test_the_file_has_the_real_forward_and_gives_nothing_away(op):
 @every_op
 def test_the_axes_of_an_argument_differ(op):
     assert set(vars(inputs)) >= set(CHAPTERS)
-    drawn = attempt.draw_inputs(op)
+    drawn = judge.draw_inputs(op)
     shapes = [value.shape for value in drawn.values() if hasattr(value, "shape")]
     assert all(len(set(shape)) == len(shape) for shape in shapes)
 

@@ -10,7 +10,8 @@ import tyro
 
 from tensorlite.testing.bugs import BUGS, CHAPTERS
 from tensorlite.testing.exercises import find, write
-from tensorlite.testing.exercises.attempt import LEVELS, try_file
+from tensorlite.testing.exercises.attempt import try_file
+from tensorlite.testing.exercises.judge import LEVELS
 
 PROGRAM = "python -m tensorlite.exercises"
 NEEDS_SCIPY = 'gradcheck needs SciPy: pip install "tensorlite[check]"'

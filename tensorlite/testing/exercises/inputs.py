@@ -1,7 +1,7 @@
 """Random inputs of each op for the exercises in writing.
 
 The axes of an argument have different lengths, so that a wrong transpose shows.
-`write.py` copies the source of these functions, and `attempt.py` calls them.
+`write.py` copies the source of these functions, and `judge.py` calls them.
 """
 
 import numpy as np
