@@ -112,6 +112,22 @@ def _discard(stream: "Outlet") -> None:
         os.close(nowhere)
 
 
+def run_command(command: Callable[[], int], out_of_memory: str) -> int:
+    """Run a command line that ends at the first error or Ctrl-C, and return its exit status. An error is printed as one line.
+
+    out_of_memory: as for explain.
+    """
+    set_up()
+    try:
+        return finish(command())
+    except Exception as error:
+        message, status = explain(error, out_of_memory)
+    except KeyboardInterrupt:
+        message, status = "", 130
+    print(message, file=sys.stderr)
+    return finish(status)
+
+
 def explain(error: BaseException, out_of_memory: str) -> tuple[str, int]:
     """Return the line to print and the exit status for an error that ended a command.
 

@@ -74,15 +74,7 @@ class Args:
 
 def main() -> int:
     """Run the command line and return the exit status."""
-    console.set_up()
-    try:
-        return console.finish(run(parse()))
-    except Exception as error:
-        message, status = console.explain(error, OUT_OF_MEMORY)
-    except KeyboardInterrupt:
-        message, status = "", 130
-    print(message, file=sys.stderr)
-    return console.finish(status)
+    return console.run_command(lambda: run(parse()), OUT_OF_MEMORY)
 
 
 def parse() -> Args:

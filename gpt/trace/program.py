@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,15 +47,7 @@ class Args:
 
 def main() -> int:
     """Run the command line and return the exit status."""
-    console.set_up()
-    try:
-        return console.finish(run(tyro.cli(Args, prog="python -m gpt.trace")))
-    except Exception as error:
-        message, status = console.explain(error, OUT_OF_MEMORY)
-    except KeyboardInterrupt:
-        message, status = "", 130
-    print(message, file=sys.stderr)
-    return console.finish(status)
+    return console.run_command(lambda: run(tyro.cli(Args, prog="python -m gpt.trace")), OUT_OF_MEMORY)
 
 
 def run(args: Args) -> int:
