@@ -19,7 +19,7 @@ from kernels import kernels
 
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 FIXED = {"derandomize": True, "database": None}  # the same examples on every run and every machine
-settings.register_profile("dev", max_examples=25, **FIXED, **COMMON)
+settings.register_profile("dev", max_examples=15, **FIXED, **COMMON)
 settings.register_profile("ci", max_examples=100, **FIXED, **COMMON)
 settings.register_profile("alarms", max_examples=1000, **FIXED, **COMMON)
 settings.register_profile("deep", max_examples=5000, **COMMON)

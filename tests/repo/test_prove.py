@@ -18,7 +18,7 @@ A_PART = {
     "resume": "--cases 8",
     "nans": "--cases 20",
     "syscalls": "EIO",
-    "alarms": "--cases 200",
+    "alarms": "--cases 60",
 }
 
 

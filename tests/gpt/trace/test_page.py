@@ -26,12 +26,17 @@ def committed():
 
 @pytest.fixture(scope="module")
 def made():
-    return page_of(example.MODEL, example.VOCABULARY, example.WINDOW, example.example())
+    """The page without finite differences, which take most of the time to make it."""
+    return page_of(example.MODEL, example.VOCABULARY, example.WINDOW, example.example(with_differences=False))
 
 
 def frame(page_html):
     """The page without its data: style, script and the static list."""
     return re.sub(r'(<script type="text/plain" id="data">)[^<]*', r"\1", page_html)
+
+
+def without_differences(data):
+    return {**data, "differences": [], "states": [{**state, "errors": ""} for state in data["states"]]}
 
 
 def unlike(first, second):
@@ -51,7 +56,22 @@ def unlike(first, second):
 
 def test_the_committed_page_is_what_the_code_makes(committed, made):
     assert frame(committed) == frame(made), "run python -m gpt.trace --out docs/trace.html"
+    assert not unlike(without_differences(unpack(committed)), unpack(made)), "run python -m gpt.trace --out docs/trace.html"
+
+
+@pytest.mark.long
+def test_the_differences_of_the_committed_page_are_what_the_code_makes(committed):
+    made = page_of(example.MODEL, example.VOCABULARY, example.WINDOW, example.example())
     assert not unlike(unpack(committed), unpack(made)), "run python -m gpt.trace --out docs/trace.html"
+
+
+def test_every_gradient_of_the_committed_page_agrees_with_its_difference(committed):
+    data = unpack(committed)
+    shown = sum(np.prod(data["arrays"][array]["shape"], dtype=int) for array in data["differences"])
+    for state in data["states"]:
+        errors = decode(state["errors"], "<f4")
+        assert len(errors) == shown > 2000
+        assert np.abs(errors).max() < 1e-10
 
 
 def test_the_page_holds_what_was_put_in(made):

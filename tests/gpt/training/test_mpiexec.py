@@ -15,6 +15,8 @@ from paths import ROOT
 from processes import children, ended, running
 from small import PANGRAMS
 
+pytestmark = pytest.mark.long
+
 SMALL = ["--preset", "layernorm", "--n-layer", "2", "--n-embd", "8", "--n-head", "2", "--batch-size", "4", "--eval-batches", "2"]
 TRAIN = [ROOT / "train.py", *SMALL, "--max-iters", "20", "--eval-interval", "10", "--out", "run"]
 
