@@ -44,7 +44,11 @@ def axes_of(trace: Trace, parameters: Mapping[int, str]) -> dict[int, Axes]:
 
 def _taken_from(indices: tuple[str, ...], axes: Axes) -> dict[str, str]:
     """Return what the letters count that index an axis of this array."""
-    return {i: axis for i, axis in zip(indices, axes, strict=True) if i and axis != "channel"}
+    found = {}
+    for index, axis in zip(indices, axes, strict=True):
+        if index and axis != "channel":
+            found[index] = axis
+    return found
 
 
 def elements(tree: Tree) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -61,9 +61,13 @@ def stored_arrays(trace: Trace) -> dict[int, int]:
 
 def moves(call: Call, array: int) -> bool:
     """Whether this call makes the array out of another one's elements, unchanged, and did not have it before."""
-    first = next((made for made in call.made if made.array == array), None)
-    found = first and tape.formula_of(call, first)
-    return array not in call.arguments.values() and bool(found and found[1].only_moves)
+    if array in call.arguments.values():
+        return False
+    for made in call.made:
+        if made.array == array:
+            found = tape.formula_of(call, made)
+            return found is not None and found[1].only_moves
+    return False
 
 
 def function_data(code: CodeType) -> dict[str, Any]:
@@ -177,5 +181,6 @@ def encode(array: np.ndarray) -> str:
 
 def decode(text: str, dtype: str) -> np.ndarray:
     """Return the array that `encode` was given. dtype: "<f8" for `numbers`, "<f4" for `errors`."""
-    planes = np.frombuffer(base64.b64decode(text), np.uint8).reshape(np.dtype(dtype).itemsize, -1)
+    packed = np.frombuffer(base64.b64decode(text), np.uint8)
+    planes = packed.reshape(np.dtype(dtype).itemsize, -1)
     return np.ascontiguousarray(planes.T).view(dtype).ravel()

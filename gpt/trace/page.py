@@ -79,7 +79,14 @@ def static(data: Mapping[str, Any]) -> str:
 
 def _function(name: str, function: Mapping[str, Any]) -> str:
     """Return a function's formula line, derivation and formulas."""
-    steps = [f"<li>{html.escape(text)}</li>" for _, text in function["derivation"]]
-    derivation = f"<p>Derivation:</p><ol>{''.join(steps)}</ol>" if steps else ""
-    formulas = [f"<li><code>{html.escape(f['text'])}</code> {html.escape(f['means'])}</li>" for f in function["formulas"]]
-    return f"<h3>{name}</h3><p>{html.escape(function['says'])}</p>{derivation}<ul>{''.join(formulas)}</ul>"
+    steps = "".join(f"<li>{html.escape(text)}</li>" for _, text in function["derivation"])
+    parts = [f"<h3>{name}</h3><p>{html.escape(function['says'])}</p>"]
+    if steps:
+        parts.append(f"<p>Derivation:</p><ol>{steps}</ol>")
+    parts.append("<ul>")
+    for formula in function["formulas"]:
+        text = html.escape(formula["text"])
+        means = html.escape(formula["means"])
+        parts.append(f"<li><code>{text}</code> {means}</li>")
+    parts.append("</ul>")
+    return "".join(parts)

@@ -67,35 +67,38 @@ def rows(trace: Trace, pairs: Mapping[int, int]) -> list[Row]:
 
 def names(trace: Trace, pairs: Mapping[int, int], parameters: Mapping[int, str]) -> dict[int, str]:
     """Return the name of every call. parameters: the name of each parameter, such as "blocks.0.qkv_w", by its array."""
-    several_blocks = any(name.startswith("blocks.1.") for name in parameters.values())
-    hints = {}
-    for call in trace.calls:
-        taken = [parameters[array] for array in call.arguments.values() if array in parameters]
-        hints[call.number] = _hint(taken[0], several_blocks) if taken else ""
-    beside = ""
-    for call in trace.calls:
-        if call.number in pairs:
-            hints[call.number] = hints[pairs[call.number]]
-            beside = hints[call.number] if has_formulas(call) else beside
-        elif call.function == "add":
-            hints[call.number] = beside
+    hints = _hints(trace, pairs, parameters)
     n_calls = Counter(call.function for call in trace.calls)
     n_hinted = Counter((call.function, hints[call.number]) for call in trace.calls)
     seen: Counter[str] = Counter()
-    found = {}
+    endings = {}
     for call in trace.calls:
         hint = hints[call.number]
         seen[call.function] += 1
         if n_calls[call.function] == 1:
-            found[call.number] = call.function
+            endings[call.number] = ""
         elif hint and n_hinted[call.function, hint] == 1:
-            found[call.number] = f"{call.function}.{hint}"
+            endings[call.number] = f".{hint}"
         else:
-            found[call.number] = f"{call.function}.{seen[call.function]}"
+            endings[call.number] = f".{seen[call.function]}"
     for backward, forward in pairs.items():
-        function, ending = trace.calls[backward].function, found[forward].partition(".")[2]
-        found[backward] = f"{function}.{ending}" if ending else function
-    return found
+        endings[backward] = endings[forward]
+    return {call.number: call.function + endings[call.number] for call in trace.calls}
+
+
+def _hints(trace: Trace, pairs: Mapping[int, int], parameters: Mapping[int, str]) -> dict[int, str]:
+    """Return the parameter that each call takes, or that its forward took; for an add, of the backward before it; else ""."""
+    several_blocks = any(name.startswith("blocks.1.") for name in parameters.values())
+    hints = {}
+    latest = ""
+    for call in trace.calls:
+        taken = [parameters[array] for array in call.arguments.values() if array in parameters]
+        hints[call.number] = _hint(taken[0], several_blocks) if taken else ""
+        if call.number in pairs:
+            hints[call.number] = latest = hints[pairs[call.number]]
+        elif call.function == "add":
+            hints[call.number] = latest
+    return hints
 
 
 def _hint(parameter: str, several_blocks: bool) -> str:
