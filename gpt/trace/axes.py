@@ -24,6 +24,8 @@ PARAMETERS: dict[str, Axes] = {
 def axes_of(trace: Trace, parameters: Mapping[int, str]) -> dict[int, Axes]:
     """Return the axes of every array that a formula makes or reads, in the order in which a formula indexes it."""
     known = {array: PARAMETERS[name] for array, name in parameters.items() if name in PARAMETERS}
+    if list(parameters.values()) == ["wte"]:  # the bigram's table has a logit per token
+        known = dict.fromkeys(parameters, ("token", "token"))
     for call in trace.calls:
         arrays = dict(call.arguments)
         for made in call.made:

@@ -33,7 +33,6 @@ def page_data(model: Mapping[str, Any], vocabulary: str, text: str, states: Sequ
     axes = axes_of(trace, parameters)
     codes = {call.function: call.code for call in trace.calls if tape.has_formulas(call)}
     return {
-        "format": 1,
         "model": dict(model),
         "vocabulary": vocabulary,
         "text": text,

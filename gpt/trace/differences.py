@@ -42,9 +42,9 @@ def places(trace: Trace, pairs: Mapping[int, int]) -> dict[int, Place]:
         is_argument = of in forward.arguments
         found.setdefault(made.array, Place(forward.number, of, None if is_argument else sets_it[-1].statement, not is_argument))
     for call in trace.calls:
-        if call.function == "add" and call.arguments["b"] in found:  # the branch came first, so all uses come after its start
-            branch = found[call.arguments["b"]]
-            found[call.made[-1].array] = Place(branch.call, branch.name, branch.made, stays=True)
+        if call.function == "add":  # b is the gradient of the branch, which came first, so all uses come after its start
+            first = found.get(call.arguments["b"]) or found[call.arguments["a"]]  # of a tied table, the lookup came first
+            found[call.made[-1].array] = Place(first.call, first.name, first.made, stays=True)
     return found
 
 

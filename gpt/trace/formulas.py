@@ -113,8 +113,8 @@ FORMULAS: dict[str, tuple[Formula, ...]] = {
     "softmax_backward": (
         F(
             "dx[h,t,s] = y[h,t,s] * (dy[h,t,s] - Sum(j, dy[h,t,j] * y[h,t,j]))",
-            "how much more than its row's average this entry raises the loss, times its weight. More of one entry is less of the "
-            "others, so each row sums to 0. Here y is probs, and dy is dprobs",
+            "dy less its row's mean by the weights y, times the weight. The same amount added to all x of a row changes no y, so "
+            "each row sums to 0. In attention this y is probs, and this dy is dprobs",
             "x",
         ),
     ),
@@ -148,13 +148,14 @@ FORMULAS: dict[str, tuple[Formula, ...]] = {
         F("dprobs[h,t,s] = dp_dropped[h,t,s]", "dropout is off"),
         F(
             "dscores[h,t,s] = probs[h,t,s] * (dprobs[h,t,s] - Sum(j, dprobs[h,t,j] * probs[h,t,j]))",
-            "how much more than its row's average key s raises the loss, times its weight. The same amount added to all scores of "
-            "a row changes no weight and no loss, so each row sums to 0. A masked key has weight 0, so its gradient is exactly 0",
+            "dprobs of key s less its row's mean by weight, times the weight: above 0 where more weight on s raises the loss. The "
+            "same amount added to all scores of a row changes no weight and no loss, so each row sums to 0. A masked key has "
+            "weight 0, so its gradient is exactly 0",
             "scores",
         ),
         F(
             "dq[h,t,d] = Sum(s, dscores[h,t,s] * k[h,s,d]) * scale",
-            "scores were multiplied by scale = 1 / sqrt(D), so their gradients are too, here and in dk",
+            "scores = q . k * scale with scale = 1 / sqrt(D), so dq and dk carry one scale each",
             "q",
         ),
         F("dk[h,s,d] = Sum(t, dscores[h,t,s] * q[h,t,d]) * scale", "key s met every query t", "k"),

@@ -34,11 +34,11 @@ def page(data: Mapping[str, Any]) -> str:
     packed = base64.b64encode(zlib.compress(text.encode(), 9)).decode("ascii")
     script = "\n".join(without_comments(name) for name in SCRIPTS)
     parts = {
-        "<!--title-->": html.escape(title(data)),
         "/*style*/": without_comments("style.css"),
         "/*script*/": script,
         "/*data*/": packed,
         "<!--static-->": static(data),
+        "<!--title-->": html.escape(title(data)),  # the last, because it holds the text of the user
     }
     found = (FOLDER / "template.html").read_text(encoding="utf-8")
     for place, text in parts.items():

@@ -86,6 +86,8 @@ def prepare(path: Path) -> None:
     """Make the folder of the file to write. Raises UserError if the file cannot be written there."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _partial(path).touch()
+        _partial(path).unlink()
     except OSError as error:
         raise _cannot_write(path, error.strerror) from error
     if path.is_dir():
@@ -94,7 +96,7 @@ def prepare(path: Path) -> None:
 
 def write(path: Path, html: str) -> None:
     """Write the file whole or not at all. Raises UserError if that fails."""
-    partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    partial = _partial(path)
     try:
         partial.write_text(html, encoding="utf-8")
         files.replace(partial, path)
@@ -102,6 +104,10 @@ def write(path: Path, html: str) -> None:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise _cannot_write(path, error.strerror) from error
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".trace-{os.getpid()}.tmp")
 
 
 def _cannot_write(path: Path, reason: str | None) -> UserError:

@@ -7,7 +7,7 @@ function questions() {
   return [
     ["Why do the rows of dscores sum to 0?", "attention_backward/dscores", { h: 1, t: 3, s: 3 }],
     ["Where does 1 / sqrt(D) enter backward?", "attention_backward/dq", { h: 1, t: 3, d: 0 }],
-    ["Why is the gradient of a masked entry exactly 0?", "attention_backward/dscores", { h: 1, t: 1, s: 3 }],
+    ["Why is the gradient of a masked entry exactly 0?", "attention_backward/dscores", { h: 1, t: 0, s: 1 }],
     ["Where do gradients add into one x, and how many?", adds?.address, { t: 4, c: 0 }],
     ["Why is dscores = probs × (dy · (v − y))?", "attention_backward/dscores", { h: 1, t: 5, s: 4 }],
     ["What does a token that is used twice get?", twice && "embedding_backward/dtable", { v: data.vocabulary.indexOf(twice), c: 0 }],
@@ -25,7 +25,7 @@ function drawAbout() {
     make("div", { class: "columns" },
       make("div", {},
         make("p", {}, "This is one training step of a small GPT on the text ", make("b", {}, inputs), ": every line of code that makes ",
-          "a number, every number, what it was made from, and beside each gradient the finite difference that checks it."),
+          "a number, every number, what it was made from, and beside the gradients the finite differences that check them."),
         make("p", {}, make("b", {}, "dx"), " means d loss / d x and has the shape of x; the loss is one number."),
         make("p", {}, "Press ", make("kbd", {}, "j"), " or “next” to walk from line to line, choose any cell, and follow what it was ",
           "made from. ", make("button", { click: () => jump(first) }, "begin at the first line")),
@@ -41,9 +41,9 @@ function count(n) {
 
 // What the letters of the formulas count.
 function shapesInWords() {
-  const { n_head: H, n_embd: C } = data.model;
+  const { n_head: H, n_embd: C, model } = data.model;
   const heads = stops.some((stop) => callOf(stop).function === "attention_forward");
-  return `${data.text.length - 1} positions t and s${heads ? `, ${H} ${H === 1 ? "head" : "heads"} h of ${C / H} channels d` : ""}, ${C} channels c, `
+  return `${data.text.length - 1} positions t and s${heads ? `, ${H} ${H === 1 ? "head" : "heads"} h of ${C / H} channels d` : ""}, ${model === "bigram" ? "" : `${C} channels c, `}`
     + `${data.vocabulary.length} tokens v. There is one text, so its axis B is left out. Orange is above 0, blue below.`;
 }
 
@@ -73,6 +73,6 @@ function drawHelp() {
     make("p", {}, "Orange is above 0 and blue below; the sign is in every number too. A heavy frame is the selected cell; a frame with ",
       "a dot is a number that it was made from."),
     make("p", {}, "For a finite difference forward runs again, with this one value moved by up to 0.0004 at the moment its line has made ",
-      "it. “Apart” is how far that is from the number of backward: rounding leaves some 1e-12."),
+      "it. “Apart” is how far that is from the number of backward: rounding leaves some 1e-12, and at ReLU’s kink it is no slope."),
     make("button", { click: () => byId("help").close() }, "Close"));
 }

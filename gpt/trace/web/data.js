@@ -7,6 +7,8 @@ async function unpack() {
   const packed = bytes(document.getElementById("data").textContent);
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
   data = JSON.parse(await new Response(stream).text());
+  data.text = [...data.text]; // by characters: an emoji is one
+  data.vocabulary = [...data.vocabulary];
   for (const state of data.states) {
     state.stored = new Float64Array(elements(state.numbers, 8).buffer);
     state.apart = new Float32Array(elements(state.errors, 4).buffer);

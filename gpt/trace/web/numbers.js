@@ -34,7 +34,8 @@ function placeName(array, axis, i, kind = "show") {
   const { axes, shape } = data.arrays[array];
   const letter = kind === "say" ? sayCharacter : showCharacter;
   if (shape.length === 4 && axis === 0) return "qkv"[i];
-  if (axes[axis] === "position") return letter(data.text[i]) + (kind === "say" ? " " : "") + i;
+  const isInput = i < data.text.length - 1; // a context may be longer than the text
+  if (axes[axis] === "position" && isInput) return letter(data.text[i]) + (kind === "say" ? " " : "") + i;
   if (axes[axis] === "token") return letter(data.vocabulary[i]);
   return String(i);
 }

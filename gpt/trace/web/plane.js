@@ -64,7 +64,7 @@ function drawPlane(place) {
     make("h2", { id: "plane-title" }, `The value plane: head ${plane.head}, query ${name(plane.query)}`),
     make("p", { class: "note" }, "Dots are the values v of the keys that the query sees, larger for a larger weight p, orange where dscores is above 0 ",
       "and blue below. The cross is y, attention’s output: their mean by weight. The arrow is its gradient dy, drawn longer than it is. A dotted ",
-      "line leads from each v straight to the line along dy."),
+      "line leads from each v to its foot on the line along dy: its distance from y, times the length of dy, is dy · (v − y)."),
     make("div", { class: "columns" }, planePicture(plane, found, name), planeTable(plane, found, name)),
     make("p", { class: "note" }, hint, reset),
     make("ol", { class: "sentences" },

@@ -138,7 +138,9 @@ function drawOtherSide(place) {
   }
   const x = numbersOf(place.state, array)[place.flat];
   const parameter = make("code", {}, data.parameters[array]);
-  return make("p", { class: "side" }, "This is d loss / d ", parameter, `. This element of the parameter is now ${format(x)}.`);
+  const shares = Object.keys(data.gradient_of).filter((other) => data.gradient_of[other] === array).map(Number);
+  const share = stop.array === Math.max(...shares) ? "" : "one share of ";
+  return make("p", { class: "side" }, `This is ${share}d loss / d `, parameter, `. This element of the parameter is now ${format(x)}.`);
 }
 
 // What the cell was made from, and where to see how that was made.

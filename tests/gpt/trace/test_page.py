@@ -118,3 +118,12 @@ def test_without_script_the_derivations_and_formulas_are_there(committed):
         assert function["says"] in static
         assert all(text in static for _, text in function["derivation"])
         assert all(formula["text"] in static for formula in function["formulas"])
+
+
+def test_a_text_that_looks_like_a_place_of_the_template_is_only_text(made):
+    data = unpack(made)
+    text = "/*script*/<!--static--></script>"
+    changed = page({**data, "text": text})
+    assert html.unescape(changed.split("<title>")[1].split("</title>")[0]).count(text) == 1
+    assert unpack(changed) == {**data, "text": text}
+    assert changed.count('"use strict"') == made.count('"use strict"')

@@ -125,6 +125,6 @@ def test_an_old_page_is_replaced_whole_or_not_at_all(cli, tmp_path, monkeypatch)
         status, _, err = cli(*arguments)
         assert (status, "No space left" in err) == (2, True)
     assert (tmp_path / "trace.html").read_text() == "old"
-    assert not list(tmp_path.glob("*.tmp-*"))
+    assert not list(tmp_path.glob(".*.tmp"))
     assert cli(*arguments)[0] == 0
     assert len((tmp_path / "trace.html").read_text(encoding="utf-8")) > 1000

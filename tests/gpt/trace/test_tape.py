@@ -74,8 +74,7 @@ def test_an_axis_counts_what_its_length_says(variant):
     for array, axes in axes_of(state.trace, state.parameters).items():
         shape = merge_axes(state.trace.arrays[array], len(axes)).shape
         for length, axis in zip(shape, axes, strict=True):
-            if config.model != "bigram":  # whose table has a channel per token
-                assert (axis == meaning.get(length)) == (length in meaning), (shape, axes)
+            assert (axis == meaning.get(length)) == (length in meaning), (shape, axes)
             assert axis != "head" or length == config.n_head
 
 
