@@ -10,6 +10,8 @@ import pytest
 from paths import ROOT, SUPPORT
 from prove.targets import TARGETS
 
+pytestmark = pytest.mark.long
+
 PROC = Path("/proc/self/task")
 A_PART = {
     "bits": "--cases 2000 --first 400",
