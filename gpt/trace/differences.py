@@ -18,7 +18,7 @@ from gpt.trace import tape
 from gpt.trace.recorder import Call, Listener, Made, Trace, listening
 from gpt.trace.statements import Statement
 
-H = 2e-4
+H = 2e-4  # the step: the largest error of the example is smallest here, see benchmarks/RESULTS.md
 
 Loss = Callable[[], float]
 
@@ -117,14 +117,14 @@ def difference(moved: Callable[[int, float], float], element: int) -> float:
 
 
 def differences(
-    trace: Trace, pairs: Mapping[int, int], loss: Loss, parameters: Sequence[np.ndarray], gradients: Sequence[int]
+    trace: Trace, pairs: Mapping[int, int], loss: Loss, parameters: Sequence[np.ndarray], leaves: Sequence[int]
 ) -> dict[int, np.ndarray]:
     """Return a difference for every element of every gradient of the trace, flat, by the gradient's array.
 
     loss: runs forward once more, from the parameters as they are then, and returns its loss.
-    parameters, gradients: the parameters, and the array of each one's gradient.
+    parameters, leaves: the parameters, and the array of each one's gradient.
     """
-    found = {array: of_parameter(loss, p) for p, array in zip(parameters, gradients, strict=True)}
+    found = {array: of_parameter(loss, p) for p, array in zip(parameters, leaves, strict=True)}
     for array, place in places(trace, pairs).items():
         if array not in found:
             found[array] = at_place(loss, place, trace.arrays[array].size)

@@ -1,7 +1,7 @@
 """The recorder: it runs unchanged functions and writes down every value that a line of them makes.
 
-It uses `sys.settrace`, so it cannot run under a debugger or a coverage tool. Only the functions of RECORDED_FILES are recorded;
-everything they call runs as always.
+It uses `sys.settrace`, so it cannot run under a debugger or a coverage tool. Only functions of the reference ops and of the
+models are recorded; everything they call runs as always.
 """
 
 import sys
@@ -21,6 +21,7 @@ from gpt.trace.statements import Statement, Target, statements
 
 Scalar = int | float
 FOLDERS = tuple(Path(module.__file__ or "").parent for module in (tensorlite.reference, gpt.models))
+FILES = {str(path) for folder in FOLDERS for path in folder.glob("*.py")}
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,10 @@ class Listener:
 def listening(listener: Listener, only: int | None = None) -> Iterator[None]:
     """Tell the listener of every recorded call made inside this block. only: the number of the one call to tell it of."""
     n_calls = 0
-    files = {str(path) for folder in FOLDERS for path in folder.glob("*.py")}
 
     def on_call(frame: FrameType, _event: str, _arg: Any) -> Callable | None:
         nonlocal n_calls
-        if frame.f_code.co_filename not in files or not is_recorded(frame.f_code):
+        if frame.f_code.co_filename not in FILES or not is_recorded(frame.f_code):
             return None
         n_calls += 1
         if only is not None and n_calls - 1 != only:

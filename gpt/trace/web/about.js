@@ -7,7 +7,7 @@ function questions() {
   return [
     ["Why do the rows of dscores sum to 0?", "attention_backward/dscores", { h: 1, t: 3, s: 3 }],
     ["Where does 1 / sqrt(D) enter backward?", "attention_backward/dq", { h: 1, t: 3, d: 0 }],
-    ["Why is the gradient of a masked entry exactly 0?", "attention_backward/dscores", { h: 1, t: 0, s: 1 }],
+    ["Why is the gradient of a masked entry exactly 0?", data.text.length > 2 && "attention_backward/dscores", { h: 1, t: 0, s: 1 }],
     ["Where do gradients add into one x, and how many?", adds?.address, { t: 4, c: 0 }],
     ["Why is dscores = probs × (dy · (v − y))?", "attention_backward/dscores", { h: 1, t: 5, s: 4 }],
     ["What does a token that is used twice get?", twice && "embedding_backward/dtable", { v: data.vocabulary.indexOf(twice), c: 0 }],
