@@ -128,7 +128,7 @@ def _launch_mma(
         T=T,
         scale=1.0 / math.sqrt(D),
         shared=2 * tile_rows * (D + 8) + 4 * more_floats,
-        defines={"D": D},
+        defines={"scalar_t": ops.c_scalar(), "D": D},
         **args,
     )
 

@@ -24,14 +24,14 @@ __device__ inline float apply_mask(float x, unsigned mask_bits, int bit, float s
 // y = dropout(softmax(mask(q k^T scale))) v, and lse. qkv: (B, T, 3 H D). y: (B, T, H D). lse: (B, H, T).
 // Grid: (B H, tiles of queries). Shared memory: 3 tiles.
 extern "C" __global__ void __launch_bounds__(THREADS)
-attention_forward(const bf16* qkv, bf16* y, float* lse, long long H, int T, float scale, DropoutParams dropout) {
+attention_forward(const scalar_t* qkv, scalar_t* y, float* lse, long long H, int T, float scale, DropoutParams dropout) {
     DYNAMIC_SHARED(memory);
-    bf16 *q = (bf16*)memory, *k = q + TILE_SIZE, *v = k + TILE_SIZE;
+    scalar_t *q = (scalar_t*)memory, *k = q + TILE_SIZE, *v = k + TILE_SIZE;
     uint2 key = block_key(dropout);
     long long b = blockIdx.x / H, h = blockIdx.x % H, C = H * D;
     int q_tile = gridDim.y - 1 - blockIdx.y;  // the longest tiles start first, so that short ones fill the gaps at the end
     int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16, row = q_tile * TILE + warp_row + lane / 4;
-    const bf16* q_base = qkv + b * T * 3 * C + h * D;  // q of position 0; k follows C elements later, v 2 C
+    const scalar_t* q_base = qkv + b * T * 3 * C + h * D;  // q of position 0; k follows C elements later, v 2 C
     float scale_log2 = scale * LOG2_E;
     load_tile(q, q_base + q_tile * TILE * 3 * C, 3 * C, T - q_tile * TILE);
 
@@ -86,15 +86,15 @@ attention_forward(const bf16* qkv, bf16* y, float* lse, long long H, int T, floa
 // A block owns 64 queries. dq: the first third of the last axis of an array of qkv's shape. delta: (B, H, T), which
 // attention_backward_key reads. Grid: (B H, tiles). Shared memory: 4 tiles.
 extern "C" __global__ void __launch_bounds__(THREADS, D > 64 ? 1 : 3)
-attention_backward_query(const bf16* qkv, const bf16* y, const bf16* dy, const float* lse, float* delta, bf16* dq, long long H,
-                         int T, float scale, DropoutParams dropout) {
+attention_backward_query(const scalar_t* qkv, const scalar_t* y, const scalar_t* dy, const float* lse, float* delta, scalar_t* dq,
+                         long long H, int T, float scale, DropoutParams dropout) {
     DYNAMIC_SHARED(memory);
-    bf16 *q = (bf16*)memory, *dy_shared = q + TILE_SIZE, *k = dy_shared + TILE_SIZE, *v = k + TILE_SIZE;
+    scalar_t *q = (scalar_t*)memory, *dy_shared = q + TILE_SIZE, *k = dy_shared + TILE_SIZE, *v = k + TILE_SIZE;
     uint2 key = block_key(dropout);
     long long b = blockIdx.x / H, h = blockIdx.x % H, C = H * D;
     int q_tile = gridDim.y - 1 - blockIdx.y;
     int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16, row = q_tile * TILE + warp_row + lane / 4;
-    const bf16* q_base = qkv + b * T * 3 * C + h * D;
+    const scalar_t* q_base = qkv + b * T * 3 * C + h * D;
     load_tile(q, q_base + q_tile * TILE * 3 * C, 3 * C, T - q_tile * TILE);
     load_tile(dy_shared, dy + (b * T + q_tile * TILE) * C + h * D, C, T - q_tile * TILE);
     float inv_keep = dropout.threshold ? dropout.inv_keep : 1.0f, scale_log2 = scale * LOG2_E;
@@ -142,16 +142,16 @@ attention_backward_query(const bf16* qkv, const bf16* y, const bf16* dy, const f
 // transposed: their rows are keys and their columns are queries. dkv: the other two thirds of the array that dq is part of.
 // Shared memory: 2 tiles of keys and values, 2 half tiles of queries and dy, and lse and delta of these QUERIES.
 extern "C" __global__ void __launch_bounds__(THREADS)
-attention_backward_key(const bf16* qkv, const bf16* dy, const float* lse, const float* delta, bf16* dkv, long long H, int T,
-                       float scale, DropoutParams dropout) {
+attention_backward_key(const scalar_t* qkv, const scalar_t* dy, const float* lse, const float* delta, scalar_t* dkv, long long H,
+                       int T, float scale, DropoutParams dropout) {
     DYNAMIC_SHARED(memory);
-    bf16 *k = (bf16*)memory, *v = k + TILE_SIZE, *q = v + TILE_SIZE, *dy_shared = q + QUERIES * PITCH;
+    scalar_t *k = (scalar_t*)memory, *v = k + TILE_SIZE, *q = v + TILE_SIZE, *dy_shared = q + QUERIES * PITCH;
     float *lse_shared = (float*)(dy_shared + QUERIES * PITCH), *delta_shared = lse_shared + QUERIES;
     uint2 key = block_key(dropout);
     long long b = blockIdx.x / H, h = blockIdx.x % H, C = H * D;
     int kv_tile = blockIdx.y;
     int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16, row = kv_tile * TILE + warp_row + lane / 4;
-    const bf16* q_base = qkv + b * T * 3 * C + h * D;
+    const scalar_t* q_base = qkv + b * T * 3 * C + h * D;
     load_tile(k, q_base + kv_tile * TILE * 3 * C + C, 3 * C, T - kv_tile * TILE);
     load_tile(v, q_base + kv_tile * TILE * 3 * C + 2 * C, 3 * C, T - kv_tile * TILE);
     float inv_keep = dropout.threshold ? dropout.inv_keep : 1.0f, scale_log2 = scale * LOG2_E;
@@ -192,7 +192,7 @@ attention_backward_key(const bf16* qkv, const bf16* dy, const float* lse, const 
         __syncthreads();
     }
     int valid_rows = T - kv_tile * TILE - warp_row;
-    bf16* to = dkv + (b * T + kv_tile * TILE + warp_row) * 3 * C + h * D;
+    scalar_t* to = dkv + (b * T + kv_tile * TILE + warp_row) * 3 * C + h * D;
     store_fragment(to, 3 * C, valid_rows, dk, scale, scale);
     store_fragment(to + C, 3 * C, valid_rows, dv, inv_keep, inv_keep);
 }

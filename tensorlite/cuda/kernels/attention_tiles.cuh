@@ -16,7 +16,7 @@ constexpr int TILE_SIZE = TILE * PITCH;
 // Start to copy rows of a head, row_stride elements apart, into a tile of ROWS rows. The first valid_rows rows exist; the others
 // become zeros. The copy has arrived after copy_async_wait.
 template <int ROWS = TILE>
-__device__ inline void load_tile(bf16* tile, const bf16* from, long long row_stride, int valid_rows) {
+__device__ inline void load_tile(scalar_t* tile, const scalar_t* from, long long row_stride, int valid_rows) {
     constexpr unsigned CHUNKS = D / 8;  // of 16 bytes in a row
 #pragma unroll
     for (unsigned i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
@@ -30,7 +30,7 @@ __device__ inline void load_tile(bf16* tile, const bf16* from, long long row_str
 
 // acc (16 x 8 N8) = a (16 x D) b^T, for 16 rows a of one tile and all rows b of another.
 template <int N8>
-__device__ inline void gemm_nt(float (&acc)[N8][4], const bf16* a, const bf16* b) {
+__device__ inline void gemm_nt(float (&acc)[N8][4], const scalar_t* a, const scalar_t* b) {
     int lane = threadIdx.x % 32;
 #pragma unroll
     for (int j = 0; j < N8; j++) acc[j][0] = acc[j][1] = acc[j][2] = acc[j][3] = 0.0f;
@@ -49,7 +49,7 @@ __device__ inline void gemm_nt(float (&acc)[N8][4], const bf16* a, const bf16* b
 
 // acc (16 x D) += p (16 x 8 N8) b, for a fragment p in registers, which is rounded to bf16, and a tile b in shared memory.
 template <int N8>
-__device__ inline void gemm_rs(float (&acc)[D / 8][4], const float (&p)[N8][4], const bf16* b) {
+__device__ inline void gemm_rs(float (&acc)[D / 8][4], const float (&p)[N8][4], const scalar_t* b) {
     int lane = threadIdx.x % 32;
 #pragma unroll
     for (int j = 0; j < N8; j += 2) {
@@ -77,7 +77,7 @@ __device__ inline float quad_sum(float x) {
 }
 
 // Store a fragment (16 x D), times scale0 in row r and scale1 in row r + 8. The first valid_rows of the 16 rows exist.
-__device__ inline void store_fragment(bf16* to, long long row_stride, int valid_rows, const float (&acc)[D / 8][4],
+__device__ inline void store_fragment(scalar_t* to, long long row_stride, int valid_rows, const float (&acc)[D / 8][4],
                                       float scale0, float scale1) {
     int r = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
