@@ -33,7 +33,7 @@ COLUMNS = ("op:32", "kernel:52", "calls:>6", "GFLOP:>9.1f", "bytes:>11", "roofli
 def step_table(config: ModelConfig, train: TrainConfig, precision: Precision | Literal["auto"], characters: int, gpu: str) -> str:
     """Return the table that `train.py --dry-run` prints.
 
-    precision: auto is bf16 if the GPU supports it, otherwise float32.
+    precision: auto is bf16 if the GPU supports it, otherwise fp16, otherwise float32.
     characters: length of the training text.
     gpu: a name that lookup_gpu knows.
     Raises ConfigError for an unknown GPU, and for a precision that the GPU does not support.
@@ -41,10 +41,10 @@ def step_table(config: ModelConfig, train: TrainConfig, precision: Precision | L
     name = lookup_gpu(gpu)
     gpu_peaks = GPUS[name]
     if precision == "auto":
-        precision = "bf16" if gpu_peaks.bf16 else "float32"
+        precision = "bf16" if gpu_peaks.bf16 else "fp16" if gpu_peaks.fp16 else "float32"
     peak = getattr(gpu_peaks, precision)
     if peak is None:
-        raise ConfigError(f"precision {precision} is not supported by the tensor cores of the {name}; use --precision float32")
+        raise ConfigError(f"precision {precision} is not supported on the {name}; use --precision auto")
     runtime = DryRunRuntime()
     ops = CUDAOps(precision, check=False, runtime=runtime)
     graph_bytes = trace_step(ops, config, train, characters)
@@ -77,9 +77,6 @@ def step_table(config: ModelConfig, train: TrainConfig, precision: Precision | L
         table(rows, COLUMNS),
         f"memory   {human_bytes(graph_bytes)} for the graph, {human_bytes(state_bytes)} for parameters, gradients and moments",
     ]
-    if gpu_peaks.bf16 is None:
-        too_old = f"the kernels need compute capability 8.0 and the {name} has less; train.py uses the reference backend on it"
-        lines.insert(0, f"note     {too_old}")
     return "\n".join(lines)
 
 

@@ -18,14 +18,19 @@ DEFAULT_GPU = "H200"  # the GPU to show if the user names none and this machine 
 class Gpu:
     """Peak rates of one card: of the SXM variant with the larger memory, if there are several.
 
-    None: the tensor cores do not support the format. Such a card has a compute capability below 8.0, and the kernels do not run
-    on it.
+    None: the tensor cores do not support the format, or the card has none. Such a card has a compute capability below 8.0.
     """
 
     bf16: float | None  # dense TFLOP/s with float32 accumulation, as are the next two
     tf32: float | None
     float32: float
     bandwidth: float  # GB/s
+    fp16_alone: float | None = None  # of a card of compute capability 7.5, whose tensor cores support no other format
+
+    @property
+    def fp16(self) -> float | None:
+        """Dense TFLOP/s in fp16 with float32 accumulation. From compute capability 8.0 on, it is the rate of bf16."""
+        return self.bf16 or self.fp16_alone
 
 
 def geforce(float32: float, bandwidth: float) -> Gpu:
@@ -47,7 +52,7 @@ GPUS = {
     "A10": Gpu(125, 62.5, 31.2, 600),
     "A40": Gpu(149.7, 74.8, 37.4, 696),
     "RTX A6000": Gpu(154.8, 77.4, 38.7, 768),
-    "T4": Gpu(None, None, 8.1, 320),
+    "T4": Gpu(None, None, 8.1, 320, fp16_alone=65),
     "V100": Gpu(None, None, 15.7, 900),
     "RTX 3060": geforce(12.7, 360),
     "RTX 3060 Ti": geforce(16.2, 448),

@@ -1,4 +1,4 @@
-// Causal attention, forward and backward, in bf16 on the tensor cores, for head sizes of 16 k.
+// Causal attention, forward and backward, in bf16 or fp16 on the tensor cores, for head sizes of 16 k.
 // It computes what attention.cu computes, with q, k and v packed in one array. That file says what differs from
 // tensorlite/reference/attention.py, and what the names mean.
 //
@@ -7,7 +7,7 @@
 // `row + 8`; they are r = 0 and r = 1 where an array has an index [r].
 //
 // What differs from attention.cu: exponentials have base 2, so scores, m and lse_t are also scaled by log2(e). Probabilities
-// and ds are rounded to bf16 as operands of the second GEMM. Backward is two kernels, one over blocks of queries and one over
+// and ds are rounded to scalar_t as operands of the second GEMM. Backward is two kernels, one over blocks of queries and one over
 // blocks of keys. So each result has one owner and no kernel uses atomics; the price is that scores and dp_dropped are computed
 // twice.
 #include "attention_tiles.cuh"
@@ -15,6 +15,8 @@
 constexpr float LOG2_E = 1.4426950408889634f;
 // Queries per tile in attention_backward_key. With half a tile, the registers hold three blocks at head size 64.
 constexpr int QUERIES = TILE / 2;
+// Blocks of attention_backward_query per SM, among which its registers are shared. On 7.5, with three of them some would spill.
+constexpr int QUERY_BLOCKS = D > 64 ? 1 : SM75_PATH ? 2 : 3;
 
 // Return x times scale, or 0 where the bit of the mask is 0.
 __device__ inline float apply_mask(float x, unsigned mask_bits, int bit, float scale) {
@@ -85,7 +87,7 @@ attention_forward(const scalar_t* qkv, scalar_t* y, float* lse, long long H, int
 // dq = sum over the keys of ds k scale,  ds = p (dropout_backward(dy v^T) - delta),  delta = dy . y, row by row.
 // A block owns 64 queries. dq: the first third of the last axis of an array of qkv's shape. delta: (B, H, T), which
 // attention_backward_key reads. Grid: (B H, tiles). Shared memory: 4 tiles.
-extern "C" __global__ void __launch_bounds__(THREADS, D > 64 ? 1 : 3)
+extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS)
 attention_backward_query(const scalar_t* qkv, const scalar_t* y, const scalar_t* dy, const float* lse, float* delta, scalar_t* dq,
                          long long H, int T, float scale, DropoutParams dropout) {
     DYNAMIC_SHARED(memory);

@@ -1,4 +1,4 @@
-// Copies of an array in another layout or precision, which kernels and GEMMs require.
+// Copies of an array in another layout, which kernels and GEMMs require.
 // tensorlite/cuda/layout.py launches them. They replace no op of the reference.
 #include "common.cuh"
 
@@ -19,12 +19,4 @@ extern "C" __global__ void pad_columns(const scalar_t* x, long long x_width, sca
         else
             store(y + i, 0.0f);
     }
-}
-
-extern "C" __global__ void to_bf16(const float* x, bf16* y, long long n) {
-    grid_stride_vec4(n, [&](Chunk chunk) { chunk.store_to(y, chunk.load(x)); });
-}
-
-extern "C" __global__ void to_float32(const bf16* x, float* y, long long n) {
-    grid_stride_vec4(n, [&](Chunk chunk) { chunk.store_to(y, chunk.load(x)); });
 }

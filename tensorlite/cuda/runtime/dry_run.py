@@ -34,9 +34,10 @@ class DryRunRuntime:
     """
 
     xp = np
+    bfloat16 = np.dtype(np.int16)  # of the same size, as NumPy has no bfloat16, and a dry run computes nothing
+    shared_memory = 99 << 10  # bytes per block, of a GeForce card of compute capability 8.6 or later; others from 8.0 on have more
 
     def __init__(self) -> None:
-        self.bfloat16 = np.dtype(np.float16)  # of the same size: a dry run needs no package for bfloat16
         self.costs: dict[tuple[str, str], KernelCost] = {}
         self.op = ""
         self.pool: GraphMemoryPool | None = None
