@@ -28,7 +28,7 @@ class Recorder(DryRunRuntime):
 
 
 def files_of_a_run():
-    """What the full Shakespeare model needs, in float32 and bf16, to train and to write; more head sizes; the rest."""
+    """What the full Shakespeare model needs, in each precision, to train and to write; more head sizes; the rest."""
     preset, files = PRESETS["shakespeare"], {}
     table = ParamTable(MODELS["gpt"].init(preset.model))
     train = TrainConfig(batch_size=2, grad_clip=1.0)
@@ -42,6 +42,6 @@ def files_of_a_run():
         files |= ops.runtime.files
     sums = sorted(file for file in files if file[0] == "reduce.cu")  # of many widths: two of them are enough
     files = {file: True for file in files if file not in sums[2:-2]}
-    files |= {("attention_mma.cu", (("D", D), ("scalar_t", "bf16"))): True for D in (16, 32, 64, 128)}
+    files |= {("attention_mma.cu", (("D", D), ("scalar_t", half))): True for D in (16, 32, 64, 128) for half in ("bf16", "fp16")}
     files |= {(f"simple/{name}.cu", ()): True for name in ("attention", "cross_entropy", "layernorm")}
     return sorted(files | {("spin.cu", ()): True})

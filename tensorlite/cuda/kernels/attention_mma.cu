@@ -15,8 +15,10 @@
 constexpr float LOG2_E = 1.4426950408889634f;
 // Queries per tile in attention_backward_key. With half a tile, the registers hold three blocks at head size 64.
 constexpr int QUERIES = TILE / 2;
-// Blocks of attention_backward_query per SM, among which its registers are shared. On 7.5, with three of them some would spill.
-constexpr int QUERY_BLOCKS = D > 64 ? 1 : SM75_PATH ? 2 : 3;
+// The least blocks per SM, among which its registers are shared; 0: the compiler chooses. On 7.5 it would choose more and spill
+// registers, though at head size 64 the shared memory holds only two blocks.
+constexpr int BLOCKS = !SM75_PATH ? 0 : D > 64 ? 1 : 2;
+constexpr int QUERY_BLOCKS = SM75_PATH ? BLOCKS : D > 64 ? 1 : 3;  // of attention_backward_query
 
 // Return x times scale, or 0 where the bit of the mask is 0.
 __device__ inline float apply_mask(float x, unsigned mask_bits, int bit, float scale) {
@@ -25,7 +27,7 @@ __device__ inline float apply_mask(float x, unsigned mask_bits, int bit, float s
 
 // y = dropout(softmax(mask(q k^T scale))) v, and lse. qkv: (B, T, 3 H D). y: (B, T, H D). lse: (B, H, T).
 // Grid: (B H, tiles of queries). Shared memory: 3 tiles.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 attention_forward(const scalar_t* qkv, scalar_t* y, float* lse, long long H, int T, float scale, DropoutParams dropout) {
     DYNAMIC_SHARED(memory);
     scalar_t *q = (scalar_t*)memory, *k = q + TILE_SIZE, *v = k + TILE_SIZE;
@@ -143,7 +145,7 @@ attention_backward_query(const scalar_t* qkv, const scalar_t* y, const scalar_t*
 // dk = sum over the queries of ds^T q scale,  dv = sum over the queries of p_dropped^T dy. A block owns 64 keys. Fragments are
 // transposed: their rows are keys and their columns are queries. dkv: the other two thirds of the array that dq is part of.
 // Shared memory: 2 tiles of keys and values, 2 half tiles of queries and dy, and lse and delta of these QUERIES.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 attention_backward_key(const scalar_t* qkv, const scalar_t* dy, const float* lse, const float* delta, scalar_t* dkv, long long H,
                        int T, float scale, DropoutParams dropout) {
     DYNAMIC_SHARED(memory);

@@ -22,7 +22,12 @@ from tensorlite.cuda.runtime.device import CudaRuntime
         (70, "", "auto", "float32"),
         (60, "1", "auto", "float32"),
         (90, "1", "auto", "fp16"),
-        (75, "", "bf16", "Imaginary GPU 0 has compute capability 7.5, and the fast backend in bf16 needs 8.0 or later; use --precision fp16"),
+        (
+            75,
+            "",
+            "bf16",
+            "Imaginary GPU 0 has compute capability 7.5, and the fast backend in bf16 needs 8.0 or later; use --precision fp16",
+        ),
         (75, "", "tf32", "in tf32 needs 8.0 or later; use --precision fp16"),
         (90, "1", "bf16", "GPU 0 on the path of compute capability 7.5 has compute capability 7.5, .* bf16 needs 8.0"),
         (70, "", "fp16", "has compute capability 7.0, .* in fp16 needs 7.5 or later; use --precision float32"),

@@ -72,7 +72,7 @@ def test_every_card_has_a_plan(monkeypatch):
     config = config_of("gpt", n_embd=48, block_size=16)
     for name, gpu in gpus.GPUS.items():
         text = dry_run.step_table(config, TRAIN, "auto", 300, name)
-        assert f"a step on one {name} in { {'T4': 'fp16', 'V100': 'float32'}.get(name, 'bf16')}: " in text
+        assert f"a step on one {name} in { {'T4': 'fp16', 'V100': 'float32'}.get(name, 'bf16') }: " in text
     for card, precision in (("T4", "bf16"), ("T4", "tf32"), ("V100", "fp16")):
         with pytest.raises(ConfigError, match=f"precision {precision} is not supported on the {card}; use --precision auto"):
             dry_run.step_table(config, TRAIN, precision, 300, f"Tesla {card}")
