@@ -61,10 +61,12 @@ def _cuda(want: PrecisionName) -> Backend:
 
     runtime = CudaRuntime(want)
     precision: Any = runtime.precision
-    why = f" (auto: the GPU has compute capability {runtime.capability / 10})" if want == "auto" else ""
+    kernels = f"kernels in {precision}"
+    if want == "auto":
+        kernels += f" (auto: the GPU has compute capability {runtime.capability / 10})"
     return Backend(
         "fast",
-        f"kernels in {precision}{why} for {_overridden(CUDAOps)} and adamw, matmuls by cuBLASLt, a single shard's step as one graph",
+        f"{kernels} for {_overridden(CUDAOps)} and adamw, matmuls by cuBLASLt, a single shard's step as one graph",
         lambda: CUDAOps(precision, check=False, runtime=runtime),
         itemsize=2 if precision in ("bf16", "fp16") else 4,
     )

@@ -18,19 +18,17 @@ from tensorlite.cuda import cross_entropy, launch, layernorm, reduce
 from tensorlite.cuda.attention import on_tensor_cores
 
 
-QUICK_IN_FP16 = ("attention 16", SM75)  # one check of the tensor cores; the others take longer
+def cases_of_ops():
+    """Return (op, separate, precision). By default, fp16 has one case, of the tensor cores."""
+    cases = []
+    for precision in PRECISIONS:
+        for name, separate in [*((name, False) for name in CHECKS), *((name, True) for name in UNFUSED)]:
+            quick = "fp16" not in precision or (name, precision) == ("attention 16", SM75)
+            cases.append(pytest.param(name, separate, precision, marks=() if quick else pytest.mark.long))
+    return cases
 
 
-@pytest.mark.parametrize(
-    ("name", "precision", "separate"),
-    [
-        pytest.param(name, precision, separate, marks=pytest.mark.long if "fp16" in precision else ())
-        if (name, precision) != QUICK_IN_FP16
-        else (name, precision, separate)
-        for precision in PRECISIONS
-        for name, separate in [*((name, False) for name in CHECKS), *((name, True) for name in UNFUSED)]
-    ],
-)
+@pytest.mark.parametrize(("name", "separate", "precision"), cases_of_ops())
 def test_an_op_and_its_gradients(name, separate, precision):
     """And no bound is loose: over these few draws some error of each result comes to a fifth of it; most come to 0.4 to 1.
 

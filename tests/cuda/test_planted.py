@@ -94,8 +94,8 @@ PLANTED = [
      functools.partial(dropout_add_layernorm, p=0.3)),
     # fp16 on compute capability 7.5
     (PTX, "(c, a + 2, b[1])", "(c, a + 2, b[0])", SM75, tiles),
-    (PTX, "from_global) { *(uint4*)to_shared = *(const uint4*)", "from_global) { *(uint2*)to_shared = *(const uint2*)", SM75, tiles),
-    (PTX, "return round_fp16(low) | (unsigned)round_fp16(high)", "return round_fp16(high) | (unsigned)round_fp16(low)", SM75, residual),
+    (PTX, "*(uint4*)to_shared = *(const uint4*)from_global", "*(uint2*)to_shared = *(const uint2*)from_global", SM75, tiles),
+    (PTX, "round_fp16(low) | (unsigned)round_fp16(high)", "round_fp16(high) | (unsigned)round_fp16(low)", SM75, residual),
     # a few others
     ("layernorm.cu", "if (channel(i) < C) row", "row", "float32", layernorm_alone),
     ("layernorm.cu", "+ (warp ? sums[1][c] : 0.0f)", "", "float32", layernorm_alone),

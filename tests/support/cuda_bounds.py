@@ -5,9 +5,11 @@ term has an error of some roundings of its size. One rounding is at most UNIT of
 
     |found - expected| <= rounding(expected, dtype) + inexact
 
-where the first part is the rounding of the stored value itself, and `inexact` is the error of its terms. Below 2^-14, fp16 holds
-only multiples of 2^-24, so there a rounding is at most LEAST, half of that. No test comes near 65504, above which it is infinite. Per op, the functions
+where the first part is the rounding of the stored value itself, and `inexact` is the error of its terms. Per op, the functions
 below return `inexact` for the value and each gradient, as arrays: a small entry has a small bound, however large its neighbours.
+
+Below 2^-14, fp16 holds only multiples of 2^-24, so there a rounding is at most LEAST, half of that. No test comes near 65504, above
+which an fp16 is infinite.
 
 The factors in front of the sizes are counts of roundings, or constants set by what was measured: the tests keep the worst error of
 each op over all draws between 1/4 of its bound and the bound itself, so that no bound can be loosened.
@@ -166,9 +168,9 @@ def layernorm(x, w, b, dy, eps=1e-5, skip=None):
 
 
 def attention(qkv, n_head, dy, y_dtype, rounds_p, p=0.0, key=None):
-    """Bound y and dqkv. The scores' sums round; p has the error of its exponent, relatively. For tensor cores, p and ds are rounded.
+    """Bound y and dqkv. The scores' sums round; p has the error of its exponent, relatively. Tensor cores round p and ds.
 
-    In forward, p is rounded when it is larger, before its row is divided by the sum.
+    Forward rounds p before it is divided by the sum of its row, which is at least 1, so the bound for p itself holds.
 
     delta = dy . y is computed from the stored y. Its error is the same for all keys of a row.
     """
@@ -259,7 +261,7 @@ def as_rounded(function, params, dtype, draws=8):
     """Bound the errors of the arrays of function(params) by their change when all parameters are rounded once.
 
     A step rounds about as many values of about the same size, so it is as sensitive to these roundings. Measured errors are 0.2 to
-    1 of the change for bf16, and 1 to 3 for float32, whose matmuls also round each term.
+    1 of the change for 16 bits, and 1 to 3 for float32, whose matmuls also round each term.
 
     Return function(params) and a bound per array.
     """

@@ -183,7 +183,8 @@ def on_tensor_cores(both, T, D, p):
 
     On compute capability 7.5, the shared memory is too small for a head size of 128.
     """
-    return both.dtype != FLOAT32 and D % 16 == 0 and D <= (112 if both.sm75 else 128) and not (p and T % 4)
+    largest = 112 if both.sm75 else 128
+    return both.dtype != FLOAT32 and D % 16 == 0 and largest >= D and not (p and T % 4)
 
 
 def attention(both, B=2, T=65, H=2, D=16, p=0.0, key=KEY, size=1.0, seed=0):

@@ -67,7 +67,7 @@ def test_a_captured_step_is_the_step(precision, gpu, cupy):
 
 def test_a_state_put_back_is_gone_on_from(gpu, cupy):
     """train.py does this after it has timed some steps: the device counts from another step, in the same graph."""
-    ops, state, task = CUDAOps("bf16", check=False, runtime=gpu), fresh(cupy), task_on(cupy)
+    ops, state, task = CUDAOps(gpu.precision, check=False, runtime=gpu), fresh(cupy), task_on(cupy)
     step, saved, runs = ops.compile(train_step), state.copy(), []
     for _ in range(3):
         for buffer, values in zip(state.buffers(), saved.buffers(), strict=True):
@@ -101,12 +101,12 @@ def test_a_choice_is_made_once(gpu, cupy, monkeypatch):
 
     r, results = np.random.default_rng(0), []
     x, w, b = (cupy.asarray(r.standard_normal(shape).astype(np.float32)) for shape in ((64, 48), (48, 96), (96,)))
-    results.append(on_host(CUDAOps("tf32", runtime=gpu).linear_forward(x, w, b)[0]))
+    results.append(on_host(CUDAOps("float32", runtime=gpu).linear_forward(x, w, b)[0]))
     if not gpu.autotune_cache.path.exists():
         pytest.skip(f"{gpu.autotune_cache.path} cannot be written")
     other = CudaRuntime()
     monkeypatch.setattr(other, "time_call", lambda work: pytest.fail("it was timed again"))
-    results.append(on_host(CUDAOps("tf32", runtime=other).linear_forward(x, w, b)[0]))
+    results.append(on_host(CUDAOps("float32", runtime=other).linear_forward(x, w, b)[0]))
     np.testing.assert_array_equal(*results)
 
 

@@ -70,7 +70,7 @@ def test_every_card_has_a_plan(monkeypatch):
     """The table needs no package that only users of GPUs have. Cards that are too old for bf16 get fp16 or float32."""
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     config = config_of("gpt", n_embd=48, block_size=16)
-    for name, gpu in gpus.GPUS.items():
+    for name in gpus.GPUS:
         text = dry_run.step_table(config, TRAIN, "auto", 300, name)
         assert f"a step on one {name} in { {'T4': 'fp16', 'V100': 'float32'}.get(name, 'bf16') }: " in text
     for card, precision in (("T4", "bf16"), ("T4", "tf32"), ("V100", "fp16")):
