@@ -1,4 +1,4 @@
-"""The backend that gpt.training.backends chooses where CUDA is: the kernels in bf16, or the reference with a reason."""
+"""The backend that gpt.training.backends chooses where CUDA is: the kernels and their precision, or the reference."""
 
 import re
 
