@@ -39,7 +39,7 @@ def model_in(ops, variant="gpt", **fields):
     return run.config, run.model, run.state.table.tree(run.ops.compute_params(run.state.params))
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16", pytest.param("fp16", marks=pytest.mark.long)])
+@every_precision
 @pytest.mark.parametrize("variant", ["gpt", "tied", "residual", "head", "bigram"])
 def test_logits_with_a_past_follow_the_reference(variant, precision):
     """At once, and in pieces with a KV cache: 5 positions, then three times 1, then 2, in a context of 10."""
