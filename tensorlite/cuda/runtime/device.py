@@ -309,8 +309,8 @@ def check_device(name: str, capability: int, precision: str) -> None:
     """Raise DeviceError if the kernels of this precision need a newer device. name: of the device, for the message."""
     needed = MIN_ARCHITECTURE[precision]
     if capability < needed:
-        best = best_precision(capability)
-        instead = "--backend reference" if best == precision or capability < MIN_ARCHITECTURE[best] else f"--precision {best}"
+        supported = capability >= MIN_ARCHITECTURE["float32"]
+        instead = f"--precision {best_precision(capability)}" if supported else "--backend reference"
         raise DeviceError(
             f"{name} has compute capability {capability / 10}, and the fast backend in {precision} needs {needed / 10} or later; "
             f"use {instead}"
