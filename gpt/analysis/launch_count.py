@@ -1,0 +1,127 @@
+"""How many instructions a launch executes on each pipe, counted in the machine code without a GPU.
+
+One thread stands for its block: the first lane of the second warp, so that work of one thread per block does not count for all.
+Up to SAMPLES blocks, spread evenly over the grid, stand for all blocks. Launches that differ only in addresses and structs count as
+equal. An instruction counts when its warp executes it, whatever its guard.
+"""
+
+import functools
+import math
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gpt.analysis.gpus import Gpu
+from gpt.analysis.machine_code import MachineCode, disassemble
+from gpt.analysis.pipes import ALU, GLOBAL_LOADS, WARP, clocks, pipe_of
+from gpt.analysis.thread_walk import SIZES_AT, Walker
+from tensorlite.cuda.runtime import nvrtc
+from tensorlite.cuda.runtime.dry_run import Launch
+from tensorlite.cuda.runtime.signature import kernel_signature
+
+SAMPLES = 16
+ADDRESS = 1 << 32  # stands for every address that is not null
+TOGETHER = 40  # loads at most so many instructions apart wait for memory together
+MASKS = "random.cuh"  # the file whose instructions draw dropout masks
+
+
+@dataclass
+class LaunchCount:
+    """The work of one warp, the mean over the warps of a launch, and what its block needs."""
+
+    clocks: Counter[str]  # per pipe: clocks of an SM
+    instructions: float
+    load_rounds: float  # how often it waits for memory
+    mask_share: float  # the part of the ALU's instructions that draw dropout masks
+    registers: int
+    shared: int  # bytes per block, dynamic ones included
+    undecided: bool  # whether a loop's end is unknown, so that it counts once
+
+
+@functools.cache
+def walkers(file: str, defines: tuple[tuple[str, str | int], ...], architecture: int) -> dict[str, Walker]:
+    """Compile and disassemble a kernel file. Raises CompileError and NoDisassembler."""
+    kernels = disassemble(nvrtc.cubin(file, architecture, dict(defines)))
+    return {name: Walker(code) for name, code in kernels.items()}
+
+
+def code_architecture(capability: int) -> int:
+    """Return the architecture whose machine code is read: the card's own, or that of 7.5 for older ones."""
+    known = [known for known in nvrtc.architectures() if 70 <= known <= capability and known // 10 == capability // 10]
+    return max(known, default=75)
+
+
+def count(launch: Launch, gpu: Gpu, tensor_tflops: float) -> LaunchCount:
+    """Count the instructions of a launch. Raises CompileError, NoDisassembler and Endless."""
+    walker = walkers(launch.file, launch.defines, code_architecture(gpu.capability))[launch.kernel]
+    code = walker.code
+    executed = [0.0] * len(code.instructions)
+    undecided = False
+    blocks = list(sampled_blocks(launch.grid))
+    constants = constant_bank(launch, code)
+    for x, y in blocks:
+        special = {"SR_TID.X": WARP if launch.block > WARP else 0, "SR_CTAID.X": x, "SR_CTAID.Y": y}
+        walk = walker.walk(constants, special)
+        undecided |= bool(walk.undecided)
+        executed = [total + n / len(blocks) for total, n in zip(executed, walk.counts, strict=True)]
+    return _summed(code, executed, launch, gpu, tensor_tflops, undecided)
+
+
+def _summed(
+    code: MachineCode, executed: list[float], launch: Launch, gpu: Gpu, tensor_tflops: float, undecided: bool
+) -> LaunchCount:
+    per_pipe: Counter[str] = Counter()
+    from_masks = on_alu = load_rounds = 0.0
+    last_load = -TOGETHER - 1
+    for i, (instruction, times) in enumerate(zip(code.instructions, executed, strict=True)):
+        pipe = pipe_of(instruction)
+        per_pipe[pipe] += times * clocks(instruction, gpu, tensor_tflops)
+        if pipe == ALU:
+            on_alu += times
+            from_masks += times * (MASKS in instruction.files)
+        if instruction.name in GLOBAL_LOADS:
+            load_rounds += times * (i - last_load > TOGETHER)
+            last_load = i
+    return LaunchCount(
+        clocks=per_pipe,
+        instructions=sum(executed),
+        load_rounds=load_rounds,
+        mask_share=from_masks / on_alu if on_alu else 0.0,
+        registers=code.registers,
+        shared=code.shared + launch.shared,
+        undecided=undecided,
+    )
+
+
+def sampled_blocks(grid: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Return the positions (x, y) of up to SAMPLES blocks, evenly spread over the grid."""
+    width = grid[0]
+    blocks = math.prod(grid)
+    samples = min(SAMPLES, blocks)
+    for i in range(samples):
+        block = (2 * i + 1) * blocks // (2 * samples)
+        yield block % width, block // width
+
+
+def constant_bank(launch: Launch, code: MachineCode) -> dict[int, int]:
+    """Return the words of constant bank 0: the sizes of block and grid, and the arguments."""
+    block_at, grid_at = SIZES_AT[code.parameters_at]
+    y = launch.grid[1] if len(launch.grid) > 1 else 1
+    words = {block_at: launch.block, block_at + 4: 1, block_at + 8: 1, grid_at: launch.grid[0], grid_at + 4: y, grid_at + 8: 1}
+    types = kernel_signature(launch.file, launch.kernel).types.values()
+    for i, (argument, type_) in enumerate(zip(launch.arguments, types, strict=True)):
+        packed = _packed(argument, type_)
+        at = code.parameters_at + code.parameter_offsets[i]
+        for j, (byte4,) in enumerate(struct.iter_unpack("<I", packed + bytes(-len(packed) % 4))):
+            words[at + 4 * j] = byte4
+    return words
+
+
+def _packed(argument: object, type_: str) -> bytes:
+    """Return an argument's bytes. All addresses but the null pointer are alike."""
+    if type_.endswith("*"):
+        return struct.pack("<Q", ADDRESS if argument else 0)
+    if isinstance(argument, int):
+        return struct.pack("<q", argument)
+    return argument.tobytes()  # type: ignore[attr-defined]  # a NumPy scalar or struct
