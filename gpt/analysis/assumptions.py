@@ -8,7 +8,8 @@ tell whether a change of a kernel helps. benchmarks/gpu.py compares the model wi
 
 CLOCK = 0.9  # of the boost clock: what cards sustain under load
 BANDWIDTH = 0.875  # of the datasheet's bandwidth: what large copies reach on data-centre and GeForce cards
-PIPE = 0.75  # of an instruction pipe's rate: dependent instructions and barriers leave slots empty
+PIPE = 0.75  # of an arithmetic pipe's rate: dependent instructions and barriers leave slots empty
+QUEUED = 0.9  # of the load/store pipe's rate and of the schedulers' slots: they work from queues, which dependences empty less often
 MMA_SYNC = {90: 0.62, 100: 0.5, 103: 0.5}  # of the tensor cores' peak: what warp-level mma reaches where wgmma or tcgen05 exist
 GEMM = 0.75  # of the tensor cores' peak: the inner loop of cuBLASLt's kernels, with the power limit of the card
 
@@ -23,7 +24,7 @@ ISSUE_LANES = 128  # one instruction of a warp per clock on each of four schedul
 # Times that do not depend on the amount of work
 
 GAP = 0.8e-6  # seconds between two dependent nodes of a CUDA graph
-RAMP = 1.5e-6  # seconds in which a kernel's blocks start and its last ones end
+RAMP = 2.0e-6  # seconds in which a kernel's blocks start and its last ones end: about what an empty kernel takes
 MEMORY_LATENCY = 600  # clocks until a load from memory returns
 
 # GEMMs. A block computes a tile of 128 x 128.

@@ -2,15 +2,15 @@
 
 One thread stands for its block: the first lane of the second warp, so that work of one thread per block does not count for all.
 Up to SAMPLES blocks, spread evenly over the grid, stand for all blocks. Launches that differ only in addresses and structs count as
-equal. An instruction counts when its warp executes it, whatever its guard.
+equal.
 """
 
 import functools
 import math
 import struct
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from gpt.analysis.gpus import Gpu
 from gpt.analysis.machine_code import MachineCode, disassemble
@@ -20,7 +20,7 @@ from tensorlite.cuda.runtime import nvrtc
 from tensorlite.cuda.runtime.dry_run import Launch
 from tensorlite.cuda.runtime.signature import kernel_signature
 
-SAMPLES = 16
+SAMPLES = 8
 ADDRESS = 1 << 32  # stands for every address that is not null
 TOGETHER = 40  # loads at most so many instructions apart wait for memory together
 MASKS = "random.cuh"  # the file whose instructions draw dropout masks
@@ -31,12 +31,12 @@ class LaunchCount:
     """The work of one warp, the mean over the warps of a launch, and what its block needs."""
 
     clocks: Counter[str]  # per pipe: clocks of an SM
-    instructions: float
-    load_rounds: float  # how often it waits for memory
-    mask_share: float  # the part of the ALU's instructions that draw dropout masks
-    registers: int
-    shared: int  # bytes per block, dynamic ones included
-    undecided: bool  # whether a loop's end is unknown, so that it counts once
+    registers: int  # per thread
+    instructions: float = 0.0  # that are issued, those whose guard is false included
+    load_rounds: float = 0.0  # how often it waits for memory
+    mask_share: float = 0.0  # the part of the ALU's instructions that draw dropout masks
+    shared: int = 0  # bytes per block, dynamic ones included
+    undecided: bool = False  # whether a loop's end is unknown, so that it counts once
 
 
 @functools.cache
@@ -56,7 +56,8 @@ def count(launch: Launch, gpu: Gpu, tensor_tflops: float) -> LaunchCount:
     """Count the instructions of a launch. Raises CompileError, NoDisassembler and Endless."""
     walker = walkers(launch.file, launch.defines, code_architecture(gpu.capability))[launch.kernel]
     code = walker.code
-    executed = [0.0] * len(code.instructions)
+    executed: Counter[int] = Counter()
+    issued = 0
     undecided = False
     blocks = list(sampled_blocks(launch.grid))
     constants = constant_bank(launch, code)
@@ -64,34 +65,28 @@ def count(launch: Launch, gpu: Gpu, tensor_tflops: float) -> LaunchCount:
         special = {"SR_TID.X": WARP if launch.block > WARP else 0, "SR_CTAID.X": x, "SR_CTAID.Y": y}
         walk = walker.walk(constants, special)
         undecided |= bool(walk.undecided)
-        executed = [total + n / len(blocks) for total, n in zip(executed, walk.counts, strict=True)]
-    return _summed(code, executed, launch, gpu, tensor_tflops, undecided)
+        executed.update(dict(enumerate(walk.executed)))
+        issued += sum(walk.issued)
+    work = _work(code, {i: times / len(blocks) for i, times in executed.items()}, gpu, tensor_tflops)
+    return replace(work, instructions=issued / len(blocks), shared=code.shared + launch.shared, undecided=undecided)
 
 
-def _summed(
-    code: MachineCode, executed: list[float], launch: Launch, gpu: Gpu, tensor_tflops: float, undecided: bool
-) -> LaunchCount:
-    per_pipe: Counter[str] = Counter()
-    from_masks = on_alu = load_rounds = 0.0
+def _work(code: MachineCode, executed: Mapping[int, float], gpu: Gpu, tensor_tflops: float) -> LaunchCount:
+    """Add up what a warp executes. executed: how often, by the index of the instruction."""
+    work = LaunchCount(Counter(), registers=code.registers)
+    of_alu = from_masks = 0.0
     last_load = -TOGETHER - 1
-    for i, (instruction, times) in enumerate(zip(code.instructions, executed, strict=True)):
+    for i, instruction in enumerate(code.instructions):
         pipe = pipe_of(instruction)
-        per_pipe[pipe] += times * clocks(instruction, gpu, tensor_tflops)
+        work.clocks[pipe] += executed[i] * clocks(instruction, gpu, tensor_tflops)
         if pipe == ALU:
-            on_alu += times
-            from_masks += times * (MASKS in instruction.files)
+            of_alu += executed[i]
+            from_masks += executed[i] * (MASKS in instruction.files)
         if instruction.name in GLOBAL_LOADS:
-            load_rounds += times * (i - last_load > TOGETHER)
+            work.load_rounds += executed[i] * (i - last_load > TOGETHER)
             last_load = i
-    return LaunchCount(
-        clocks=per_pipe,
-        instructions=sum(executed),
-        load_rounds=load_rounds,
-        mask_share=from_masks / on_alu if on_alu else 0.0,
-        registers=code.registers,
-        shared=code.shared + launch.shared,
-        undecided=undecided,
-    )
+    work.mask_share = from_masks / max(of_alu, 1.0)
+    return work
 
 
 def sampled_blocks(grid: tuple[int, ...]) -> Iterator[tuple[int, int]]:

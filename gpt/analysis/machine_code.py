@@ -4,7 +4,9 @@ NVIDIA's disassembler `nvdisasm` prints the instructions of a cubin, the file th
 the sections of the cubin itself, which is an ELF file.
 """
 
+import contextlib
 import functools
+import hashlib
 import re
 import shutil
 import struct
@@ -15,11 +17,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tensorlite.cache_dir import cache_folder, write_whole
+
 PACKAGES = ("nvidia/cu13/bin", "nvidia/cuda_nvdisasm/bin")  # where the packages of CUDA 13 and CUDA 12 put nvdisasm
 SOURCE = re.compile(r'//## File "([^"]*)"')
 LABEL = re.compile(r"([.$]?[\w$.]+):")
 INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(?:@(?P<guard>!?U?P\w+)\s+)?(?P<opcode>[A-Z][\w.]*)\s*(?P<operands>[^;]*);")
-RESERVED_SHARED = 1024  # bytes at the start of shared memory that the system owns, from compute capability 8.0 on
 
 
 class NoDisassembler(RuntimeError):
@@ -67,17 +70,31 @@ def disassembler() -> str:
 
 
 def disassemble(cubin: bytes) -> dict[str, MachineCode]:
-    """Return the kernels of a cubin by name. Raises NoDisassembler."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [disassembler(), "--print-code", "--print-line-info-inline", file.name]
+    """Return the kernels of a cubin by name. Raises NoDisassembler.
+
+    The text is stored in the cache folder, because the disassembler takes half a second per cubin.
+    """
+    path = cache_folder() / "disassembly" / f"{hashlib.sha256(cubin).hexdigest()[:24]}.txt"
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError):
+        text = _run_disassembler(cubin)
+        with contextlib.suppress(OSError):  # it cannot be stored, so the next run disassembles again
+            write_whole(path, text.encode())
+    kernels = parse(text)
+    _add_resources(kernels, cubin)
+    return kernels
+
+
+def _run_disassembler(cubin: bytes) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "code.cubin"
+        file.write_bytes(cubin)
+        command = [disassembler(), "--print-code", "--print-line-info-inline", str(file)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         raise NoDisassembler(f"nvdisasm fails: {result.stderr.strip()}")
-    kernels = parse(result.stdout)
-    _add_resources(kernels, cubin)
-    return kernels
+    return result.stdout
 
 
 def parse(text: str) -> dict[str, MachineCode]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from gpt.analysis import assumptions as assume
 from gpt.analysis.gpus import Gpu
 from gpt.analysis.launch_count import LaunchCount, count
-from gpt.analysis.pipes import TENSOR, WARP
+from gpt.analysis.pipes import LOAD_STORE, TENSOR, WARP
 from tensorlite.cuda.runtime.dry_run import Gemm, Launch
 from tensorlite.integers import ceil_div, round_up
 
@@ -81,10 +81,10 @@ def launch_seconds(launch: Launch, counted: LaunchCount, blocks_per_sm: int, gpu
     clock = assume.CLOCK * gpu.clock
     warps = ceil_div(launch.block, WARP) * ceil_div(blocks, gpu.sms)  # of the SM that has the most blocks
     needs = {"bytes": launch.bytes / (assume.BANDWIDTH * gpu.bandwidth * 1e9)}
+    rates = {TENSOR: assume.MMA_SYNC.get(gpu.capability, assume.PIPE), LOAD_STORE: assume.QUEUED}
     for pipe, clocks in counted.clocks.items():
-        rate = assume.MMA_SYNC.get(gpu.capability, assume.PIPE) if pipe == TENSOR else assume.PIPE
-        needs[pipe] = warps * clocks / (rate * clock)
-    needs["issue"] = warps * counted.instructions * WARP / (assume.ISSUE_LANES * assume.PIPE * clock)
+        needs[pipe] = warps * clocks / (rates.get(pipe, assume.PIPE) * clock)
+    needs["issue"] = warps * counted.instructions * WARP / (assume.ISSUE_LANES * assume.QUEUED * clock)
     waves = ceil_div(blocks, gpu.sms * blocks_per_sm)
     needs["latency"] = waves * counted.load_rounds * assume.MEMORY_LATENCY / clock
     return needs

@@ -8,10 +8,13 @@ A branch that depends on an unknown value is decided by a rule: a forward branch
 compilers put the rare cases of division and of square roots into calls; a backward branch is not taken, and it is reported.
 """
 
+import functools
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from gpt.analysis.machine_code import Instruction, MachineCode
 
@@ -28,9 +31,15 @@ class Endless(RuntimeError):
 
 @dataclass
 class Walk:
-    """What a thread did. counts: how often it executed each instruction. undecided: loops whose end is unknown."""
+    """What a thread did.
 
-    counts: list[int]
+    issued: how often it came to each instruction.
+    executed: how often the guard of the instruction then let it run, or was unknown.
+    undecided: the branches of loops whose end is unknown.
+    """
+
+    issued: list[int]
+    executed: list[int]
     undecided: set[int]
 
 
@@ -50,30 +59,23 @@ class Thread:
 
     def value(self, operand: str, words: int = 1, carry: bool = False) -> Known:
         """Return an operand, which takes one or two words. carry: a negated value keeps its carry, -0 being 2^32."""
-        body = operand.lstrip("-~").removesuffix(".reuse").removesuffix(".64")
+        sign, body = split_sign(operand)
         x = self._magnitude(body, words)
-        if x is None or body == operand.removesuffix(".reuse").removesuffix(".64"):
+        if x is None or not sign:
             return x
         full = (1 << 32 * words) - 1
-        if operand.startswith("~"):
+        if sign == "~":
             return x ^ full
         return full + 1 - x if carry else -x & full
 
     def _magnitude(self, body: str, words: int) -> Known:
-        if body in ("RZ", "URZ", "SRZ"):
-            return 0
-        if is_register(body):
-            prefix, number = ("UR", int(body[2:])) if body[0] == "U" else ("R", int(body[1:]))
-            return _joined([self.values.get(f"{prefix}{number + i}") for i in range(words)])
+        names = register_names(body, words)
+        if names:
+            return _joined([self.values.get(name) for name in names])
         if body.startswith("c["):
             offset = self._constant_offset(body)
             return None if offset is None else _joined([self.constants.get(offset + 4 * i) for i in range(words)])
-        if body.startswith("SR_"):
-            return self.special.get(body)
-        try:
-            return int(body, 0)
-        except ValueError:
-            return None
+        return self.special.get(body, literal(body))
 
     def _constant_offset(self, body: str) -> Known:
         """Return the offset of c[0x0][0x168] or c[0x0][R4+0x10] in bank 0."""
@@ -83,12 +85,8 @@ class Thread:
 
     def store(self, register: str, value: Known, words: int = 1) -> None:
         """Store a value of several words in a register and those after it."""
-        if register in ("RZ", "URZ"):
-            return
-        prefix = "UR" if register[0] == "U" else "R"
-        first = int(register.removeprefix(prefix))
-        for i in range(words):
-            self.values[f"{prefix}{first + i}"] = None if value is None else value >> 32 * i & MASK
+        for i, name in enumerate(register_names(register, words)):
+            self.values[name] = None if value is None else value >> 32 * i & MASK
 
     def store_predicate(self, name: str, value: Known) -> None:
         if name not in ("PT", "UPT"):
@@ -99,10 +97,40 @@ def _joined(words: Sequence[Known]) -> Known:
     return None if None in words else sum(word << 32 * i for i, word in enumerate(words))  # type: ignore[operator]
 
 
+@functools.cache
+def split_sign(operand: str) -> tuple[str, str]:
+    """Split "-R4.64" into "-" and "R4"."""
+    body = operand.removesuffix(".reuse").removesuffix(".64")
+    return (body[0], body[1:]) if body[0] in "-~" else ("", body)
+
+
+@functools.cache
+def register_names(body: str, words: int) -> tuple[str, ...]:
+    """Return "R4" and "R5" for the two words at R4; nothing for what is no register, or for RZ."""
+    if not is_register(body):
+        return ()
+    prefix = "UR" if body[0] == "U" else "R"
+    first = int(body.removeprefix(prefix))
+    return tuple(f"{prefix}{first + i}" for i in range(words))
+
+
+@functools.cache
+def literal(body: str) -> Known:
+    """Return the value of a number such as 0x10 or -1; None for a float or a name."""
+    if body in ("RZ", "URZ", "SRZ"):
+        return 0
+    try:
+        return int(body, 0)
+    except ValueError:
+        return None
+
+
+@functools.cache
 def is_register(operand: str) -> bool:
     return operand.lstrip("U")[:1] == "R" and operand.lstrip("U")[1:].isdigit()
 
 
+@functools.cache
 def is_predicate(operand: str) -> bool:
     name = operand.lstrip("!").removeprefix("U")
     return name == "PT" or (name[:1] == "P" and name[1:].isdigit())
@@ -125,10 +153,13 @@ class Operation:
 
 
 def sort_operands(instruction: Instruction) -> Operation:
-    """Sort the operands: leading predicates are set, the next operand is the register, trailing predicates are read."""
+    """Sort the operands: predicates before and right after the register are set, later ones are read."""
     rest = [operand.removesuffix(".reuse") for operand in instruction.operands]
-    outs = _take_predicates(rest, 2)
-    to = rest.pop(0) if rest and (is_register(rest[0]) or rest[0] in ("RZ", "URZ")) and not _is_comparison(instruction) else ""
+    outs = _take_predicates(rest)
+    to = ""
+    if instruction.name.removeprefix("U") not in COMPARISONS and rest and (is_register(rest[0]) or rest[0] in ("RZ", "URZ")):
+        to = rest.pop(0)
+        outs += _take_predicates(rest)
     reads = [operand for operand in rest if not is_predicate(operand)]
     ins = [operand for operand in rest if is_predicate(operand)]
     modifiers = instruction.opcode.split(".")[1:]
@@ -140,6 +171,8 @@ RESULT_WORDS = {"HMMA": 4, "IMMA": 4, "LDSM": 4, "DFMA": 2, "DADD": 2, "DMUL": 2
 
 def _words(name: str, modifiers: Sequence[str]) -> int:
     """Return the words of an instruction's result."""
+    if name in ("I2F", "UI2F"):
+        return 2 if "F64" in modifiers else 1
     if name in RESULT_WORDS:
         return RESULT_WORDS[name]
     if "128" in modifiers:
@@ -147,13 +180,13 @@ def _words(name: str, modifiers: Sequence[str]) -> int:
     return 2 if {"64", "U64", "S64", "F64", "WIDE"}.intersection(modifiers) else 1
 
 
-def _is_comparison(instruction: Instruction) -> bool:
-    return instruction.name.removeprefix("U") in ("ISETP", "FSETP", "DSETP", "HSETP2", "PLOP3", "FCHK")
+COMPARISONS = ("ISETP", "FSETP", "DSETP", "HSETP2", "PLOP3", "FCHK")  # they set predicates and no register
 
 
-def _take_predicates(rest: list[str], most: int) -> list[str]:
+def _take_predicates(rest: list[str]) -> list[str]:
+    """Remove the first predicates from a list, at most two, and return them."""
     taken: list[str] = []
-    while len(taken) < most and rest and is_predicate(rest[0]):
+    while len(taken) < 2 and rest and is_predicate(rest[0]):
         taken.append(rest.pop(0))
     return taken
 
@@ -319,6 +352,35 @@ def constant_halves(op: Operation, thread: Thread) -> Result:  # noqa: ARG001
     return high << 16 | low, ()
 
 
+# Divisions of integers go through the reciprocal of a float, whose small error the code then corrects.
+
+
+def to_float(op: Operation, thread: Thread) -> Result:
+    """I2F: the bits of an integer as a float32; with .RP it is rounded up."""
+    x = thread.value(op.reads[0], 2 if {"U64", "S64"}.intersection(op.modifiers) else 1)
+    if x is None or "F64" in op.modifiers:
+        return None, ()
+    rounded = np.float32(x)
+    if "RP" in op.modifiers and int(rounded) < x:
+        rounded = np.nextafter(rounded, np.float32(np.inf))
+    return int(rounded.view(np.uint32)), ()
+
+
+def reciprocal(op: Operation, thread: Thread) -> Result:
+    """MUFU.RCP: the bits of 1 / x."""
+    bits = thread.value(op.reads[0])
+    if not bits or "RCP" not in op.modifiers:
+        return None, ()
+    return int((np.float32(1) / np.uint32(bits).view(np.float32)).view(np.uint32)), ()
+
+
+def to_integer(op: Operation, thread: Thread) -> Result:
+    """F2I: the integer part of a float32."""
+    bits = thread.value(op.reads[0])
+    x = None if bits is None or "F64" in op.modifiers else float(np.uint32(bits).view(np.float32))
+    return (None if x is None or not 0 <= x < 2.0**64 else int(x)), ()
+
+
 def no_exception(op: Operation, thread: Thread) -> Result:  # noqa: ARG001
     """FCHK: whether a division needs the rare case."""
     return None, (0,)
@@ -341,6 +403,9 @@ OPERATIONS: dict[str, Callable[[Operation, Thread], Result]] = {
     "PRMT": permute,
     **dict.fromkeys(("MOV", "S2R", "S2UR", "CS2R", "R2UR", "LDC", "ULDC", "LDCU"), move),
     "HFMA2": constant_halves,
+    "I2F": to_float,
+    "MUFU": reciprocal,
+    "F2I": to_integer,
     "FCHK": no_exception,
 }
 
@@ -367,11 +432,12 @@ class Walker:
         special: the special registers, by name.
         """
         thread = Thread(constants, special)
-        walk = Walk([0] * len(self.code.instructions), set())
+        length = len(self.code.instructions)
+        walk = Walk([0] * length, [0] * length, set())
         returns: list[int] = []
         at, steps = 0, 0
-        while 0 <= at < len(self.code.instructions):
-            walk.counts[at] += 1
+        while 0 <= at < length:
+            walk.issued[at] += 1
             steps += 1
             if steps > LIMIT:
                 raise Endless("a thread executes too many instructions; a loop depends on a value in memory")
@@ -379,15 +445,16 @@ class Walker:
             if name in CONTROL:
                 at = self._next(at, thread, walk, returns)
                 continue
-            self._execute(at, thread)
+            walk.executed[at] += self._execute(at, thread)
             at += 1
         return walk
 
-    def _execute(self, at: int, thread: Thread) -> None:
+    def _execute(self, at: int, thread: Thread) -> bool:
+        """Compute an instruction. Return whether its guard let it run."""
         instruction, op = self.code.instructions[at], self.operations[at]
         runs = thread.predicate(instruction.guard) if instruction.guard else True
         if runs is False:
-            return
+            return False
         result, predicates = operation_of(instruction.name)(op, thread)
         if runs is None:
             result, predicates = None, (None,) * len(op.outs)
@@ -395,6 +462,7 @@ class Walker:
             thread.store(op.to, result, op.words)
         for name, value in zip(op.outs, predicates, strict=False):
             thread.store_predicate(name, value)
+        return True
 
     def _next(self, at: int, thread: Thread, walk: Walk, returns: list[int]) -> int:
         """Return the index of the instruction that follows a branch, a call, a return or an exit; -1 at the end."""
