@@ -9,7 +9,9 @@ tell whether a change of a kernel helps. benchmarks/gpu.py compares the model wi
 CLOCK = 0.9  # of the boost clock: what cards sustain under load
 BANDWIDTH = 0.875  # of the datasheet's bandwidth: what large copies reach on data-centre and GeForce cards
 PIPE = 0.75  # of an arithmetic pipe's rate: dependent instructions and barriers leave slots empty
-QUEUED = 0.9  # of the load/store pipe's rate and of the schedulers' slots: they work from queues, which dependences empty less often
+QUEUED = (
+    0.9  # of the load/store pipe's rate and of the schedulers' slots: they work from queues, which dependences empty less often
+)
 MMA_SYNC = {90: 0.62, 100: 0.5, 103: 0.5}  # of the tensor cores' peak: what warp-level mma reaches where wgmma or tcgen05 exist
 GEMM = 0.75  # of the tensor cores' peak: the inner loop of cuBLASLt's kernels, with the power limit of the card
 
@@ -32,6 +34,6 @@ MEMORY_LATENCY = 600  # clocks until a load from memory returns
 TILE = 128
 TILE_START = 150  # columns of K that would take as long as a tile's first loads and its last stores
 MAX_SPLIT = 32  # the most parts of a split-K GEMM
-# Instructions per element that an epilogue adds to a GEMM and that nothing hides. cuBLASLt computes them in the same kernel; where it
-# does not, the autotuner takes a kernel of ours, which costs more. bias_grad reads each element of b once more.
+# Instructions per element that an epilogue adds to a GEMM and that nothing hides, if cuBLASLt computes it in the same kernel.
+# Where it does not, the autotuner takes a kernel of ours, which costs more. bias_grad reads each element of b once more.
 EPILOGUE = {"bias": 1.0, "pre_gelu": 6.0, "dgelu_input": 8.0, "bias_grad": 2.0}

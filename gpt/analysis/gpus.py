@@ -2,8 +2,8 @@
 
 The figures of data-centre cards are from NVIDIA's datasheets. Those of GeForce and RTX cards are from the appendices of NVIDIA's
 architecture whitepapers (Turing, GA102, Ada, RTX Blackwell) and from the product pages. Those of the H20 and B300 are from cloud
-providers' tables. The A10G is left out because such tables disagree about it. The limits of a multiprocessor (SM) are from the table
-of compute capabilities in the CUDA C++ Programming Guide, and its units from the whitepapers.
+providers' tables. The A10G is left out because such tables disagree about it. The limits of a multiprocessor (SM) are from the
+CUDA C++ Programming Guide's table of compute capabilities, and its units from the whitepapers.
 """
 
 import re

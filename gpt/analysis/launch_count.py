@@ -14,13 +14,15 @@ from dataclasses import dataclass, replace
 
 from gpt.analysis.gpus import Gpu
 from gpt.analysis.machine_code import MachineCode, disassemble
-from gpt.analysis.pipes import ALU, GLOBAL_LOADS, WARP, clocks, pipe_of
-from gpt.analysis.thread_walk import SIZES_AT, Walker
+from gpt.analysis.pipes import ALU, GLOBAL_LOADS, PIPES, WARP, clocks, pipe_of
+from gpt.analysis.thread_walk import Walker
 from tensorlite.cuda.runtime import nvrtc
 from tensorlite.cuda.runtime.dry_run import Launch
 from tensorlite.cuda.runtime.signature import kernel_signature
 
 SAMPLES = 8
+# Where the sizes of block and grid are in constant bank 0, by the place of the first parameter: 7.x and 8.x, 9.0, 10.0 and later.
+SIZES_AT = {0x160: (0x0, 0xC), 0x210: (0x0, 0xC), 0x380: (0x360, 0x370)}
 ADDRESS = 1 << 32  # stands for every address that is not null
 TOGETHER = 40  # loads at most so many instructions apart wait for memory together
 MASKS = "random.cuh"  # the file whose instructions draw dropout masks
@@ -30,7 +32,7 @@ MASKS = "random.cuh"  # the file whose instructions draw dropout masks
 class LaunchCount:
     """The work of one warp, the mean over the warps of a launch, and what its block needs."""
 
-    clocks: Counter[str]  # per pipe: clocks of an SM
+    clocks: dict[str, float]  # per pipe: clocks of an SM
     registers: int  # per thread
     instructions: float = 0.0  # that are issued, those whose guard is false included
     load_rounds: float = 0.0  # how often it waits for memory
@@ -41,7 +43,7 @@ class LaunchCount:
 
 @functools.cache
 def walkers(file: str, defines: tuple[tuple[str, str | int], ...], architecture: int) -> dict[str, Walker]:
-    """Compile and disassemble a kernel file. Raises CompileError and NoDisassembler."""
+    """Compile and disassemble a kernel file. Raises DeviceError."""
     kernels = disassemble(nvrtc.cubin(file, architecture, dict(defines)))
     return {name: Walker(code) for name, code in kernels.items()}
 
@@ -53,7 +55,7 @@ def code_architecture(capability: int) -> int:
 
 
 def count(launch: Launch, gpu: Gpu, tensor_tflops: float) -> LaunchCount:
-    """Count the instructions of a launch. Raises CompileError, NoDisassembler and Endless."""
+    """Count the instructions of a launch. Raises DeviceError and EndlessError."""
     walker = walkers(launch.file, launch.defines, code_architecture(gpu.capability))[launch.kernel]
     code = walker.code
     executed: Counter[int] = Counter()
@@ -73,7 +75,7 @@ def count(launch: Launch, gpu: Gpu, tensor_tflops: float) -> LaunchCount:
 
 def _work(code: MachineCode, executed: Mapping[int, float], gpu: Gpu, tensor_tflops: float) -> LaunchCount:
     """Add up what a warp executes. executed: how often, by the index of the instruction."""
-    work = LaunchCount(Counter(), registers=code.registers)
+    work = LaunchCount(dict.fromkeys(PIPES, 0.0), registers=code.registers)
     of_alu = from_masks = 0.0
     last_load = -TOGETHER - 1
     for i, instruction in enumerate(code.instructions):

@@ -7,25 +7,27 @@ the sections of the cubin itself, which is an ELF file.
 import contextlib
 import functools
 import hashlib
+import importlib.util
+import os
 import re
 import shutil
 import struct
 import subprocess
-import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tensorlite.arrays import DeviceError
 from tensorlite.cache_dir import cache_folder, write_whole
 
-PACKAGES = ("nvidia/cu13/bin", "nvidia/cuda_nvdisasm/bin")  # where the packages of CUDA 13 and CUDA 12 put nvdisasm
+FOLDERS = ("cu13/bin", "cuda_nvdisasm/bin", "cuda_nvcc/bin")  # where Python packages of CUDA 13 and 12 may have nvdisasm
 SOURCE = re.compile(r'//## File "([^"]*)"')
 LABEL = re.compile(r"([.$]?[\w$.]+):")
 INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(?:@(?P<guard>!?U?P\w+)\s+)?(?P<opcode>[A-Z][\w.]*)\s*(?P<operands>[^;]*);")
 
 
-class NoDisassembler(RuntimeError):
+class DisassemblerError(DeviceError):
     """nvdisasm is not installed, or it does not read this code."""
 
 
@@ -58,19 +60,18 @@ class MachineCode:
 
 @functools.cache
 def disassembler() -> str:
-    """Return the path of nvdisasm, from its Python package or from PATH. Raises NoDisassembler."""
-    for folder in PACKAGES:
-        path = Path(sysconfig.get_path("purelib")) / folder / "nvdisasm"
-        if path.exists():
-            return str(path)
-    on_path = shutil.which("nvdisasm")
-    if on_path is None:
-        raise NoDisassembler("nvdisasm is not installed; pip install nvidia-cuda-nvdisasm")
-    return on_path
+    """Return the path of nvdisasm, from its Python package or from PATH. Raises DisassemblerError."""
+    nvidia = importlib.util.find_spec("nvidia")
+    roots = nvidia.submodule_search_locations if nvidia else None
+    folders = [f"{root}/{folder}" for root in roots or () for folder in FOLDERS]
+    found = shutil.which("nvdisasm", path=os.pathsep.join(folders)) or shutil.which("nvdisasm")
+    if found is None:
+        raise DisassemblerError("nvdisasm is not installed; pip install nvidia-cuda-nvdisasm")
+    return found
 
 
 def disassemble(cubin: bytes) -> dict[str, MachineCode]:
-    """Return the kernels of a cubin by name. Raises NoDisassembler.
+    """Return the kernels of a cubin by name. Raises DisassemblerError.
 
     The text is stored in the cache folder, because the disassembler takes half a second per cubin.
     """
@@ -93,7 +94,7 @@ def _run_disassembler(cubin: bytes) -> str:
         command = [disassembler(), "--print-code", "--print-line-info-inline", str(file)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
-        raise NoDisassembler(f"nvdisasm fails: {result.stderr.strip()}")
+        raise DisassemblerError(f"nvdisasm fails: {result.stderr.strip()}")
     return result.stdout
 
 

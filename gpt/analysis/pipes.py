@@ -7,10 +7,10 @@ from gpt.analysis.gpus import Gpu
 from gpt.analysis.machine_code import Instruction
 
 WARP = 32
-TENSOR, FMA, ALU, LOAD_STORE, SPECIAL, FP64, OTHER = "tensor", "fma", "alu", "load/store", "special", "fp64", "other"
+PIPES = TENSOR, FMA, ALU, LOAD_STORE, SPECIAL, FP64, OTHER = "tensor", "fma", "alu", "load/store", "special", "fp64", "other"
 GLOBAL_LOADS = ("LDG", "LDGSTS", "LD")
 
-_PIPES = {
+INSTRUCTIONS = {  # those that are missing here are the ALU's
     TENSOR: "HMMA",
     FMA: "FFMA FADD FMUL FSWZADD IMAD HFMA2 HADD2 HMUL2",
     LOAD_STORE: "LDG STG LDGSTS LD ST LDS STS LDSM STSM SHFL LDL STL ATOM ATOMS ATOMG RED",
@@ -19,7 +19,7 @@ _PIPES = {
     OTHER: "BRA BRX JMP EXIT CALL RET BSSY BSYNC BREAK BAR WARPSYNC NOP DEPBAR LDGDEPBAR LDC S2R S2UR CS2R BMOV YIELD MEMBAR "
     "ERRBAR ENDCOLLECTIVE NANOSLEEP",
 }
-PIPE_OF = {name: pipe for pipe, names in _PIPES.items() for name in names.split()}
+PIPE_OF = {name: pipe for pipe, names in INSTRUCTIONS.items() for name in names.split()}
 
 
 def pipe_of(instruction: Instruction) -> str:

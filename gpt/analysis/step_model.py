@@ -1,20 +1,23 @@
 """A model of a training step that needs no GPU: what bounds each kernel, and how long it should take.
 
 For each launch it computes the seconds that its bytes need at the memory bandwidth, and the seconds that each pipe of the
-multiprocessors needs for the instructions that were counted in the machine code (launch_count.py). The longest of these is the bound,
-and with the gap to the next kernel it is the estimate. cuBLASLt's code is not ours, so a GEMM is estimated from its tiles.
-assumptions.py has the figures that no datasheet gives. An estimate is counted, not measured.
+multiprocessors needs for the instructions that were counted in the machine code (launch_count.py). The longest of these is the
+bound. It is the estimate, with the time in which the launch starts and ends. cuBLASLt's code is not ours, so a GEMM is estimated
+from its tiles. assumptions.py has the figures that no datasheet gives. An estimate is counted, not measured.
 """
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from gpt.analysis import assumptions as assume
 from gpt.analysis.gpus import Gpu
 from gpt.analysis.launch_count import LaunchCount, count
 from gpt.analysis.pipes import LOAD_STORE, TENSOR, WARP
 from tensorlite.cuda.runtime.dry_run import Gemm, Launch
+from tensorlite.cuda.runtime.signature import kernel_signature
 from tensorlite.integers import ceil_div, round_up
 
 REGISTERS_PER_PARTITION = 16384  # an SM has four partitions with a scheduler and registers of their own
@@ -28,9 +31,9 @@ class KernelEstimate:
     op: str
     kernel: str
     calls: int = 0
-    seconds: float = 0.0  # of all calls, with the gap after each
-    bound: str = ""  # the pipe or resource that takes longest: "bytes", "alu", "latency", "issue", ...
-    registers: int | None = None  # per thread; None for a GEMM, as are the next three
+    seconds: float = 0.0  # of all calls, without the gaps between kernels
+    bound: str = ""  # what takes longest: "bytes", a pipe, "issue" slots, memory "latency"; "tiles" for a GEMM
+    registers: int | None = None  # per thread; None for a GEMM, as are the next two
     occupancy: float | None = None  # resident warps over those that an SM can hold
     mask_share: float | None = None  # the part of the ALU's instructions that draw dropout masks
     undecided: bool = False  # whether the end of a loop is unknown; such a loop counts once
@@ -40,7 +43,7 @@ def estimate(launches: Iterable[tuple[tuple[str, str], Launch | Gemm]], gpu: Gpu
     """Estimate each kernel of a step, by op and kernel, in the order of their first call.
 
     launches: those that a DryRunRuntime lists.
-    Raises CompileError, NoDisassembler and Endless.
+    Raises DeviceError where NVRTC or nvdisasm is missing or fails, and EndlessError.
     """
     found: dict[tuple[str, str], KernelEstimate] = {}
     counted: dict[object, LaunchCount] = {}
@@ -58,10 +61,17 @@ def estimate(launches: Iterable[tuple[tuple[str, str], Launch | Gemm]], gpu: Gpu
     return list(found.values())
 
 
-def _without_addresses(launch: Launch) -> object:
-    """Return a key that is equal for launches that execute the same instructions."""
-    scalars = tuple(bool(a) if isinstance(a, int) and a >= 1 << 32 else a for a in launch.arguments if not hasattr(a, "tobytes") or a.ndim == 0 and a.dtype.names is None)
-    return launch.file, launch.kernel, launch.grid, launch.block, launch.shared, launch.defines, scalars
+def step_seconds(estimates: Iterable[KernelEstimate]) -> float:
+    """Return the seconds of a step: its kernels, and a gap after each."""
+    return sum(entry.seconds + entry.calls * assume.GAP for entry in estimates)
+
+
+def _without_addresses(launch: Launch) -> Launch:
+    """Return a launch that is equal for all that execute the same instructions."""
+    types = kernel_signature(launch.file, launch.kernel).types.values()
+    named = zip(launch.arguments, types, strict=True)
+    alike = tuple(bool(a) if type_.endswith("*") else a for a, type_ in named if not isinstance(a, np.ndarray))
+    return replace(launch, arguments=alike)
 
 
 def _add_launch(entry: KernelEstimate, launch: Launch, counted: LaunchCount, gpu: Gpu) -> float:
@@ -72,7 +82,7 @@ def _add_launch(entry: KernelEstimate, launch: Launch, counted: LaunchCount, gpu
     entry.occupancy = blocks_per_sm * launch.block / gpu.sm.threads
     entry.mask_share = counted.mask_share
     entry.undecided |= counted.undecided
-    return needs[entry.bound] + assume.RAMP + assume.GAP
+    return needs[entry.bound] + assume.RAMP
 
 
 def launch_seconds(launch: Launch, counted: LaunchCount, blocks_per_sm: int, gpu: Gpu) -> dict[str, float]:
@@ -106,7 +116,7 @@ def gemm_seconds(gemm: Gemm, gpu: Gpu, precision: str) -> tuple[float, str]:
     bandwidth = assume.BANDWIDTH * gpu.bandwidth * 1e9
     needs = {"tiles": min(_tile_seconds(gemm, split, gpu, precision) for split in _splits(gemm)), "bytes": gemm.bytes / bandwidth}
     bound = max(needs, key=lambda name: needs[name])
-    return needs[bound] + sum(_epilogue_seconds(gemm, name, gpu) for name in gemm.epilogues) + assume.GAP, bound
+    return needs[bound] + sum(_epilogue_seconds(gemm, name, gpu) for name in gemm.epilogues), bound
 
 
 def _splits(gemm: Gemm) -> list[int]:

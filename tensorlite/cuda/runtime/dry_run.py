@@ -1,7 +1,7 @@
 """class DryRunRuntime: a runtime that runs nothing.
 
-It adds up what a step would launch, compute and move, without a GPU, and it lists the launches. Its arrays are NumPy arrays that are
-never written or read, so the operating system gives them no memory.
+It adds up what a step would launch, compute and move, without a GPU, and it lists the launches. Its arrays are NumPy arrays that
+are never written or read, so the operating system gives them no memory.
 """
 
 import contextlib
