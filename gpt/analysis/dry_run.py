@@ -97,7 +97,7 @@ Rooflines = dict[tuple[str, str], tuple[float, str]]
 
 def _roofline_table(runtime: DryRunRuntime, rooflines: Rooflines) -> str:
     """Return one line per kernel and the total."""
-    rows = [_cost_cells(key, cost) + list(rooflines[key]) for key, cost in runtime.costs.items()]
+    rows = [[*_cost_cells(key, cost), rooflines[key][0], rooflines[key][1]] for key, cost in runtime.costs.items()]
     return table([*rows, _total_cells(runtime, rooflines)], COLUMNS + ROOFLINE_COLUMNS)
 
 
@@ -107,7 +107,7 @@ def _counted_table(runtime: DryRunRuntime, rooflines: Rooflines, estimates: Sequ
     for entry in estimates:
         key = entry.op, entry.kernel
         masks = entry.mask_share if entry.mask_share and entry.mask_share >= 0.05 else None  # the key alone is less
-        counted = [entry.seconds * 1e6, entry.bound, entry.registers, entry.occupancy, masks]
+        counted: list[Cell] = [entry.seconds * 1e6, entry.bound, entry.registers, entry.occupancy, masks]
         rows.append([*_cost_cells(key, runtime.costs[key]), rooflines[key][0], *counted])
     calls = sum(entry.calls for entry in estimates)
     rows.append(["gaps between kernels", None, calls, None, None, None, calls * assume.GAP * 1e6])
@@ -116,7 +116,7 @@ def _counted_table(runtime: DryRunRuntime, rooflines: Rooflines, estimates: Sequ
 
 
 def _cost_cells(key: tuple[str, str], cost: KernelCost) -> list[Cell]:
-    return [*key, cost.calls, cost.flops / 1e9, human_bytes(cost.bytes)]
+    return [key[0], key[1], cost.calls, cost.flops / 1e9, human_bytes(cost.bytes)]
 
 
 def _total_cells(runtime: DryRunRuntime, rooflines: Rooflines) -> list[Cell]:

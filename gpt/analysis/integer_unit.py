@@ -1,8 +1,8 @@
 """What the instructions of NVIDIA's machine code that branches depend on compute, for one thread.
 
 They are the integer arithmetic, the comparisons, and the moves between registers, uniform registers and constants, of compute
-capability 7.0 to 12.0. All other instructions leave an unknown value, None, in their result, and whatever is computed from an unknown
-value is unknown. Registers have 32 bits; a wider value lies in several, the lowest first.
+capability 7.0 to 12.0. All other instructions leave an unknown value, None, in their result, and whatever is computed from an
+unknown value is unknown. Registers have 32 bits; a wider value lies in several, the lowest first.
 """
 
 import functools
@@ -139,7 +139,10 @@ class Operation:
 def sort_operands(instruction: Instruction) -> Operation:
     """Sort the operands: predicates before and right after the register are set, later ones are read."""
     rest = [operand.removesuffix(".reuse") for operand in instruction.operands]
-    outs = _take_predicates(rest)
+    if instruction.name == "R2P":
+        mask = int(rest[2], 0)
+        rest = [f"P{i}" for i in range(7) if mask >> i & 1] + rest[1:]
+    outs = _take_predicates(rest, 7 if instruction.name == "R2P" else 2)
     to = ""
     if instruction.name.removeprefix("U") not in COMPARISONS and rest and (is_register(rest[0]) or rest[0] in ("RZ", "URZ")):
         to = rest.pop(0)
@@ -164,13 +167,13 @@ def _words(name: str, modifiers: Sequence[str]) -> int:
     return 2 if {"64", "U64", "S64", "F64", "WIDE"}.intersection(modifiers) else 1
 
 
-COMPARISONS = ("ISETP", "FSETP", "DSETP", "HSETP2", "PLOP3", "FCHK")  # they set predicates and no register
+COMPARISONS = ("ISETP", "FSETP", "DSETP", "HSETP2", "PLOP3", "FCHK", "R2P")  # they set predicates and no register
 
 
-def _take_predicates(rest: list[str]) -> list[str]:
-    """Remove the first predicates from a list, at most two, and return them."""
+def _take_predicates(rest: list[str], most: int = 2) -> list[str]:
+    """Remove the first predicates from a list, at most `most`, and return them."""
     taken: list[str] = []
-    while len(taken) < 2 and rest and is_predicate(rest[0]):
+    while len(taken) < most and rest and is_predicate(rest[0]):
         taken.append(rest.pop(0))
     return taken
 
@@ -193,9 +196,9 @@ def add(op: Operation, thread: Thread) -> Result:
 
 
 def multiply_add(op: Operation, thread: Thread) -> Result:
-    """IMAD: a b + c, of which .HI is the upper word and .WIDE both."""
+    """IMAD: a b + c, of which .HI is the upper word and .WIDE both. With either, c has two words."""
     is_signed = "U32" not in op.modifiers
-    wide = op.words == 2
+    wide = op.words == 2 or "HI" in op.modifiers
     parts: list[Any] = [thread.value(x) for x in op.reads[:2]]
     parts += [thread.value(op.reads[2], 2 if wide else 1)]
     parts += [thread.predicate(p) for p in op.ins if "X" in op.modifiers]
@@ -304,6 +307,15 @@ def least(op: Operation, thread: Thread) -> Result:
     return (min if smaller else max)(numbers) & (1 << bits) - 1, (None, None)
 
 
+def to_predicates(op: Operation, thread: Thread) -> Result:
+    """R2P PR, R1.B2, 0x3: predicates from the bits of a byte, here P0 and P1."""
+    register, _, byte = op.reads[0].partition(".B")
+    word = thread.value(register)
+    if word is None:
+        return None, (None,) * len(op.outs)
+    return None, [word >> 8 * int(byte or 0) + int(name[1:]) & 1 for name in op.outs]
+
+
 def permute(op: Operation, thread: Thread) -> Result:
     """PRMT: four bytes of the pair c:a, each chosen by four bits."""
     a, choice, c = (thread.value(x) for x in op.reads)
@@ -385,6 +397,7 @@ OPERATIONS: dict[str, Callable[[Operation, Thread], Result]] = {
     "ISETP": compare,
     "SEL": select,
     **dict.fromkeys(("IMNMX", "VIMNMX", "VIADDMNMX"), least),
+    "R2P": to_predicates,
     "PRMT": permute,
     **dict.fromkeys(("MOV", "S2R", "S2UR", "CS2R", "R2UR", "LDC", "ULDC", "LDCU"), move),
     "HFMA2": constant_halves,
