@@ -208,9 +208,10 @@ def multiply_add(op: Operation, thread: Thread) -> Result:
     if is_signed:
         a, b = signed(a), signed(b)
     total = a * b + sum(rest)
+    carry = total >> (64 if wide else 32) & 1
     if "HI" in op.modifiers:
-        return total >> 32 & MASK, (None,)
-    return total & (1 << 32 * op.words) - 1, (int(total >> 32 * op.words) & 1,)
+        return total >> 32 & MASK, (carry,)
+    return total & (1 << 32 * op.words) - 1, (carry,)
 
 
 def shift_add(op: Operation, thread: Thread) -> Result:

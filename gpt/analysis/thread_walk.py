@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from gpt.analysis.integer_unit import Thread, is_predicate, operation_of, sort_operands
 from gpt.analysis.machine_code import Instruction, MachineCode
 
-LIMIT = 5_000_000  # instructions of one thread; a loop whose end depends on memory might never end
+LIMIT = 2_000_000  # instructions of one thread; a loop whose end depends on memory might never end
 
 
 class EndlessError(RuntimeError):

@@ -104,15 +104,15 @@ def test_a_loop_that_memory_ends_is_reported(tiny):
 
 def test_masks_bound_what_draws_them(tiny):
     """Of a loop like attention's, the ALU is the bound, and most of its instructions draw dropout masks."""
-    counted = tiny("masked", (1000,), 128, 1 << 33, 1 << 34, np.int32(100), *(np.uint32(7),) * 2)
+    counted = tiny("masked", (1000,), 128, 1 << 33, 1 << 34, np.int32(10), *(np.uint32(7),) * 2)
     launch = Launch("tiny.cu", "masked", (1000,), 128, 0, (), (), 0.0, bytes=1e6)
     needs = step_model.launch_seconds(launch, counted, blocks_per_sm=16, gpu=H200)
     assert max(needs, key=needs.get) == pipes.ALU
     assert 0.8 < counted.mask_share <= 1.0
     mma_clocks = 4096 / (989e12 / 132 / H200.clock)
-    assert counted.clocks[pipes.TENSOR] == pytest.approx(100 * mma_clocks)
+    assert counted.clocks[pipes.TENSOR] == pytest.approx(10 * mma_clocks)
     assert step_model.launch_seconds(launch, counted, 16, H200)[pipes.TENSOR] == pytest.approx(
-        4 * 8 * 100 * mma_clocks / (0.62 * 0.9 * H200.clock)
+        4 * 8 * 10 * mma_clocks / (0.62 * 0.9 * H200.clock)
     )
 
 
@@ -179,15 +179,16 @@ def traced(preset="shakespeare", precision="bf16"):
     return runtime
 
 
-def above_the_roofline(runtime, estimates, gpu, precision):
+def check_estimates(runtime, estimates, gpu, precision, exempt=()):
+    """Each kernel has an estimate above its roofline. exempt: how the names of kernels begin for which the bytes alone count."""
+    calls = [((entry.op, entry.kernel), entry.calls) for entry in estimates]
+    assert calls == [(key, cost.calls) for key, cost in runtime.costs.items()]
     for entry in estimates:
         cost = runtime.costs[entry.op, entry.kernel]
+        if entry.kernel.startswith(exempt):
+            cost = dataclasses.replace(cost, flops=0.0)
         least_us, _ = dry_run.roofline(entry.kernel, cost, gpu, precision, on_cores=precision == "bf16")
         assert entry.seconds * 1e6 > least_us, entry
-    assert [(entry.op, entry.kernel, entry.calls) for entry in estimates] == [
-        (*key, cost.calls) for key, cost in runtime.costs.items()
-    ]
-    return True
 
 
 @pytest.mark.parametrize(("name", "precision"), [("H200", "bf16"), ("T4", "float32"), ("RTX 4090", "tf32")])
@@ -197,7 +198,7 @@ def test_every_kernel_has_an_estimate_above_its_roofline(name, precision, monkey
     monkeypatch.setattr(step_model, "count", lambda *_: nothing)
     runtime = traced(precision=precision)
     estimates = step_model.estimate(runtime.launches, gpus.GPUS[name], precision)
-    assert above_the_roofline(runtime, estimates, gpus.GPUS[name], precision)
+    check_estimates(runtime, estimates, gpus.GPUS[name], precision, exempt=("attention",))
     gaps = sum(cost.calls for cost in runtime.costs.values()) * assumptions.GAP
     assert step_model.step_seconds(estimates) == pytest.approx(sum(entry.seconds for entry in estimates) + gaps)
 
@@ -219,19 +220,16 @@ def test_every_kernel_of_a_run_is_counted(name, precision, compiler):
     gpu = gpus.GPUS[name]
     runtime = traced(precision=precision)
     estimates = step_model.estimate(runtime.launches, gpu, precision)
-    assert above_the_roofline(runtime, estimates, gpu, precision)
+    check_estimates(runtime, estimates, gpu, precision)
     assert not [entry.kernel for entry in estimates if entry.undecided]
     attention = [entry for entry in estimates if entry.kernel.startswith("attention")]
     assert all(entry.mask_share > 0.2 for entry in attention)
     if precision == "bf16":
-        (forward,) = (
-            {id(x): x for _, x in runtime.launches if isinstance(x, Launch) and x.kernel == "attention_forward"}.values()
-            .__iter__()
-            .__next__(),
-        )
+        forward = next(x for _, x in runtime.launches if isinstance(x, Launch) and x.kernel == "attention_forward")
         counted = launch_count.count(forward, gpu, gpu.bf16)
         per_pair = 2 * 2 * 64 * 64 * 64 / 4  # FLOPs of a warp for a pair of tiles, of which a block has 2.5 on average
-        assert counted.clocks[pipes.TENSOR] == pytest.approx(2.5 * per_pair / (gpu.bf16 * 1e12 / gpu.sms / gpu.clock))
+        clocks = 2.5 * per_pair / (gpu.bf16 * 1e12 / gpu.sms / gpu.clock)
+        assert counted.clocks[pipes.TENSOR] == pytest.approx(clocks)
 
 
 def test_the_table_without_a_disassembler_is_the_roofline(monkeypatch):
@@ -252,14 +250,14 @@ def test_the_table_of_counted_times(monkeypatch):
         return [step_model.KernelEstimate(op, kernel, 2, 3e-6, "alu", 32, 0.5, 0.4, True) for op, kernel in dict(launches)]
 
     monkeypatch.setattr(dry_run, "estimate", few)
-    train = TrainConfig(batch_size=4, max_iters=100)
+    train = TrainConfig(batch_size=4, max_iters=100_000)
     text = dry_run.step_table(config_of("gpt", n_embd=48, block_size=16), train, "bf16", 300, "H200")
-    kernels = len(dict(few(text.splitlines(), None, None)) if False else [line for line in text.splitlines() if " alu " in line])
-    assert "alu         32        50%    40%" in text
+    kernels = text.count("alu         32        50%    40%")
+    assert kernels > 30
     seconds = kernels * (3e-6 + 2 * assumptions.GAP)
-    assert f"counted, not measured: {seconds * 1e3:.2f} ms per step, 100 steps in 0 s;" in text
-    assert "dropout's integer arithmetic bounds" in text
-    assert "a loop whose end is unknown counts once in" in text
+    assert f"counted, not measured: {seconds * 1e3:.2f} ms per step, 100000 steps in {1e5 * seconds:.0f} s;" in text
+    assert "dropout's integer arithmetic bounds to_bf16" in text
+    assert "a loop whose end is unknown counts once in to_bf16" in text
 
 
 def test_predictions_have_the_names_that_a_run_measures(monkeypatch):
