@@ -43,8 +43,8 @@ def block_forward(
 ) -> tuple[Array, Array, tuple]:
     """x = x + m;  a = attention(layernorm(x));  x = x + a;  m = mlp(layernorm(x))
 
-    One op adds a branch to x and normalises the sum, so the block adds the m of the block before (None: there is none), and returns
-    x and its own m.
+    One op computes a sum and its layernorm, so a block leaves its last sum to what comes next. It begins with the m of the block
+    before, None in the first block, and returns x and its own m.
     """
     mlp_key = ops.fold_in(key, layer - 1, "mlp_residual")
     (x, h), ln1_cache = ops.dropout_add_layernorm_forward(x, m, p["ln1_w"], p["ln1_b"], p=config.dropout, key=mlp_key)
@@ -72,23 +72,20 @@ def block_backward(ops: Ops, dx: Array, dm: Array, cache: tuple) -> tuple[Array,
     dx, da, dln2_w, dln2_b = ops.dropout_add_layernorm_backward((dx, dh), ln2_cache)
     dh, dqkv_w, _, dattn_proj_w, dattn_proj_b = ops.self_attention_backward(da, attn_cache)
     dx, dm, dln1_w, dln1_b = ops.dropout_add_layernorm_backward((dx, dh), ln1_cache)
-    return (
-        dx,
-        dm,
-        {
-            "ln1_w": dln1_w,
-            "ln1_b": dln1_b,
-            "qkv_w": dqkv_w,
-            "attn_proj_w": dattn_proj_w,
-            "attn_proj_b": dattn_proj_b,
-            "ln2_w": dln2_w,
-            "ln2_b": dln2_b,
-            "fc_w": dfc_w,
-            "fc_b": dfc_b,
-            "mlp_proj_w": dmlp_proj_w,
-            "mlp_proj_b": dmlp_proj_b,
-        },
-    )
+    dblock = {
+        "ln1_w": dln1_w,
+        "ln1_b": dln1_b,
+        "qkv_w": dqkv_w,
+        "attn_proj_w": dattn_proj_w,
+        "attn_proj_b": dattn_proj_b,
+        "ln2_w": dln2_w,
+        "ln2_b": dln2_b,
+        "fc_w": dfc_w,
+        "fc_b": dfc_b,
+        "mlp_proj_w": dmlp_proj_w,
+        "mlp_proj_b": dmlp_proj_b,
+    }
+    return dx, dm, dblock
 
 
 def trunk_forward(

@@ -87,7 +87,9 @@ def dropout_add_layernorm_forward(
     p, key: dropout on y.
     Returns (s, h), both of x's shape, and the two caches.
     """
-    s, residual_cache = (x, None) if y is None else ops.residual_forward(x, y, p, key)
+    s, residual_cache = x, None
+    if y is not None:
+        s, residual_cache = ops.residual_forward(x, y, p, key)
     h, norm_cache = ops.layernorm_forward(s, w, b)
     return (s, h), (y is not None, residual_cache, norm_cache)
 

@@ -41,5 +41,6 @@ def files_of_a_run():
         MODELS["gpt"].logits(ops, table.tree(ops.compute_params(state.params)), task.data[None, :1], preset.model, kv_cache)
         files |= ops.runtime.files
     files |= {("attention_mma.cu", (("D", D), ("scalar_t", "bf16"))): True for D in (16, 32, 64, 128)}
+    files |= {("dropout.cu", (("scalar_t", scalar_t),)): True for scalar_t in ("float", "bf16")}  # of the stage `residual`
     files |= {(f"simple/{name}.cu", ()): True for name in ("attention", "cross_entropy", "layernorm")}
     return sorted(files | {("spin.cu", ()): True})

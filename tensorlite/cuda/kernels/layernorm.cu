@@ -117,7 +117,8 @@ layernorm_backward(const scalar_t* dh, const scalar_t* x, const scalar_t* w, con
     Row dw = {}, db = {}, branch_sum = {};
     for (long long n = blockIdx.x * (long long)WARPS + threadIdx.x / 32; n < rows; n += gridDim.x * (long long)WARPS) {
         float mean_n = mean[n], rstd_n = rstd[n];
-        Row xhat = load_row(x + n * C), g = load_row(dh + n * C), gain = load_row(w);  // w from the cache: registers are few
+        Row xhat = load_row(x + n * C), g = load_row(dh + n * C);
+        Row gain = load_row(w);  // anew for each row, from the L1 cache: kept in registers it would cost an SM one of five blocks
         float g_sum = 0.0f, g_xhat_sum = 0.0f;
         for (int i = 0; i < PER_LANE; i++) {
             xhat.x[i] = (xhat.x[i] - mean_n) * rstd_n;
