@@ -1,6 +1,7 @@
 """class CUDAOps: the ops of the CUDA backend, their precision, and the bf16 copy of the parameters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from tensorlite.cuda import (
     layout,
     linear,
     optim,
+    reduce,
 )
 from tensorlite.cuda.launch import launch_elementwise
 from tensorlite.cuda.op_info import OP_INFO
@@ -57,6 +59,7 @@ class CUDAOps(ReferenceOps):
         self.precision, self.runtime = precision, runtime
         self.dtype = runtime.bfloat16 if precision == "bf16" else np.dtype(np.float32)
         self.launch, self.address = runtime.launch, runtime.address
+        self.step_sums: reduce.StepSums | None = None  # None outside a step
 
     linear_forward = linear.linear_forward
     linear_backward = linear.linear_backward
@@ -82,7 +85,6 @@ class CUDAOps(ReferenceOps):
     mlp_backward = composites.mlp_backward
     dropout_add_layernorm_forward = layernorm.dropout_add_layernorm_forward
     dropout_add_layernorm_backward = layernorm.dropout_add_layernorm_backward
-    prenorm_layernorm_backward = layernorm.prenorm_layernorm_backward
     linear_cross_entropy_forward = composites.linear_cross_entropy_forward
     linear_cross_entropy_backward = composites.linear_cross_entropy_backward
     add = elementwise.add
@@ -167,6 +169,16 @@ class CUDAOps(ReferenceOps):
         if not scalars:
             return []
         return [float(x) for x in to_numpy(self.runtime.xp.stack(list(scalars)))]
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """The extent of one training step. Within it, some sums over rows wait for pack_grads, see `reduce.StepSums`."""
+        self.step_sums = reduce.StepSums()
+        try:
+            yield
+            reduce.finish_sums(self)  # of gradients that were not packed
+        finally:
+            self.step_sums = None
 
     def compile(self, function: Callable) -> Callable:
         """Return the same step as one graph of kernels, captured at its second call and replayed at every later one."""

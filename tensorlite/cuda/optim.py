@@ -11,6 +11,7 @@ import numpy as np
 from tensorlite.arrays import Array, array_namespace
 from tensorlite.cuda.launch import BLOCK, blocks
 from tensorlite.cuda.layout import contiguous
+from tensorlite.cuda.reduce import finish_sums
 from tensorlite.cuda.runtime.device_key import DeviceStep
 from tensorlite.reference import optim
 
@@ -44,7 +45,8 @@ def cosine_lr(step: int | DeviceStep, lr: float, min_lr: float, warmup: int, tot
 
 
 def pack_grads(ops: "CUDAOps", leaves: Sequence[Array], slots: Sequence[Array], add: bool = False) -> None:
-    """Copy each gradient (or, with add, add it) into its slot of the flat buffer, COPIES of them per launch."""
+    """Finish the pending sums, then copy each gradient (or, with add, add it) into its slot, COPIES of them per launch."""
+    finish_sums(ops)
     ops.flat(*leaves, *slots)
     if len(leaves) != len(slots):
         raise ValueError(f"pack_grads: {len(leaves)} gradients for {len(slots)} slots")

@@ -73,8 +73,6 @@ class ReferenceOps:
     mlp_backward = composites.mlp_backward
     self_attention_forward = composites.self_attention_forward
     self_attention_backward = composites.self_attention_backward
-    prenorm_layernorm_forward = composites.prenorm_layernorm_forward
-    prenorm_layernorm_backward = composites.prenorm_layernorm_backward
     dropout_add_layernorm_forward = composites.dropout_add_layernorm_forward
     dropout_add_layernorm_backward = composites.dropout_add_layernorm_backward
     linear_cross_entropy_forward = composites.linear_cross_entropy_forward

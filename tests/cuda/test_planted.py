@@ -16,6 +16,7 @@ from cuda_op_checks import (
     linear_cross_entropy,
     position_embedding,
     relu,
+    sums_of_a_step,
 )
 from cuda_step_checks import adamw, batch, clipped, cosine_lr, end_of_step, pack_grads, threshold
 from shim.host import KERNELS, KernelError
@@ -94,8 +95,18 @@ PLANTED = [
     ("layernorm.cu", "if (channel(i) < C) row", "row", "float32", layernorm_alone),
     ("layernorm.cu", "+ (warp ? sums[1][c] : 0.0f)", "", "float32", layernorm_alone),
     ("layernorm.cu", "round_to_storage(s, row.x[i] + branch.x[i])", "row.x[i] + branch.x[i]", "bf16", dropout_add_layernorm),
-    ("reduce.cu", "(blockIdx.y + 1) * rows_each", "(blockIdx.y + 2) * rows_each", "float32",
+    ("layernorm.cu", "dskip.x[i] + rstd_n", "rstd_n", "float32", dropout_add_layernorm),
+    ("layernorm.cu", "skip ? load_row(skip + n * C) : Row{}", "load_row(dh + n * C)", "float32",
+     functools.partial(dropout_add_layernorm, ds=False)),
+    ("layernorm.cu", "sums[2][c] = branch_sum.x[i]", "sums[2][c] = db.x[i]", "float32", sums_of_a_step),
+    ("layernorm.cu", "+ (warp ? sums[2][c] : 0.0f)", "", "float32", sums_of_a_step),
+    ("layernorm.cu", "+= round_to_storage(dx, g.x[i])", "+= g.x[i]", "bf16", sums_of_a_step),
+    ("reduce.cu", "min(rows, begin + rows_each)", "min(rows, begin + 2 * rows_each)", "float32",
      functools.partial(position_embedding, rows=(1100,))),
+    ("reduce.cu", "int i = blockIdx.y;", "int i = 0;", "float32", sums_of_a_step),
+    ("reduce.cu", "sums.rows[i], sums.K[i]", "sums.rows[i] - 1, sums.K[i]", "float32", sums_of_a_step),
+    ("reduce.cu", "if (row > 0 || k >= K) return;", "if (row > 0) return;", "float32", sums_of_a_step),
+    ("reduce.cu", "+ column) * VEC;", "+ column) * 4;", "float32", functools.partial(position_embedding, T=1, C=33)),
     ("common.cuh", "i = 16; i > 0; i /= 2) x +=", "i = 8; i > 0; i /= 2) x +=", "float32", clipped),
     ("common.cuh", "i + 4 <= n", "i + 3 <= n", "float32", functools.partial(gelu, shape=(1023,))),
     ("common.cuh", "n / 4 * 4 + thread < n", "n / 4 * 4 + thread <= n", "float32", gelu),
