@@ -36,7 +36,7 @@ class Saves:
     def write_metrics(self, history):
         self.calls.append([record["step"] for record in history])
 
-    def save_async(self, state, history, *, val_loss, best_val, is_best=False):
+    def save_async(self, state, history, *, val_loss, best_val, is_best=False, loss_scale=None):
         self.calls.append((state.step, [record["step"] for record in history], val_loss, best_val, is_best))
 
 
