@@ -74,7 +74,7 @@ def test_an_overflow_leaves_parameters_and_moments_as_they_are():
 
 @every_precision
 @pytest.mark.parametrize(
-    "variant", ["gpt", "tied", *(pytest.param(name, marks=pytest.mark.long) for name in ("bigram", "odd", "residual"))]
+    "variant", ["small", *(pytest.param(name, marks=pytest.mark.long) for name in ("gpt", "tied", "bigram", "odd", "residual"))]
 )
 def test_a_scaled_step_has_the_bits_of_the_step(variant, precision):
     """Without an overflow a power of two changes nothing, from the loss to the moments, over two micro-batches."""
@@ -152,10 +152,10 @@ def check_planted_overflow():
     for run in (eager, captured):
         run.ops.loss_scale.set(LossScale(2.0**24, 1, 5))
     found = captured.steps(6)
-    assert overflows(norm for _, norm in found) == [0, 1, 2, 3]
+    assert overflows(norm for _, norm in found) == [0, 1, 2, 3, 5]
     assert same(found, eager.steps(6))
     assert_same_bits(eager, captured)
-    assert value_on(captured.ops.loss_scale) == LossScale(2.0**20, 2, 9)
+    assert value_on(captured.ops.loss_scale) == LossScale(2.0**19, 0, 10)
 
 
 def test_an_overflow_in_a_replayed_step():
@@ -268,7 +268,7 @@ def own_scale(ops, runtime):
         (unscaled_loss, test_a_run_recovers_from_overflows_as_if_those_steps_were_left_out),
         (update_per_micro_batch, test_a_run_recovers_from_overflows_as_if_those_steps_were_left_out),
         (host_grows_later, check_capture),
-        (lambda _: None, lambda: check_shards(own_scale)),
+        pytest.param(lambda _: None, lambda: check_shards(own_scale), marks=pytest.mark.long),
     ],
 )
 def test_a_planted_mistake_is_noticed(mistake, check):
