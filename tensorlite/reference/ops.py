@@ -36,7 +36,6 @@ class ReferenceOps:
     op_table: Mapping[str, op_info.OpInfo] = op_info.OP_INFO  # what each op saves and costs
     max_in_flight = 1  # how many steps may be in flight before the trainer reads a loss; 1: every step is read
     warm_up = 1  # first steps that take longer than the others
-    loss_scale: Any = None  # of a backend that computes in float16: tensorlite/cuda/loss_scale.py
 
     def __init__(self, *, check: bool = True) -> None:
         self.check = check
@@ -131,6 +130,8 @@ class ReferenceOps:
     def compute_params(params: Array) -> Array:
         """The flat parameters as the model reads them: a backend that computes in another precision returns a copy in it."""
         return params
+
+    loss_scale: Any = None  # of a backend that computes in float16: tensorlite/cuda/loss_scale.py
 
     def scale_loss(self, dloss: float) -> Array | float:
         """dloss, with which backward begins. A backend in float16 multiplies it by its loss scale, and its pack_grads divides."""

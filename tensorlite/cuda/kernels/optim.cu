@@ -1,4 +1,4 @@
-// The flat gradient buffer, its norm, clipping, AdamW with its schedule, the loss scale, and the count of steps.
+// The flat gradient buffer, its norm, clipping, AdamW, its schedule, the loss scale, and the step.
 // They replace tensorlite/reference/optim.py and pack_grads of tensorlite/reference/ops.py.
 //
 // A thread of pack_grads and adamw processes four neighbouring elements at a time. What differs from the reference: in a
