@@ -155,7 +155,7 @@ class Trainer:
             return False
         if self.is_writer:
             scales = f"{before.scale:.0f} -> {after.scale:.0f}"
-            self.log(f"step {step}: the gradient overflowed in float16; update skipped, loss scale {scales}")
+            self.log(f"step {step}: the gradient overflowed in fp16; update skipped, loss scale {scales}")
         return True
 
     def _not_finite_error(self, step: int, what: str) -> TrainingError:

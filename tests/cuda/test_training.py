@@ -135,7 +135,7 @@ def test_resume_with_a_loss_scale_equals_a_straight_run(corpus, tmp_path, quick_
 def test_skipped_updates_are_logged_and_recorded(corpus, tmp_path, quick_growth):
     run = trainer(corpus, tmp_path, scaled_ops())
     run.run()
-    skipped = "the gradient overflowed in float16; update skipped, loss scale"
+    skipped = "the gradient overflowed in fp16; update skipped, loss scale"
     assert run.logged[1:4] == [
         f"step 1: {skipped} 16777216 -> 8388608",
         f"step 2: {skipped} 8388608 -> 4194304",
