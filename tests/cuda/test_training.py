@@ -178,14 +178,6 @@ def test_an_overflow_at_the_smallest_scale_ends_the_run(corpus, tmp_path, monkey
     assert [line[:6] for line in run.logged] == ["step 0", "step 1", "step 2"]
 
 
-def test_a_loss_that_is_not_finite_ends_a_scaled_run_too(corpus, tmp_path):
-    run = trainer(corpus, tmp_path, scaled_ops(scale=1024.0))
-    run.state.params[:] = np.nan
-    run.last_eval_step = 0
-    with pytest.raises(TrainingError, match=r"^step 1: the loss is nan"):
-        run.run()
-
-
 def test_a_run_may_change_between_precisions_with_and_without_a_loss_scale(corpus, tmp_path):
     """The loss scale begins anew where the checkpoint has none, and is left out where the precision has none."""
     run = trainer(corpus, tmp_path, scaled_ops(scale=512.0))
