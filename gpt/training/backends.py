@@ -57,13 +57,16 @@ def _cpu() -> Backend:
 def _cuda(precision: Any) -> Backend:
     """The CUDA backend. Its libraries are loaded here, so that a missing one is reported before any work."""
     from tensorlite.cuda import CUDAOps
+    from tensorlite.cuda.loss_scale import DeviceLossScale
+    from tensorlite.cuda.ops import SCALED
     from tensorlite.cuda.runtime.device import CudaRuntime
 
     runtime = CudaRuntime()
+    loss_scale = DeviceLossScale(runtime) if precision in SCALED else None  # one for all shards
     return Backend(
         "fast",
         f"kernels in {precision} for {_overridden(CUDAOps)} and adamw, matmuls by cuBLASLt, a single shard's step as one graph",
-        lambda: CUDAOps(precision, check=False, runtime=runtime),
+        lambda: CUDAOps(precision, check=False, runtime=runtime, loss_scale=loss_scale),
         itemsize=2 if precision == "bf16" else 4,
     )
 

@@ -23,6 +23,7 @@ from tensorlite.cuda import (
     reduce,
 )
 from tensorlite.cuda.launch import launch_elementwise
+from tensorlite.cuda.loss_scale import DeviceLossScale
 from tensorlite.cuda.op_info import OP_INFO
 from tensorlite.cuda.runtime import device_key
 from tensorlite.cuda.runtime.graph import CapturedStep
@@ -30,6 +31,7 @@ from tensorlite.reference.ops import ReferenceOps
 
 Precision = Literal["float32", "tf32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bf16")
+SCALED = ("fp16",)  # precisions in which small gradients are zero unless the loss is scaled
 MAX_IN_FLIGHT = 32  # how many steps may be running, or finished but unread
 
 
@@ -40,6 +42,7 @@ class CUDAOps(ReferenceOps):
         operands have 8. In all three, sums are computed in float32, and parameters and their gradients are float32.
     check: as for ReferenceOps.
     runtime: the object that launches kernels; by default a `CudaRuntime` on the current device.
+    loss_scale: the loss scale of a training step. By default fp16 has one of its own, and the other precisions have none.
     Raises DeviceError where there is no such device, or a library is missing.
     """
 
@@ -48,7 +51,9 @@ class CUDAOps(ReferenceOps):
     max_in_flight = MAX_IN_FLIGHT
     warm_up = 2  # the first step compiles and autotunes, the second is captured
 
-    def __init__(self, precision: Precision = "bf16", *, check: bool = True, runtime: Any = None) -> None:
+    def __init__(
+        self, precision: Precision = "bf16", *, check: bool = True, runtime: Any = None, loss_scale: DeviceLossScale | None = None
+    ) -> None:
         super().__init__(check=check)
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
@@ -60,6 +65,9 @@ class CUDAOps(ReferenceOps):
         self.dtype = runtime.bfloat16 if precision == "bf16" else np.dtype(np.float32)
         self.launch, self.address = runtime.launch, runtime.address
         self.step_sums: reduce.StepSums | None = None  # None outside a step
+        self.loss_scale = loss_scale
+        if loss_scale is None and precision in SCALED:
+            self.loss_scale = DeviceLossScale(runtime)
 
     linear_forward = linear.linear_forward
     linear_backward = linear.linear_backward
@@ -159,6 +167,10 @@ class CUDAOps(ReferenceOps):
     def compute_params(self, params: Array) -> Array:  # type: ignore[override]  # static in ReferenceOps: the same to a caller
         """Return the parameters that the model reads. In bf16 this is a copy of the whole flat buffer, made once per step."""
         return self.operand(params)
+
+    def scale_loss(self, dloss: float) -> Array | float:
+        """Return dloss times the loss scale: an array of shape (), because only the device knows the scale of a step."""
+        return dloss if self.loss_scale is None else self.accumulate_loss(None, self.loss_scale.scale, dloss)
 
     def dropout_params(self, shape: tuple[int, ...], p: float, key: Any) -> np.ndarray:
         """Return the struct of a dropout, for a kernel."""

@@ -129,6 +129,12 @@ class ReferenceOps:
         """The flat parameters as the model reads them: a backend that computes in another precision returns a copy in it."""
         return params
 
+    loss_scale: Any = None  # of a backend that computes in float16: tensorlite/cuda/loss_scale.py
+
+    def scale_loss(self, dloss: float) -> Array | float:
+        """dloss, with which backward begins. A backend in float16 multiplies it by its loss scale, and its pack_grads divides."""
+        return dloss
+
     @staticmethod
     def pack_grads(leaves: Sequence[Array], slots: Sequence[Array], add: bool = False) -> None:
         """Copy each gradient into its slot, a view of the flat gradient buffer; with add, sum it into the slot."""

@@ -13,6 +13,7 @@ from gpt.training.backends import select_backend
 from shim.host import HostRuntime
 from tensorlite import Device, DeviceError
 from tensorlite.cuda import CUDAOps
+from tensorlite.loss_scale import LossScale
 
 GPU = Device("cuda", np, "a GPU of the tests")
 
@@ -33,6 +34,19 @@ def test_a_gpu_gets_the_kernels_in_bf16(monkeypatch):
     assert select_backend("fast", GPU, "tf32").make().precision == "tf32"
     assert select_backend("reference", GPU).make().name == "reference"
     assert "attention" in backend.description
+
+
+def test_the_shards_of_a_run_have_one_loss_scale(monkeypatch):
+    """In float16; the other precisions have none."""
+    fake_cuda(monkeypatch)
+    monkeypatch.setattr("tensorlite.cuda.ops.SCALED", ("tf32",))
+    backend = select_backend("fast", GPU, "tf32")
+    scale = backend.make().loss_scale
+    assert scale.value == LossScale()
+    assert backend.make().loss_scale is scale
+    assert select_backend("fast", GPU, "float32").make().loss_scale is None
+    alone = [CUDAOps("tf32", runtime=HostRuntime()).loss_scale for _ in range(2)]
+    assert alone[0] is not alone[1]
 
 
 def test_a_gpu_that_cannot_run_them(monkeypatch):

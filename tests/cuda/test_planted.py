@@ -18,7 +18,18 @@ from cuda_op_checks import (
     relu,
     sums_of_a_step,
 )
-from cuda_step_checks import adamw, batch, clipped, cosine_lr, end_of_step, pack_grads, threshold
+from cuda_step_checks import (
+    adamw,
+    batch,
+    clipped,
+    cosine_lr,
+    end_of_step,
+    loss_scale_rule,
+    pack_grads,
+    skipped_update,
+    threshold,
+    unscaled_gradients,
+)
 from shim.host import KERNELS, KernelError
 from tensorlite import Key
 
@@ -120,6 +131,21 @@ PLANTED = [
     ("optim.cu", "(*hyper.step + 1) / (hyper.warmup", "*hyper.step / (hyper.warmup", "float32",
      lambda both: cosine_lr(both, 0.02, 0.003, 4, 7)),
     ("optim.cu", "loss_ring[2 * slot + 1]", "loss_ring[2 * slot]", "float32", end_of_step),
+    # loss scaling
+    ("optim.cu", "isfinite(*norm) ? 0.0f : 1.0f", "*norm == INFINITE ? 1.0f : 0.0f", "float32", loss_scale_rule),
+    ("optim.cu", "s.scale = fmaxf(1.0f, s.scale / 2.0f);", "", "float32", loss_scale_rule),
+    ("optim.cu", "fmaxf(1.0f, s.scale / 2.0f)", "s.scale / 2.0f", "float32", loss_scale_rule),
+    ("optim.cu", "fminf(max_scale, s.scale * 2.0f)", "s.scale * 2.0f", "float32", loss_scale_rule),
+    ("optim.cu", "s.finite_steps = 0.0f;\n        s.skipped", "s.skipped", "float32", loss_scale_rule),
+    ("optim.cu", "s.finite_steps = 0.0f;\n    }\n    *loss_scale", "}\n    *loss_scale", "float32", loss_scale_rule),
+    ("optim.cu", "++s.finite_steps ==", "s.finite_steps++ ==", "float32", loss_scale_rule),
+    ("optim.cu", "s.skipped_steps += 1.0f;", "", "float32", loss_scale_rule),
+    ("optim.cu", "x[j] *= unscale;", "x[j] *= add ? 1.0f : unscale;", "float32", unscaled_gradients),
+    ("optim.cu", "x[j] *= unscale;", "x[j] = isfinite(x[j]) ? x[j] * unscale : 0.0f;", "float32", unscaled_gradients),
+    ("optim.cu", "if (loss_scale && loss_scale->overflow) return;", "", "float32", skipped_update),
+    ("optim.cu", "(loss_scale && loss_scale->overflow) return;", "(loss_scale && loss_scale->overflow) n = n_decay;", "float32",
+     skipped_update),
+    ("optim.cu", " - (loss_scale ? loss_scale->skipped_steps : 0.0f)", "", "float32", skipped_update),
 ]  # fmt: skip
 
 
