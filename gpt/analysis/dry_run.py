@@ -1,4 +1,4 @@
-"""train.py --dry-run: the kernels of a step on a GPU, their roofline and their counted time, without a GPU.
+"""train.py --dry-run: the kernels of a step on a GPU, their roofline and counted time.
 
 The real backend runs on a runtime that only adds up costs (tensorlite/cuda/runtime/dry_run.py). A kernel takes at least its FLOPs
 at the GPU's peak rate, and at least its arrays, each counted once, at the memory bandwidth. The larger of the two times is its

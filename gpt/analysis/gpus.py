@@ -1,4 +1,4 @@
-"""Datasheet figures of GPUs, and the limits of their multiprocessors, for the table that --dry-run prints.
+"""Datasheet figures of GPUs and of their multiprocessors, for the table that --dry-run prints.
 
 The figures of data-centre cards are from NVIDIA's datasheets. Those of GeForce and RTX cards are from the appendices of NVIDIA's
 architecture whitepapers (Turing, GA102, Ada, RTX Blackwell) and from the product pages. Those of the H20 and B300 are from cloud

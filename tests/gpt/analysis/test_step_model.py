@@ -140,8 +140,9 @@ def test_clocks_of_instructions():
         (132, 27776, 128, "H200", 3),  # 136 registers: 3 warps in each quarter of the SM
         (32, 0, 256, "H200", 8),  # 2048 threads
         (16, 0, 32, "H200", 32),  # 32 blocks
-        (32, 60000, 128, "A100", 2),  # 164 KiB, of which a block takes 61024 bytes
-        (32, 60000, 128, "H200", 3),
+        (132, 0, 32, "H200", 12),
+        (32, 55500, 128, "A100", 2),  # 164 KiB, of which a block takes 56576 bytes with those that the system owns
+        (32, 56524, 128, "H200", 4),  # 228 KiB; code for 9.0 counts the system's bytes itself
         (64, 0, 256, "T4", 4),  # 1024 threads
         (255, 0, 1024, "T4", 1),  # it could not run; the model needs one block
     ],
