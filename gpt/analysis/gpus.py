@@ -65,7 +65,8 @@ class Gpu:
     @property
     def clock(self) -> float:
         """The boost clock in Hz, which the datasheet's float32 rate contains: 2 FLOPs per lane and clock."""
-        return self.float32 * 1e12 / (2 * self.sm.fma * self.sms)
+        flops_per_clock = 2 * self.sm.fma * self.sms
+        return self.float32 * 1e12 / flops_per_clock
 
 
 def tensor_card(capability: int, sms: int, bf16: float, tf32: float, float32: float, bandwidth: float) -> Gpu:
