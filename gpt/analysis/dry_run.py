@@ -1,4 +1,4 @@
-"""train.py --dry-run: the kernels of a step on a GPU, their roofline and their counted time, without a GPU.
+"""train.py --dry-run: the kernels of a step on a GPU, their roofline and counted time.
 
 The real backend runs on a runtime that only adds up costs (tensorlite/cuda/runtime/dry_run.py). A kernel takes at least its FLOPs
 at the GPU's peak rate, and at least its arrays, each counted once, at the memory bandwidth. The larger of the two times is its
@@ -97,8 +97,12 @@ Rooflines = dict[tuple[str, str], tuple[float, str]]
 
 def _roofline_table(runtime: DryRunRuntime, rooflines: Rooflines) -> str:
     """Return one line per kernel and the total."""
-    rows = [[*_cost_cells(key, cost), rooflines[key][0], rooflines[key][1]] for key, cost in runtime.costs.items()]
-    return table([*rows, _total_cells(runtime, rooflines)], COLUMNS + ROOFLINE_COLUMNS)
+    rows: list[list[Cell]] = []
+    for key, cost in runtime.costs.items():
+        least_us, bound = rooflines[key]
+        rows.append([*_cost_cells(key, cost), least_us, bound])
+    rows.append(_total_cells(runtime, rooflines))
+    return table(rows, COLUMNS + ROOFLINE_COLUMNS)
 
 
 def _counted_table(runtime: DryRunRuntime, rooflines: Rooflines, estimates: Sequence[KernelEstimate]) -> str:
@@ -116,7 +120,8 @@ def _counted_table(runtime: DryRunRuntime, rooflines: Rooflines, estimates: Sequ
 
 
 def _cost_cells(key: tuple[str, str], cost: KernelCost) -> list[Cell]:
-    return [key[0], key[1], cost.calls, cost.flops / 1e9, human_bytes(cost.bytes)]
+    op, kernel = key
+    return [op, kernel, cost.calls, cost.flops / 1e9, human_bytes(cost.bytes)]
 
 
 def _total_cells(runtime: DryRunRuntime, rooflines: Rooflines) -> list[Cell]:

@@ -1,4 +1,4 @@
-"""Datasheet figures of GPUs, and the limits of their multiprocessors, for the table that --dry-run prints.
+"""Datasheet figures of GPUs and of their multiprocessors, for the table that --dry-run prints.
 
 The figures of data-centre cards are from NVIDIA's datasheets. Those of GeForce and RTX cards are from the appendices of NVIDIA's
 architecture whitepapers (Turing, GA102, Ada, RTX Blackwell) and from the product pages. Those of the H20 and B300 are from cloud
@@ -65,7 +65,8 @@ class Gpu:
     @property
     def clock(self) -> float:
         """The boost clock in Hz, which the datasheet's float32 rate contains: 2 FLOPs per lane and clock."""
-        return self.float32 * 1e12 / (2 * self.sm.fma * self.sms)
+        flops_per_clock = 2 * self.sm.fma * self.sms
+        return self.float32 * 1e12 / flops_per_clock
 
 
 def tensor_card(capability: int, sms: int, bf16: float, tf32: float, float32: float, bandwidth: float) -> Gpu:

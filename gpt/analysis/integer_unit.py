@@ -49,15 +49,20 @@ class Thread:
         if names:
             return _joined([self.values.get(name) for name in names])
         if body.startswith("c["):
-            offset = self._constant_offset(body)
+            offset = self.constant_offset(body)
             return None if offset is None else _joined([self.constants.get(offset + 4 * i) for i in range(words)])
         return self.special.get(body, literal(body))
 
-    def _constant_offset(self, body: str) -> Known:
+    def constant_offset(self, body: str) -> Known:
         """Return the offset of c[0x0][0x168] or c[0x0][R4+0x10] in bank 0."""
         bank, _, inner = body.removeprefix("c[").removesuffix("]").partition("][")
-        parts = [self.value(part) for part in inner.split("+")]
-        return None if bank != "0x0" or None in parts else sum(parts) & MASK  # type: ignore[arg-type]
+        offset = 0
+        for part in inner.split("+"):
+            value = self.value(part)
+            if value is None:
+                return None
+            offset += value
+        return offset & MASK if bank == "0x0" else None
 
     def store(self, register: str, value: Known, words: int = 1) -> None:
         """Store a value of several words in a register and those after it."""
@@ -109,19 +114,21 @@ def literal(body: str) -> Known:
 @functools.cache
 def is_register(operand: str) -> bool:
     """Whether an operand is R4 or UR4, without a sign."""
-    return operand.lstrip("U")[:1] == "R" and operand.lstrip("U")[1:].isdigit()
+    name = operand.removeprefix("U")
+    return name.startswith("R") and name[1:].isdigit()
 
 
 @functools.cache
 def is_predicate(operand: str) -> bool:
     """Whether an operand is P0, UP0, PT or one of these negated."""
-    name = operand.lstrip("!").removeprefix("U")
-    return name == "PT" or (name[:1] == "P" and name[1:].isdigit())
+    name = operand.removeprefix("!").removeprefix("U")
+    return name == "PT" or (name.startswith("P") and name[1:].isdigit())
 
 
 def signed(x: int, bits: int = 32) -> int:
     """Return the signed value of some bits."""
-    return x - (1 << bits) if x >> bits - 1 & 1 else x
+    is_negative = x >> bits - 1 & 1
+    return x - (1 << bits) if is_negative else x
 
 
 @dataclass(frozen=True)
@@ -335,18 +342,22 @@ def move(op: Operation, thread: Thread) -> Result:
 
 def _narrow(op: Operation, thread: Thread) -> Known:
     """Return a byte or a half word of a constant, whose offset need not be a multiple of 4."""
-    offset = thread._constant_offset(op.reads[0])
-    word = None if offset is None else thread.constants.get(offset & ~3)
-    size = 8 if {"U8", "S8"}.intersection(op.modifiers) else 16
-    return None if word is None or offset is None else word >> 8 * (offset & 3) & (1 << size) - 1
+    offset = thread.constant_offset(op.reads[0])
+    if offset is None:
+        return None
+    word = thread.constants.get(offset & ~3)
+    mask = 0xFF if {"U8", "S8"}.intersection(op.modifiers) else 0xFFFF
+    return None if word is None else word >> 8 * (offset & 3) & mask
 
 
 def constant_halves(op: Operation, thread: Thread) -> Result:  # noqa: ARG001
     """HFMA2 R1, -RZ, RZ, x, y, by which compilers load constants: the halves x and y in one word."""
-    if [x.lstrip("-") for x in op.reads[:2]] != ["RZ", "RZ"] or len(op.reads) != 4:
+    factors = [x.removeprefix("-") for x in op.reads[:2]]
+    if factors != ["RZ", "RZ"] or len(op.reads) != 4:
         return None, ()
-    high, low = (struct.unpack("<H", struct.pack("<e", float(x)))[0] for x in op.reads[2:])
-    return high << 16 | low, ()
+    high, low = (float(x) for x in op.reads[2:])
+    packed = struct.pack("<ee", low, high)
+    return int.from_bytes(packed, "little"), ()
 
 
 # Divisions of integers go through the reciprocal of a float, whose small error the code then corrects.
@@ -374,8 +385,10 @@ def reciprocal(op: Operation, thread: Thread) -> Result:
 def to_integer(op: Operation, thread: Thread) -> Result:
     """F2I: the integer part of a float32."""
     bits = thread.value(op.reads[0])
-    x = None if bits is None or "F64" in op.modifiers else float(np.uint32(bits).view(np.float32))
-    return (None if x is None or not 0 <= x < 2.0**64 else int(x)), ()
+    if bits is None or "F64" in op.modifiers:
+        return None, ()
+    x = float(np.uint32(bits).view(np.float32))
+    return (int(x) if 0 <= x < 2.0**64 else None), ()
 
 
 def no_exception(op: Operation, thread: Thread) -> Result:  # noqa: ARG001
@@ -411,4 +424,6 @@ OPERATIONS: dict[str, Callable[[Operation, Thread], Result]] = {
 
 def operation_of(name: str) -> Callable[[Operation, Thread], Result]:
     """Return the operation of an opcode. A uniform one, which has the prefix U, is that of one thread."""
-    return OPERATIONS.get(name) or OPERATIONS.get(name.removeprefix("U")) or unknown
+    if name in OPERATIONS:
+        return OPERATIONS[name]
+    return OPERATIONS.get(name.removeprefix("U"), unknown)

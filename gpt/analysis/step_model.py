@@ -63,7 +63,10 @@ def estimate(launches: Iterable[tuple[tuple[str, str], Launch | Gemm]], gpu: Gpu
 
 def step_seconds(estimates: Iterable[KernelEstimate]) -> float:
     """Return the seconds of a step: its kernels, and a gap after each."""
-    return sum(entry.seconds + entry.calls * assume.GAP for entry in estimates)
+    seconds = 0.0
+    for entry in estimates:
+        seconds += entry.seconds + entry.calls * assume.GAP
+    return seconds
 
 
 def _without_addresses(launch: Launch) -> Launch:
@@ -90,7 +93,7 @@ def launch_seconds(launch: Launch, counted: LaunchCount, blocks_per_sm: int, gpu
     blocks = math.prod(launch.grid)
     clock = assume.CLOCK * gpu.clock
     warps = ceil_div(launch.block, WARP) * ceil_div(blocks, gpu.sms)  # of the SM that has the most blocks
-    needs = {"bytes": launch.bytes / (assume.BANDWIDTH * gpu.bandwidth * 1e9)}
+    needs = {"bytes": launch.bytes / bytes_per_second(gpu)}
     rates = {TENSOR: assume.MMA_SYNC.get(gpu.capability, assume.PIPE), LOAD_STORE: assume.QUEUED}
     for pipe, clocks in counted.clocks.items():
         needs[pipe] = warps * clocks / (rates.get(pipe, assume.PIPE) * clock)
@@ -98,6 +101,11 @@ def launch_seconds(launch: Launch, counted: LaunchCount, blocks_per_sm: int, gpu
     waves = ceil_div(blocks, gpu.sms * blocks_per_sm)
     needs["latency"] = waves * counted.load_rounds * assume.MEMORY_LATENCY / clock
     return needs
+
+
+def bytes_per_second(gpu: Gpu) -> float:
+    """Return the bandwidth that a kernel reaches."""
+    return assume.BANDWIDTH * gpu.bandwidth * 1e9
 
 
 def resident_blocks(registers: int, shared: int, block: int, gpu: Gpu) -> int:
@@ -113,15 +121,17 @@ def resident_blocks(registers: int, shared: int, block: int, gpu: Gpu) -> int:
 
 def gemm_seconds(gemm: Gemm, gpu: Gpu, precision: str) -> tuple[float, str]:
     """Return the seconds of a GEMM with its epilogues, and its bound."""
-    bandwidth = assume.BANDWIDTH * gpu.bandwidth * 1e9
-    needs = {"tiles": min(_tile_seconds(gemm, split, gpu, precision) for split in _splits(gemm)), "bytes": gemm.bytes / bandwidth}
+    by_split = [_tile_seconds(gemm, split, gpu, precision) for split in _splits(gemm)]
+    needs = {"tiles": min(by_split), "bytes": gemm.bytes / bytes_per_second(gpu)}
     bound = max(needs, key=lambda name: needs[name])
-    return needs[bound] + sum(_epilogue_seconds(gemm, name, gpu) for name in gemm.epilogues), bound
+    epilogues = [_epilogue_seconds(gemm, name, gpu) for name in gemm.epilogues]
+    return needs[bound] + sum(epilogues), bound
 
 
-def _splits(gemm: Gemm) -> list[int]:
-    """Return into how many parts K may be split."""
-    return [split for split in range(1, assume.MAX_SPLIT + 1) if split == 1 or gemm.K // split >= 2 * assume.TILE]
+def _splits(gemm: Gemm) -> range:
+    """Return into how many parts K may be split: each part has at least two tiles."""
+    most = gemm.K // (2 * assume.TILE)
+    return range(1, max(1, min(most, assume.MAX_SPLIT)) + 1)
 
 
 def _tile_seconds(gemm: Gemm, split: int, gpu: Gpu, precision: str) -> float:
@@ -132,10 +142,13 @@ def _tile_seconds(gemm: Gemm, split: int, gpu: Gpu, precision: str) -> float:
     flops_per_sm = assume.GEMM * getattr(gpu, precision) * 1e12 / gpu.sms
     seconds = ceil_div(tiles, gpu.sms) * flops_of_each / flops_per_sm
     if split > 1:
-        seconds += 2 * 4 * split * gemm.M * gemm.N / (assume.BANDWIDTH * gpu.bandwidth * 1e9) + assume.GAP
+        partial_bytes = 4 * split * gemm.M * gemm.N
+        seconds += 2 * partial_bytes / bytes_per_second(gpu) + assume.GAP
     return seconds
 
 
 def _epilogue_seconds(gemm: Gemm, name: str, gpu: Gpu) -> float:
-    elements = gemm.K * gemm.N if name == "bias_grad" else gemm.M * gemm.N
-    return assume.EPILOGUE[name] * elements / (assume.ISSUE_LANES * gpu.sms * assume.CLOCK * gpu.clock)
+    rows = gemm.K if name == "bias_grad" else gemm.M
+    instructions = assume.EPILOGUE[name] * rows * gemm.N
+    per_second = assume.ISSUE_LANES * gpu.sms * assume.CLOCK * gpu.clock
+    return instructions / per_second

@@ -1,4 +1,4 @@
-"""Which instructions a thread executes: its integer arithmetic, which decides its branches, is run on the CPU.
+"""Which instructions a thread executes, found by running its integer arithmetic on the CPU.
 
 A kernel's loops depend on its parameters and on the thread's position alone, and so do its other branches, with few exceptions.
 `Walker.walk` therefore follows one thread through the machine code, with the values that integer_unit.py computes. What is loaded

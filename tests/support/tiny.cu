@@ -25,6 +25,7 @@ extern "C" __global__ void search(const int* x, int* y) {
     *y = i;
 }
 
+#if __CUDA_ARCH__ >= 800
 // As attention does: each step multiplies on the tensor cores and draws the masks of four counters.
 extern "C" __global__ void masked(const unsigned* x, unsigned* y, int steps, unsigned k0, unsigned k1) {
     float c[4] = {};
@@ -36,3 +37,4 @@ extern "C" __global__ void masked(const unsigned* x, unsigned* y, int steps, uns
     }
     y[threadIdx.x] = kept + __float_as_uint(c[0] + c[1] + c[2] + c[3]);
 }
+#endif

@@ -66,7 +66,7 @@ BITS = {0.5: 0x3F000000, 3.0: 0x40400000}
         ("SHF.L.W.U32.HI R0, R1, 0xd, R1", {"R1": 0x80000001}, {"R0": 0x3000}),
         ("SHF.R.S32.HI R0, RZ, 0x1f, R1", {"R1": 1 << 31}, {"R0": MAX}),
         ("SHF.R.U64 R0, R1, 0x2, R2", {"R1": 5, "R2": 3}, {"R0": 0xC0000001}),
-        ("SHF.L.U64.HI R0, R1, 0x2, R2", {"R1": 0xC0000000, "R2": 1, "R5": 6}, {"R0": 7}),
+        ("SHF.L.U64.HI R0, R2, 0x2, R3", {"R2": 0xC0000000, "R3": 1, "R1": 6}, {"R0": 7, "R1": 6}),
         ("LOP3.LUT P0, RZ, R1, 0x3, RZ, 0xc0, !PT", {"R1": 12}, {"P0": 0}),
         ("LOP3.LUT R0, R1, R2, R3, 0x96, !PT", {"R1": 1, "R2": 3, "R3": 4}, {"R0": 6}),
         ("PLOP3.LUT P0, PT, P1, P2, PT, 0xa8, 0x0", {"P1": 1, "P2": 0}, {"P0": 1}),
@@ -134,6 +134,8 @@ def test_unknown_branches_follow_the_rule(monkeypatch):
     assert rare.issued == [1, 1, 1, 0, 1, 0]
     both = walk(*loaded, "@P0 BRA `(end)", "FADD R1, R1, R1", "end:", "EXIT")
     assert both.issued == [1, 1, 1, 1, 1]
+    diverged = walk("BRA.DIV UR4, `(slow)", "EXIT", "slow:", "EXIT")
+    assert diverged.issued == [1, 1, 0]
     loop = walk("again:", *loaded, "@P0 BRA `(again)", "EXIT")
     assert (loop.issued, loop.undecided) == ([1, 1, 1, 1], {2})
     monkeypatch.setattr(thread_walk, "LIMIT", 1000)

@@ -140,8 +140,9 @@ def test_clocks_of_instructions():
         (132, 27776, 128, "H200", 3),  # 136 registers: 3 warps in each quarter of the SM
         (32, 0, 256, "H200", 8),  # 2048 threads
         (16, 0, 32, "H200", 32),  # 32 blocks
-        (32, 60000, 128, "A100", 2),  # 164 KiB, of which a block takes 61024 bytes
-        (32, 60000, 128, "H200", 3),
+        (132, 0, 32, "H200", 12),
+        (32, 55500, 128, "A100", 2),  # 164 KiB, of which a block takes 56576 bytes with those that the system owns
+        (32, 56524, 128, "H200", 4),  # 228 KiB; code for 9.0 counts the system's bytes itself
         (64, 0, 256, "T4", 4),  # 1024 threads
         (255, 0, 1024, "T4", 1),  # it could not run; the model needs one block
     ],
@@ -213,17 +214,17 @@ def test_launches_that_differ_in_addresses_are_counted_once(monkeypatch):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["H200", "A100", "RTX 4090", "B200", "RTX 5090"])
-@pytest.mark.parametrize("precision", ["bf16", "float32"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [*((name, "bf16") for name in ("H200", "A100", "RTX 4090", "B200", "RTX 5090")), ("H200", "float32")],
+)
 def test_every_kernel_of_a_run_is_counted(name, precision, compiler):
-    """All loops of all kernels end, attention executes whole tiles on the tensor cores, and masks take half of its ALU."""
+    """All loops of all kernels end, and attention executes whole tiles on the tensor cores."""
     gpu = gpus.GPUS[name]
     runtime = traced(precision=precision)
     estimates = step_model.estimate(runtime.launches, gpu, precision)
     check_estimates(runtime, estimates, gpu, precision)
     assert not [entry.kernel for entry in estimates if entry.undecided]
-    attention = [entry for entry in estimates if entry.kernel.startswith("attention")]
-    assert all(entry.mask_share > 0.2 for entry in attention)
     if precision == "bf16":
         forward = next(x for _, x in runtime.launches if isinstance(x, Launch) and x.kernel == "attention_forward")
         counted = launch_count.count(forward, gpu, gpu.bf16)
