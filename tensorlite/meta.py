@@ -13,7 +13,6 @@ from typing import Any
 from tensorlite import op_info
 from tensorlite.reference.ops import ReferenceOps
 
-
 ITEMSIZES = {"bool": 1, "uint32": 4}  # of saved arrays; a "float" has the item size of the activations
 
 
