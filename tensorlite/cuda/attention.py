@@ -22,6 +22,7 @@ WARPS, TILE = 8, 32  # of attention.cu
 MMA_TILE, MMA_QUERIES, MMA_THREADS = 64, 32, 128  # of attention_tiles.cuh and attention_mma.cu
 MASK_TILE = 64  # of attention_mask.cuh
 MMA_MAX_D = 128  # the largest head size whose accumulators fit in registers
+MMA_MAX_SIZE = 2**31 - 1  # elements of one sequence of qkv, in which the kernels of attention_mma.cu count with 32 bits
 
 
 class AttentionCache(NamedTuple):
@@ -66,6 +67,8 @@ def attention_forward(
         k, v = kv_cache.extend(k, v)  # (B, H, S, D)
     D = q.shape[-1]
     S = k.shape[2]
+    if T * C3 > MMA_MAX_SIZE:
+        raise ValueError(f"attention: a sequence of qkv has at most {MMA_MAX_SIZE} elements, not {T} x {C3}")
     y = ops.empty((B, T, C3 // 3))
     lse = ops.float32(B, n_head, T) if kv_cache is None else None
     dropout = ops.dropout_params((B, n_head, T, S), p, key)

@@ -14,7 +14,7 @@ from cases import CASES
 from cuda_bounds import FLOAT32, REFERENCE, UNIT, F
 from cuda_machines import KEY, PRECISIONS, as_bytes, both, every_precision, generator, in_float64
 from cuda_op_checks import CHECKS, UNFUSED, check, check_all, cross_entropy_alone, embedding, linear, linear_cross_entropy, results
-from tensorlite.cuda import cross_entropy, launch, layernorm, reduce
+from tensorlite.cuda import attention, cross_entropy, launch, layernorm, reduce
 from tensorlite.cuda.attention import on_tensor_cores
 from tensorlite.cuda.op_info import OP_INFO
 from tensorlite.kv_cache import LayerCache
@@ -187,3 +187,12 @@ def test_attention_saves_a_mask_for_backward_alone(precision, T, monkeypatch):
     assert cache.mask is None
     ops.attention_forward(qkv, H, 0.3, KEY, LayerCache(T))
     assert masks[1:] == [None, None]
+
+
+@every_precision
+def test_a_sequence_too_long_for_32_bits_is_refused(precision, monkeypatch):
+    monkeypatch.setattr(attention, "MMA_MAX_SIZE", 4 * 48)
+    ops = both(precision).ops[0]
+    ops.attention_forward(np.zeros((2, 4, 48), ops.dtype), 1)
+    with pytest.raises(ValueError, match="attention: a sequence of qkv has at most 192 elements, not 5 x 48"):
+        ops.attention_forward(np.zeros((2, 5, 48), ops.dtype), 1)

@@ -13,7 +13,7 @@ CLOCK_HZ = 1.75e9  # of an H200's SMs, for the spinning kernel
 
 
 class TunedRuntime(DryRunRuntime):
-    """On it a kernel takes its roofline on an H200, whichever of the 16 algorithms of a GEMM is used. So none is dropped as too slow.
+    """On it a kernel takes its roofline on an H200, and a GEMM has 16 algorithms that take the same time, so none is dropped.
 
     timed: how many candidates were timed so far, once per round.
     tuning_s: the seconds that this took on the GPU, spinning included.

@@ -90,7 +90,7 @@ __device__ inline void load_row(float* to, const scalar_t* from) {
 // q: T rows. k, v: S rows; the first S - T + t + 1 of them are visible to query t. y: (B, T, H D). lse: (B, H, T), or null.
 // mask: receives the bits of the dropout mask, see attention_mask.cuh; null without dropout, or where no backward follows.
 // Grid: (B H, queries / WARPS). Shared memory: 2 TILE PITCH + WARPS D floats.
-extern "C" __global__ void __launch_bounds__(32 * WARPS, 3)
+extern "C" __global__ void __launch_bounds__(32 * WARPS, D > 128 ? 3 : 4)
 attention_forward(const scalar_t* q, Strides q_strides, const scalar_t* k, const scalar_t* v, Strides kv_strides, scalar_t* y,
                   float* lse, unsigned* mask, long long H, int T, int S, float scale, DropoutParams dropout) {
     DYNAMIC_SHARED(memory);
@@ -140,7 +140,7 @@ attention_forward(const scalar_t* q, Strides q_strides, const scalar_t* k, const
 // delta = dy . y. One warp per query. qkv: (B, T, 3 H D). dq: the first third of the last axis of an array of qkv's shape.
 // y, dy: (B, T, H D). delta: (B, H, T), which attention_backward_key reads. mask: that of forward, or null; inv_keep is 1 without
 // dropout. Shared memory: 2 TILE PITCH + 2 WARPS D floats.
-extern "C" __global__ void __launch_bounds__(32 * WARPS, 3)
+extern "C" __global__ void __launch_bounds__(32 * WARPS, D > 128 ? 3 : 4)
 attention_backward_query(const scalar_t* qkv, const scalar_t* y, const scalar_t* dy, const float* lse, float* delta, scalar_t* dq,
                          const unsigned* mask, long long H, int T, float scale, float inv_keep) {
     DYNAMIC_SHARED(memory);
@@ -182,7 +182,7 @@ attention_backward_query(const scalar_t* qkv, const scalar_t* y, const scalar_t*
 
 // dk = sum over the queries of ds q scale,  dv = sum over the queries of p_dropped dy. One warp per key.
 // dkv: the other two thirds of the array that dq is part of. Shared memory: 2 TILE PITCH + 2 WARPS D floats.
-extern "C" __global__ void __launch_bounds__(32 * WARPS, 3)
+extern "C" __global__ void __launch_bounds__(32 * WARPS, D > 128 ? 3 : 4)
 attention_backward_key(const scalar_t* qkv, const scalar_t* dy, const float* lse, const float* delta, scalar_t* dkv,
                        const unsigned* mask, long long H, int T, float scale, float inv_keep) {
     DYNAMIC_SHARED(memory);

@@ -168,6 +168,7 @@ attention_backward_key(const scalar_t* qkv, const scalar_t* dy, const float* lse
     for (int q0 = kv_tile * TILE; q0 < T; q0 += QUERIES) {
         load_tile<QUERIES>(q, q_base + q0 * 3 * C, 3 * C, T - q0);
         load_tile<QUERIES>(dy_shared, dy + (b * T + q0) * C + h * D, C, T - q0);
+#pragma unroll 1  // no thread has more than one query
         for (int i = threadIdx.x; i < QUERIES; i += THREADS) {
             long long at = (long long)blockIdx.x * T + q0 + i;
             lse_shared[i] = q0 + i < T ? lse[at] * LOG2_E : INFINITE;  // beyond the last query p is 0 everywhere

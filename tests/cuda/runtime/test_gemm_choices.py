@@ -32,7 +32,7 @@ def at(runtime, shape, offset=0):
 
 
 def test_an_algorithm_is_chosen_for_the_alignment_that_the_arrays_have(runtime):
-    """In each call another array, at last the bias, is aligned to less. It takes neither the plan nor the choice of a call before."""
+    """In each call another array, at last the bias, is aligned to less. The call uses no plan or choice of an earlier one."""
     for which, (offset, alignment) in enumerate([(256, 128), (64, 64), (16, 16), (8, 8), (2, 2)]):
         a, b, out = (at(runtime, (2048, 2048), offset * (which == i)) for i in (1, 2, 3))
         bias = at(runtime, (2048,), offset * (which == 4))
