@@ -1,5 +1,5 @@
 // The dropout mask of attention, one bit per query and key. attention_forward draws it and stores it, and both backward kernels
-// read it, because drawing takes more instructions than the rest of the arithmetic.
+// read it, because to draw it takes about as many instructions as the rest of a kernel.
 //
 // The mask of 64 queries and 64 keys is a tile of 128 words. Of each head, the tiles that the causal mask leaves visible are
 // stored, row by row:

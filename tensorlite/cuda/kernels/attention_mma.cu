@@ -16,8 +16,8 @@ constexpr float LOG2_E = 1.4426950408889634f;
 // Queries per tile in attention_backward_key. With half a tile, the registers hold three or four blocks at head size 64.
 constexpr int QUERIES = TILE / 2;
 
-// The blocks of attention_backward_key that an SM shall hold at a time, which limits the registers of a thread. Only the SMs of
-// compute capability 9.0 and 10.0 have room for a fourth without spilling.
+// The blocks of attention_backward_key that an SM shall hold at a time, which limits the registers of a thread. A fourth
+// would spill on compute capability 8.0, and 8.6, 8.9 and 12.0 lack the shared memory for it.
 #if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
 constexpr int KEY_BLOCKS = D > 64 ? 1 : 4;
 #else
