@@ -15,7 +15,7 @@ from tensorlite.cuda.runtime.signature import read_signatures
 
 SOURCES = {path.relative_to(KERNELS).as_posix(): path.read_text() for path in sorted(KERNELS.rglob("*.cu*"))}
 HEADERS = {name for name in SOURCES if name.endswith(".cuh")}
-ARCHITECTURES = (80, *(pytest.param(architecture, marks=pytest.mark.long) for architecture in (89, 90, 100)))
+ARCHITECTURES = (80, *(pytest.param(architecture, marks=pytest.mark.long) for architecture in (86, 89, 90, 100, 120)))
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,11 @@ from cases import CASES
 from cuda_bounds import FLOAT32, REFERENCE, UNIT, F
 from cuda_machines import KEY, PRECISIONS, as_bytes, both, every_precision, generator, in_float64
 from cuda_op_checks import CHECKS, UNFUSED, check, check_all, cross_entropy_alone, embedding, linear, linear_cross_entropy, results
-from tensorlite.cuda import cross_entropy, launch, layernorm, reduce
+from tensorlite.cuda import attention, cross_entropy, launch, layernorm, reduce
 from tensorlite.cuda.attention import on_tensor_cores
+from tensorlite.cuda.op_info import OP_INFO
+from tensorlite.kv_cache import LayerCache
+from tensorlite.meta import MetaArray, MetaOps, cache_bytes
 
 
 @every_precision
@@ -161,3 +164,36 @@ def test_which_attention_is_on_tensor_cores():
         found, reason = on_tensor_cores(bf16, *arguments)
         assert not found
         assert why in reason
+
+
+@every_precision
+@pytest.mark.parametrize("T", [1, 64, 72, 132])
+def test_attention_saves_a_mask_for_backward_alone(precision, T, monkeypatch):
+    """Its bytes are those that the op table claims. There is none without dropout, and none in a call with a KV cache."""
+    ops, B, H, D = both(precision).ops[0], 2, 2, 16
+    qkv, masks, launch_kernel = ops.empty((B, T, 3 * H * D)), [], ops.launch
+    qkv[...] = 0
+
+    def spy(*args, **options):
+        masks.append(options["mask"])
+        launch_kernel(*args, **options)
+
+    monkeypatch.setattr(ops, "launch", spy)
+    _, cache = ops.attention_forward(qkv, H, 0.3, KEY)
+    _, claimed = MetaOps(OP_INFO).attention_forward(MetaArray(qkv.shape, 4), H, 0.3, KEY)
+    assert cache.mask.nbytes + cache.lse.nbytes == cache_bytes(claimed[2])
+    assert cache.mask.size * 32 == B * H * 64**2 * {1: 1, 64: 1, 72: 3, 132: 6}[T]
+    assert masks == [cache.mask]
+    _, cache = ops.attention_forward(qkv, H, 0.3, None)
+    assert cache.mask is None
+    ops.attention_forward(qkv, H, 0.3, KEY, LayerCache(T))
+    assert masks[1:] == [None, None]
+
+
+@every_precision
+def test_a_sequence_too_long_for_32_bits_is_refused(precision, monkeypatch):
+    monkeypatch.setattr(attention, "MMA_MAX_SIZE", 4 * 48)
+    ops = both(precision).ops[0]
+    ops.attention_forward(np.zeros((2, 4, 48), ops.dtype), 1)
+    with pytest.raises(ValueError, match="attention: a sequence of qkv has at most 192 elements, not 5 x 48"):
+        ops.attention_forward(np.zeros((2, 5, 48), ops.dtype), 1)

@@ -33,7 +33,7 @@ from cuda_step_checks import (
 from shim.host import KERNELS, KernelError
 from tensorlite import Key
 
-MMA, SCALAR, TILES = "attention_mma.cu", "attention.cu", "attention_tiles.cuh"
+MMA, SCALAR, TILES, MASK = "attention_mma.cu", "attention.cu", "attention_tiles.cuh", "attention_mask.cuh"
 BARRIER = "__syncthreads();"
 tiles = functools.partial(attention, B=1, T=76, H=1)  # two of the tensor cores' tiles, the second with 12 of 64 rows
 masked = functools.partial(attention, B=1, T=76, p=0.3)  # and two heads, with three earlier rows of the batch
@@ -85,9 +85,22 @@ PLANTED = [
     (MMA, "dv, inv_keep, inv_keep);", "dv, 1.0f, 1.0f);", "bf16", masked),
     (MMA, "row) * T + kv_tile * TILE;\n            unsigned mask", "row) * T;\n            unsigned mask", "bf16", masked),
     (TILES, "lane - t + 2 * half + t / 2", "lane - t + 2 * half + t % 2", "bf16", masked),
-    (TILES, "+ r - own + own / 2 * 8", "+ r - own + own % 2 * 8", "bf16", masked),
-    (TILES, "(r - own + i) * 4 + t) >> own", "(r - own + i) * 4 + t) >> i", "bf16", masked),
-    (SCALAR, "dropout.offset + row * T + s", "row * T + s", "float32", masked_rows),
+    (TILES, "4 * (2 * t + i) + r / 2", "4 * (2 * t + i) + r % 4", "bf16", masked),
+    (TILES, "word >> (8 * w + r % 2)", "word >> (8 * w + r / 4)", "bf16", masked),
+    (TILES, "& 0x55) << (4 * j + i)", "& 0x55) << (4 * j + 2 * i)", "bf16", masked),
+    (TILES, "i / 2 * 4 + j % 2 * 2 + i % 2; }", "j % 2 * 4 + i / 2 * 2 + i % 2; }", "bf16", masked),
+    (MMA, "T, q_tile * TILE, kv_tile * TILE) + threadIdx.x] = ", "T, q_tile * TILE, 0) + threadIdx.x] = ", "bf16", masked),
+    (MMA, "mask ? mask[mask_tile(blockIdx.x, T, q_tile * TILE, kv_tile * TILE) + threadIdx.x] : ~0u", "~0u", "bf16", masked),
+    (MMA, "T, q0, kv_tile * TILE) + q0 % TILE / 16 * 32", "T, q0, kv_tile * TILE)", "bf16", masked),
+    (MMA, "T, q0, kv_tile * TILE) + q0", "T, q0, q0) + q0", "bf16", masked),
+    (MMA, "p[j][i] = apply_mask(p[j][i], mask_bits, bit, 1.0f);", "", "bf16", masked),
+    (MASK, "(head * (q_tiles", "(0 * (q_tiles", "bf16", masked),
+    (MASK, "+ q_tile * (q_tile + 1) / 2 +", "+ q_tile * (q_tile + 1) +", "bf16", masked),
+    (SCALAR, "mask[mask_word(T, t, kv0)]", "mask[mask_word(T, t, 0)]", "float32", masked_rows),
+    (SCALAR, "(MASK_TILE / 32) + s % MASK_TILE / 32", "(MASK_TILE / 32)", "float32", masked_rows),
+    (SCALAR, ">> s % 32 & 1;\n            p_dropped", ">> lane & 1;\n            p_dropped", "float32", masked_rows),
+    (SCALAR, "p_dropped = keep ? p * inv_keep : 0.0f;", "p_dropped = p;", "float32", masked_rows),
+    (SCALAR, "dropout.offset + ((long long)blockIdx.x * T + t) * S", "((long long)blockIdx.x * T + t) * S", "float32", masked_rows),
     ("random.cuh", "17, 29, 16, 24}", "17, 29, 24, 16}", "float32", dropout),
     ("random.cuh", "(x.y & 0xffffu) >= thr", "(x.y & 0xffffu) > thr", "float32", functools.partial(threshold, element=2)),
     ("random.cuh", "counter, (unsigned)(counter >> 32)", "counter, 0u", "float32",

@@ -100,7 +100,7 @@ def test_a_choice_is_made_once(gpu, cupy, monkeypatch):
     from tensorlite.cuda.runtime.device import CudaRuntime
 
     r, results = np.random.default_rng(0), []
-    x, w, b = (cupy.asarray(r.standard_normal(shape).astype(np.float32)) for shape in ((64, 48), (48, 96), (96,)))
+    x, w, b = (cupy.asarray(r.standard_normal(shape).astype(np.float32)) for shape in ((2048, 2048), (2048, 2048), (2048,)))
     results.append(on_host(CUDAOps("tf32", runtime=gpu).linear_forward(x, w, b)[0]))
     if not gpu.autotune_cache.path.exists():
         pytest.skip(f"{gpu.autotune_cache.path} cannot be written")
