@@ -13,6 +13,8 @@ from typing import Any
 from tensorlite import op_info
 from tensorlite.reference.ops import ReferenceOps
 
+ITEMSIZES = {"bool": 1, "uint32": 4}  # of saved arrays; a "float" has the item size of the activations
+
 
 class MetaArray:
     """An array with a shape and an item size but no data. Views share the `base` that owns the bytes."""
@@ -76,7 +78,7 @@ def _forward(name: str) -> Any:
         y = MetaArray(op.output(a), itemsize)
         self.add_flops(f"{name}_forward", op.flops(a))
         refs = [y if x == "y" else getattr(a, x) for x in op.saved_refs]
-        saved = [MetaArray(shape, itemsize if dtype == "float" else 1) for shape, dtype in op.saved_new(a)]
+        saved = [MetaArray(shape, ITEMSIZES.get(dtype, itemsize)) for shape, dtype in op.saved_new(a)]
         self.largest = max(self.largest, y.size, *(array.size for array in saved))
         if name == "attention" and a.kv_cache is not None:
             a.kv_cache.length += a.qkv.shape[1]

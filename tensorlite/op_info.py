@@ -23,7 +23,9 @@ class OpInfo:
     inputs: tuple[str, ...]  # the differentiable arguments, in the order backward returns their gradients
     output: Callable[[Arguments], Shape]  # shape of y; its dtype is that of the first differentiable argument
     saved_refs: tuple[str, ...]  # arguments, or "y", that the cache refers to; they take no bytes of their own
-    saved_new: Callable[[Arguments], list[tuple[Shape, str]]]  # arrays allocated for the cache: shape, and dtype ("float", "bool")
+    saved_new: Callable[
+        [Arguments], list[tuple[Shape, str]]
+    ]  # arrays allocated for the cache: shape, and "float", "bool" or "uint32"
     flops: Callable[[Arguments], float]  # of forward: a multiply-add is 2, any elementwise function is 1
     backward_flops: Callable[[Arguments], float]
 

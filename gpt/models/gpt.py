@@ -2,7 +2,7 @@
 
 Forward stands directly above backward. Both are op calls alone: no arithmetic and no allocation happens here, and a test makes
 sure. Read a forward line by line downwards and its backward upwards. `diff gpt/models/residual.py gpt/models/gpt.py` is what
-layernorm adds. Shapes: idx, targets (B, T); x, h, a, m (B, T, C); logits (B, T, V).
+layernorm changes. Shapes: idx, targets (B, T); x, h, a, m (B, T, C); logits (B, T, V).
 """
 
 from gpt.config import ModelConfig
@@ -39,10 +39,15 @@ def init(config: ModelConfig) -> list[Param]:
 
 
 def block_forward(
-    ops: Ops, x: Array, p: Params, config: ModelConfig, layer: int, key: Key | None, kv_cache: LayerCache | None
-) -> tuple[Array, tuple]:
-    """x = x + attention(layernorm(x));  x = x + mlp(layernorm(x))"""
-    (x, h), ln1_cache = ops.prenorm_layernorm_forward(x, p["ln1_w"], p["ln1_b"])
+    ops: Ops, x: Array, m: Array | None, p: Params, config: ModelConfig, layer: int, key: Key | None, kv_cache: LayerCache | None
+) -> tuple[Array, Array, tuple]:
+    """x = x + m;  a = attention(layernorm(x));  x = x + a;  m = mlp(layernorm(x))
+
+    One op computes a sum and its layernorm, so a block leaves its last sum to what comes next. It begins with the m of the block
+    before, None in the first block, and returns x and its own m.
+    """
+    mlp_key = ops.fold_in(key, layer - 1, "mlp_residual")
+    (x, h), ln1_cache = ops.dropout_add_layernorm_forward(x, m, p["ln1_w"], p["ln1_b"], p=config.dropout, key=mlp_key)
     a, attn_cache = ops.self_attention_forward(
         h,
         qkv_w=p["qkv_w"],
@@ -54,22 +59,20 @@ def block_forward(
         key=ops.fold_in(key, layer, "attention"),
         kv_cache=kv_cache,
     )
-    residual_key = ops.fold_in(key, layer, "attention_residual")
-    (x, h), ln2_cache = ops.dropout_add_layernorm_forward(x, a, p["ln2_w"], p["ln2_b"], p=config.dropout, key=residual_key)
+    attn_key = ops.fold_in(key, layer, "attention_residual")
+    (x, h), ln2_cache = ops.dropout_add_layernorm_forward(x, a, p["ln2_w"], p["ln2_b"], p=config.dropout, key=attn_key)
     m, mlp_cache = ops.mlp_forward(h, p["fc_w"], p["fc_b"], p["mlp_proj_w"], p["mlp_proj_b"], activation=config.activation)
-    x, residual_cache = ops.residual_forward(x, m, p=config.dropout, key=ops.fold_in(key, layer, "mlp_residual"))
-    return x, (ln1_cache, attn_cache, ln2_cache, mlp_cache, residual_cache)
+    return x, m, (ln1_cache, attn_cache, ln2_cache, mlp_cache)
 
 
-def block_backward(ops: Ops, dx: Array, cache: tuple) -> tuple[Array, Params]:
+def block_backward(ops: Ops, dx: Array, dm: Array, cache: tuple) -> tuple[Array, Array | None, Params]:
     """The same lines upwards. x was used twice by each half, so its gradients add, inside the two layernorm composites."""
-    ln1_cache, attn_cache, ln2_cache, mlp_cache, residual_cache = cache
-    dx, dm = ops.residual_backward(dx, residual_cache)
+    ln1_cache, attn_cache, ln2_cache, mlp_cache = cache
     dh, dfc_w, dfc_b, dmlp_proj_w, dmlp_proj_b = ops.mlp_backward(dm, mlp_cache)
     dx, da, dln2_w, dln2_b = ops.dropout_add_layernorm_backward((dx, dh), ln2_cache)
     dh, dqkv_w, _, dattn_proj_w, dattn_proj_b = ops.self_attention_backward(da, attn_cache)
-    dx, dln1_w, dln1_b = ops.prenorm_layernorm_backward((dx, dh), ln1_cache)
-    return dx, {
+    dx, dm, dln1_w, dln1_b = ops.dropout_add_layernorm_backward((dx, dh), ln1_cache)
+    dblock = {
         "ln1_w": dln1_w,
         "ln1_b": dln1_b,
         "qkv_w": dqkv_w,
@@ -82,6 +85,7 @@ def block_backward(ops: Ops, dx: Array, cache: tuple) -> tuple[Array, Params]:
         "mlp_proj_w": dmlp_proj_w,
         "mlp_proj_b": dmlp_proj_b,
     }
+    return dx, dm, dblock
 
 
 def trunk_forward(
@@ -91,15 +95,17 @@ def trunk_forward(
     start = kv_cache.length if kv_cache else 0
     tok, emb_cache = ops.embedding_forward(idx, params["wte"])
     x, pos_cache = ops.position_embedding_forward(tok, params["wpe"], start)
+    m = None  # no block is before the first
     block_caches = []
     for i, p in enumerate(params["blocks"]):
         layer_cache = kv_cache.layers[i] if kv_cache else None
-        x, block_cache = block_forward(ops, x, p, config, i, key, layer_cache)
+        x, m, block_cache = block_forward(ops, x, m, p, config, i, key, layer_cache)
         if with_cache:
             block_caches.append(block_cache)
         del block_cache
-    x, lnf_cache = ops.layernorm_forward(x, params["lnf_w"], params["lnf_b"])
-    return x, (emb_cache, pos_cache, block_caches, lnf_cache)
+    mlp_key = ops.fold_in(key, config.n_layer - 1, "mlp_residual")
+    (_, h), lnf_cache = ops.dropout_add_layernorm_forward(x, m, params["lnf_w"], params["lnf_b"], p=config.dropout, key=mlp_key)
+    return h, (emb_cache, pos_cache, block_caches, lnf_cache)
 
 
 def head_weight(params: Params) -> Array:
@@ -117,8 +123,8 @@ def forward(
     key: None for no dropout.
     with_cache: False where no backward follows.
     """
-    x, trunk_cache = trunk_forward(ops, params, idx, config, key, with_cache, kv_cache=None)
-    loss, head_cache = ops.linear_cross_entropy_forward(x, head_weight(params), params["head_b"], targets)
+    h, trunk_cache = trunk_forward(ops, params, idx, config, key, with_cache, kv_cache=None)
+    loss, head_cache = ops.linear_cross_entropy_forward(h, head_weight(params), params["head_b"], targets)
     cache = (trunk_cache, head_cache, params["head_w"] is None)
     return loss, cache if with_cache else ()
 
@@ -127,11 +133,11 @@ def backward(ops: Ops, dloss: Array | float, cache: tuple) -> Params:
     """The gradient of every parameter, as a tree of the same names. dloss scales all of them."""
     trunk_cache, head_cache, tied = cache
     emb_cache, pos_cache, block_caches, lnf_cache = trunk_cache
-    dx, dhead_w, dhead_b = ops.linear_cross_entropy_backward(dloss, head_cache)
-    dx, dlnf_w, dlnf_b = ops.layernorm_backward(dx, lnf_cache)
+    dh, dhead_w, dhead_b = ops.linear_cross_entropy_backward(dloss, head_cache)
+    dx, dm, dlnf_w, dlnf_b = ops.dropout_add_layernorm_backward((None, dh), lnf_cache)  # nothing else reads the last x
     dblocks: list[Params] = []
     for block_cache in reversed(block_caches):
-        dx, dblock = block_backward(ops, dx, block_cache)
+        dx, dm, dblock = block_backward(ops, dx, dm, block_cache)
         dblocks.insert(0, dblock)
     dx, dwpe = ops.position_embedding_backward(dx, pos_cache)
     dwte = ops.embedding_backward(dx, emb_cache)
@@ -151,6 +157,6 @@ def backward(ops: Ops, dloss: Array | float, cache: tuple) -> Params:
 
 def logits(ops: Ops, params: Params, idx: Array, config: ModelConfig, kv_cache: KVCache | None = None) -> Array:
     """(B, T, V): scores of the next token after each position. kv_cache: a KVCache of the text before idx, extended by it."""
-    x, _ = trunk_forward(ops, params, idx, config, key=None, with_cache=False, kv_cache=kv_cache)
-    y, _ = ops.linear_forward(x, head_weight(params), params["head_b"])
+    h, _ = trunk_forward(ops, params, idx, config, key=None, with_cache=False, kv_cache=kv_cache)
+    y, _ = ops.linear_forward(h, head_weight(params), params["head_b"])
     return y

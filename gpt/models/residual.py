@@ -1,6 +1,6 @@
 """Stage 5, residual: blocks of attention and MLP around a residual stream, without layernorm.
 
-`diff gpt/models/residual.py gpt/models/gpt.py` is what layernorm adds.
+`diff gpt/models/residual.py gpt/models/gpt.py` is what layernorm changes.
 Shapes: idx, targets (B, T); x, a, m (B, T, C); logits (B, T, V).
 """
 

@@ -39,7 +39,6 @@ RETURN_NAMES: dict[str, tuple[str, ...]] = {
     "residual_forward": ("out",),
     "residual_backward": ("dx", "dy"),
     "cross_entropy_backward": ("dlogits",),
-    "prenorm_layernorm_backward": ("dx",),
     "add": ("sum",),
     "head_weight": ("w",),
 }

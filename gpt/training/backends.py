@@ -57,17 +57,20 @@ def _cpu() -> Backend:
 def _cuda(want: PrecisionName) -> Backend:
     """The CUDA backend. Its libraries are loaded here, so that a missing one is reported before any work."""
     from tensorlite.cuda import CUDAOps
+    from tensorlite.cuda.loss_scale import DeviceLossScale
+    from tensorlite.cuda.ops import SCALED
     from tensorlite.cuda.runtime.device import CudaRuntime
 
     runtime = CudaRuntime(want)
     precision: Any = runtime.precision
+    loss_scale = DeviceLossScale(runtime) if precision in SCALED else None  # one for all shards
     kernels = f"kernels in {precision}"
     if want == "auto":
         kernels += f" (auto: the GPU has compute capability {runtime.capability / 10})"
     return Backend(
         "fast",
         f"{kernels} for {_overridden(CUDAOps)} and adamw, matmuls by cuBLASLt, a single shard's step as one graph",
-        lambda: CUDAOps(precision, check=False, runtime=runtime),
+        lambda: CUDAOps(precision, check=False, runtime=runtime, loss_scale=loss_scale),
         itemsize=2 if precision in ("bf16", "fp16") else 4,
     )
 

@@ -27,12 +27,14 @@ from gpt.models import MODELS
 from gpt.params import Param, ParamTable
 from gpt.training.step import TrainState
 from tensorlite.arrays import to_numpy
+from tensorlite.loss_scale import LossScale
 
 FORMAT = "tensorlite-checkpoint-1"
 BUFFERS = ("params", "m", "v")
 SMALL_HEADER = 2**20  # bytes: up to here a header may be larger than the tensors it describes
 LARGE_FILE = 2**26  # bytes: a larger file is compared with the memory of the machine
-ADDED_FIELDS = {"val_chars": 0}  # fields that are newer than the first files of this format, and what their absence means
+# Fields that are newer than the first files of this format, and what their absence means.
+ADDED_FIELDS: dict[str, Any] = {"val_chars": 0, "loss_scale": None}
 MAX_FIELDS = 200  # a description has about forty
 
 
@@ -52,6 +54,7 @@ class Checkpoint:
     params: np.ndarray  # (size,), like m and v
     m: np.ndarray
     v: np.ndarray
+    loss_scale: LossScale | None = None  # of a float16 run
 
     def __post_init__(self) -> None:
         """Check the fields: what `load` would refuse is never saved. Raises ValueError."""
@@ -102,6 +105,10 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
             )
     about = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint) if f.name not in BUFFERS}
     about |= {"model": dataclasses.asdict(checkpoint.model), "train": dataclasses.asdict(checkpoint.train)}
+    if checkpoint.loss_scale is None:
+        del about["loss_scale"]  # so that earlier versions can read the file
+    else:
+        about["loss_scale"] = dataclasses.asdict(checkpoint.loss_scale)
     metadata = {"format": FORMAT, "about": json.dumps(about, sort_keys=True)}
     metadata["sha256"] = _hash(tensors, metadata["about"])
     data = safetensors.numpy.save(tensors, metadata)
@@ -248,6 +255,8 @@ def _parse_about(text: str) -> dict[str, Any]:
     about = _fields_of(Checkpoint, json.loads(text))
     about["model"] = ModelConfig(**_fields_of(ModelConfig, about["model"]))
     about["train"] = TrainConfig(**_fields_of(TrainConfig, about["train"]))
+    if about["loss_scale"] is not None:
+        about["loss_scale"] = LossScale(**_fields_of(LossScale, about["loss_scale"]))
     return about
 
 

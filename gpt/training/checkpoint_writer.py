@@ -13,6 +13,7 @@ from gpt.training.plots import loss_curve
 from gpt.training.run_setup import RunSetup
 from gpt.training.step import TrainState
 from tensorlite import to_numpy
+from tensorlite.loss_scale import LossScale
 
 Record = dict[str, Any]  # of one evaluation, a line of metrics.jsonl
 
@@ -39,7 +40,14 @@ class CheckpointWriter:
             console.note(f"{error}; the next evaluation tries again")
 
     def save_async(
-        self, state: TrainState, history: list[Record], *, val_loss: float, best_val: float, is_best: bool = False
+        self,
+        state: TrainState,
+        history: list[Record],
+        *,
+        val_loss: float,
+        best_val: float,
+        is_best: bool = False,
+        loss_scale: LossScale | None = None,
     ) -> None:
         """Copy the state, and let the thread write the copy to a checkpoint and draw the loss curve.
 
@@ -48,6 +56,7 @@ class CheckpointWriter:
         val_loss: of this state; NaN: it is not evaluated.
         best_val: the lowest validation loss of the run so far.
         is_best: whether it is the loss of this state. The checkpoint is then both the best and the last one.
+        loss_scale: of a float16 run, after this step.
 
         Raises the error of the previous save. An error of this save is raised by the next call, or by `wait`.
         """
@@ -63,6 +72,7 @@ class CheckpointWriter:
             best_val=best_val,
             data_sha256=self.setup.corpus.sha256,
             drop_unknown=self.setup.drop_unknown,
+            loss_scale=loss_scale,
             **buffers,
         )
         self._pending_save = self._thread.submit(self._save, saved, is_best, list(history))

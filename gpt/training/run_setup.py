@@ -65,6 +65,8 @@ class RunSetup:
         if self.weights is not None:
             buffers = (getattr(self.weights, name) for name in checkpoint.BUFFERS)
             facts["the checkpoint"] = f"{_digest(*buffers)} at step {self.weights.step}"
+            if self.weights.loss_scale is not None:
+                facts["the loss scale"] = str(self.weights.loss_scale)
         return facts | dataclasses.asdict(self.model) | dataclasses.asdict(self.train)
 
 

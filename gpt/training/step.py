@@ -69,7 +69,7 @@ def loss_and_gradients(
         batch_key = ops.fold_in(key, 0, "batch")
         idx, targets = ops.get_batch(task.data, batch_key, len(batch_rows), config.block_size)
         loss, cache = task.model.forward(ops, params, idx, targets, config, key if config.dropout else None)
-        grads = task.model.backward(ops, dloss, cache)
+        grads = task.model.backward(ops, ops.scale_loss(dloss), cache)
         ops.pack_grads(state.table.leaves(grads), slots, add=micro_step > 0)
         total = ops.accumulate_loss(total, loss, dloss)
     return total

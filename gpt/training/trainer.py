@@ -18,6 +18,7 @@ from gpt.training.evaluate import split_loss, train_loss
 from gpt.training.run_setup import RunSetup
 from gpt.training.step import learning_rate
 from tensorlite import Array
+from tensorlite.loss_scale import LossScale
 
 
 class PendingStep(NamedTuple):
@@ -53,6 +54,7 @@ class Trainer:
         self.log: Callable[[str], None] = tqdm.write
         if setup.resumed and setup.weights is not None:
             self._restore_history(setup.weights)
+            self._set_loss_scale(setup.weights.loss_scale)
 
     def _restore_history(self, start: Checkpoint) -> None:
         """Continue the records, the clock and the best loss of a resumed run."""
@@ -130,15 +132,31 @@ class Trainer:
     def sync(self) -> float:
         """Wait for the pending steps. Return the last loss, or NaN if none was pending.
 
-        Raises TrainingError if a loss or a gradient norm is not finite. Earlier checkpoints are left untouched.
+        Raises TrainingError if a loss or a gradient norm is not finite. Earlier checkpoints are left untouched. If the norm is not
+        finite only because the loss scale was too large, the device has skipped the update, and a line of the log says so.
         """
         done, self.pending = self.pending, []
         values = self.workers.ops.to_floats([update.loss for update in done] + [update.norm for update in done])  # one wait
         losses, norms = values[: len(done)], values[len(done) :]
         for update, loss, norm in zip(done, losses, norms, strict=True):
-            if not (math.isfinite(loss) and math.isfinite(norm)):
+            if not (math.isfinite(loss) and self._is_norm_good(update.step, norm)):
                 raise self._not_finite_error(update.step, f"the loss is {loss}, the gradient's norm {norm}")
         return losses[-1] if losses else math.nan
+
+    def _is_norm_good(self, step: int, norm: float) -> bool:
+        """Return whether the run can go on after a step with this norm. A run in float16 can if a smaller loss scale is left."""
+        before = self.loss_scale
+        if before is None:
+            return math.isfinite(norm)
+        after = self.workers.ops.loss_scale.follow(norm)
+        if after.skipped_steps == before.skipped_steps:
+            return True
+        if after.scale == before.scale:
+            return False
+        if self.is_writer:
+            scales = f"{before.scale:.0f} -> {after.scale:.0f}"
+            self.log(f"step {step}: the gradient overflowed in fp16; update skipped, loss scale {scales}")
+        return True
 
     def _not_finite_error(self, step: int, what: str) -> TrainingError:
         """The error to raise. It names the first bad tensor as of now, on a GPU up to max_in_flight - 1 updates later."""
@@ -155,13 +173,28 @@ class Trainer:
     def rolled_back(self) -> Iterator[None]:
         """Undo at the end of the block the steps that are made in it, which are made to be timed."""
         before = self.state.copy()
+        loss_scale = self.loss_scale
+        log, self.log = self.log, lambda _: None
         try:
             yield
         finally:
+            self.log = log
             self.pending.clear()
+            self._set_loss_scale(loss_scale)
             for buffer, values in zip(self.state.buffers(), before.buffers(), strict=True):
                 buffer[...] = values
             self.state.step = before.step
+
+    @property
+    def loss_scale(self) -> LossScale | None:
+        """The loss scale of a run in float16, after the last step that was read."""
+        on_device = self.workers.ops.loss_scale
+        return None if on_device is None else on_device.value
+
+    def _set_loss_scale(self, value: LossScale | None) -> None:
+        """Go on with this loss scale, if the run has one. Without a value it keeps its own."""
+        if value is not None and self.workers.ops.loss_scale is not None:
+            self.workers.ops.loss_scale.set(value)
 
     def params(self) -> dict[str, Any]:
         """The parameters as the model reads them."""
@@ -180,7 +213,7 @@ class Trainer:
 
         Raises TrainingError if the validation loss is not finite.
         """
-        step = self.state.step
+        step, scale = self.state.step, self.loss_scale
         train_loss, val_loss = self.train_loss(), self.val_loss()
         if not math.isfinite(val_loss):
             raise self._not_finite_error(step, f"the validation loss is {val_loss}")
@@ -193,6 +226,7 @@ class Trainer:
                 "tokens_per_s": round(self.clock.tokens_per_second, 1),
                 "elapsed_s": round(self.clock.elapsed, 3),
             }
+            | ({} if scale is None else {"loss_scale": scale.scale, "skipped_steps": scale.skipped_steps})
         )
         self.last_eval_step = step
         is_best = val_loss < self.best_val
@@ -205,7 +239,14 @@ class Trainer:
     def save(self, val_loss: float, is_best: bool = False) -> None:
         """Let rank 0 write the state to a checkpoint, on a thread. val_loss: NaN if this step is not evaluated."""
         if self.is_writer:
-            self.writer.save_async(self.state, self.history, val_loss=val_loss, best_val=self.best_val, is_best=is_best)
+            self.writer.save_async(
+                self.state,
+                self.history,
+                val_loss=val_loss,
+                best_val=self.best_val,
+                is_best=is_best,
+                loss_scale=self.loss_scale,
+            )
 
     def summary(self) -> str:
         """The last line of a run."""

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 STRIDES = np.dtype([("batch", "i8"), ("head", "i8"), ("row", "i8")])  # attention.cu: Strides
 WARPS, TILE = 8, 32  # of attention.cu
 MMA_TILE, MMA_QUERIES, MMA_THREADS = 64, 32, 128  # of attention_tiles.cuh and attention_mma.cu
+MASK_TILE = 64  # of attention_mask.cuh
 MMA_MAX_D = 128  # the largest head size whose accumulators fit in registers
 QUERY_TILE_ROWS = 4 * MMA_TILE  # the rows of tiles of attention_backward_query, which needs the most shared memory
+MMA_MAX_SIZE = 2**31 - 1  # elements of one sequence of qkv, in which the kernels of attention_mma.cu count with 32 bits
 
 
 class AttentionCache(NamedTuple):
@@ -31,7 +33,8 @@ class AttentionCache(NamedTuple):
     n_head: int
     y: Array
     lse: Array  # (B, H, T), float32: the log of each row's softmax denominator
-    dropout: np.ndarray  # the struct that draws the mask again
+    mask: Array | None  # the bits of the dropout mask, see mask_shape
+    inv_keep: float  # 1 / the probability of keeping an element
 
 
 def on_tensor_cores(ops: "CUDAOps", D: int, T: int, dropout: bool, kv_cache: bool = False) -> tuple[bool, str]:
@@ -50,10 +53,16 @@ def on_tensor_cores(ops: "CUDAOps", D: int, T: int, dropout: bool, kv_cache: boo
     return True, "tensor cores"
 
 
+def mask_shape(B: int, n_head: int, T: int) -> tuple[int, int, int, int]:
+    """Return the shape of a dropout mask in 32-bit words, in tiles of 64 queries and 64 keys: kernels/attention_mask.cuh."""
+    tiles = ceil_div(T, MASK_TILE)
+    return B, n_head, tiles * (tiles + 1) // 2, MASK_TILE * MASK_TILE // 32
+
+
 def attention_forward(
     ops: "CUDAOps", qkv: Array, n_head: int, p: float = 0.0, key: Key | None = None, kv_cache: LayerCache | None = None
 ) -> tuple[Array, AttentionCache | None]:
-    """y = dropout(softmax(mask(q k^T / sqrt(D)))) v. The cache refers to qkv and y, and holds lse: (B, H, T) float32."""
+    """y = dropout(softmax(mask(q k^T / sqrt(D)))) v. The cache refers to qkv and y, and holds lse and the mask's bits."""
     array_namespace(qkv)
     B, T, C3 = qkv.shape
     qkv = ops.operand(qkv)
@@ -62,25 +71,30 @@ def attention_forward(
         k, v = kv_cache.extend(k, v)  # (B, H, S, D)
     D = q.shape[-1]
     S = k.shape[2]
+    if T * C3 > MMA_MAX_SIZE:
+        raise ValueError(f"attention: a sequence of qkv has at most {MMA_MAX_SIZE} elements, not {T} x {C3}")
     y = ops.empty((B, T, C3 // 3))
     lse = ops.float32(B, n_head, T) if kv_cache is None else None
     dropout = ops.dropout_params((B, n_head, T, S), p, key)
+    drops = bool(dropout["threshold"])
+    mask = ops.empty(mask_shape(B, n_head, T), np.dtype(np.uint32)) if drops and kv_cache is None else None
     if y.size:
         size = (B * n_head, T, D)
-        args = {"y": y, "lse": lse, "H": n_head, "dropout": dropout, "flops": 2 * _gemm_flops(B * n_head, T, S, D)}
-        if on_tensor_cores(ops, D, T, bool(dropout["threshold"]), kv_cache is not None)[0]:
+        args = {"y": y, "lse": lse, "mask": mask, "H": n_head, "dropout": dropout}
+        args["flops"] = 2 * _gemm_flops(B * n_head, T, S, D)
+        if on_tensor_cores(ops, D, T, drops, kv_cache is not None)[0]:
             _launch_mma(ops, "attention_forward", *size, tile_rows=3 * MMA_TILE, qkv=qkv, **args)
         else:
             args |= {"q": q, "q_strides": _strides(q), "k": k, "v": v, "kv_strides": _strides(k), "S": S}
             _launch_scalar(ops, "attention_forward", *size, rows_per_warp=1, **args)
     if kv_cache is not None:  # generation has no backward
         return y, None
-    return y, AttentionCache(qkv, n_head, y, lse, dropout)
+    return y, AttentionCache(qkv, n_head, y, lse, mask, float(dropout["inv_keep"]) if drops else 1.0)
 
 
 def attention_backward(ops: "CUDAOps", dy: Array, cache: tuple) -> Array:
     """dq, dk and dv, packed as qkv is. The probabilities are recomputed from lse."""
-    qkv, n_head, y, lse, dropout = cache
+    qkv, n_head, y, lse, mask, inv_keep = cache
     array_namespace(dy, qkv)
     dy = ops.gradient(dy, y.shape, "attention")
     B, T, C = y.shape
@@ -91,10 +105,10 @@ def attention_backward(ops: "CUDAOps", dy: Array, cache: tuple) -> Array:
         return dqkv
     size = (B * n_head, T, D)
     gemm_flops = _gemm_flops(B * n_head, T, T, D)
-    args = {"qkv": qkv, "dy": dy, "lse": lse, "delta": delta, "H": n_head, "dropout": dropout}
+    args = {"qkv": qkv, "dy": dy, "lse": lse, "delta": delta, "mask": mask, "inv_keep": inv_keep, "H": n_head}
     by_query = args | {"y": y, "dq": dqkv[:, :, :C], "flops": 3 * gemm_flops}
     by_key = args | {"dkv": dqkv[:, :, C:], "flops": 4 * gemm_flops}
-    if on_tensor_cores(ops, D, T, bool(dropout["threshold"]))[0]:
+    if on_tensor_cores(ops, D, T, mask is not None)[0]:
         key_rows = 2 * MMA_TILE + 2 * MMA_QUERIES
         key_floats = 2 * MMA_QUERIES  # lse and delta of its queries
         _launch_mma(ops, "attention_backward_query", *size, tile_rows=QUERY_TILE_ROWS, **by_query)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from tensorlite.arrays import Array, array_namespace
 from tensorlite.cuda.cross_entropy import gradient, mean_loss
 from tensorlite.cuda.layout import pad_columns, whole_tiles
-from tensorlite.cuda.linear import padded_backward
+from tensorlite.cuda.linear import padded_backward, weight_gradients
+from tensorlite.cuda.reduce import known_sums
 from tensorlite.reference import composites
 from tensorlite.reference.cross_entropy import check_cross_entropy
 from tensorlite.reference.indices import check_indices
@@ -67,11 +68,10 @@ def mlp_backward(ops: "CUDAOps", dy: Array, cache: tuple) -> tuple[Array, Array,
     x, fc_w, has_fc_bias, h, a, proj_w, has_proj_bias = cache
     array_namespace(dy, a)
     F, C = proj_w.shape
+    known_dproj_b = known_sums(ops, dy)
     dy = ops.gradient(dy, (*a.shape[:-1], C), "mlp").reshape(-1, C)
     dh = ops.empty(h.shape)
-    dproj_w = ops.float32(F, C)
-    dproj_b = ops.float32(C) if has_proj_bias else None
-    ops.gemm(a.reshape(-1, F).T, dy, dproj_w, bias_grad=dproj_b)  # (F, N) @ (N, C)
+    dproj_w, dproj_b = weight_gradients(ops, a.reshape(-1, F), dy, has_proj_bias, known_dproj_b)
     ops.gemm(dy, proj_w.T, dh, dgelu_input=h)  # (N, C) @ (C, F)
     dx, dfc_w, dfc_b = padded_backward(ops, dh, x, fc_w, has_fc_bias)
     return dx, dfc_w, dfc_b, dproj_w, dproj_b

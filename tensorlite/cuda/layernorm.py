@@ -6,7 +6,7 @@ The kernel file says what differs; the derivation is in tensorlite/reference/lay
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tensorlite.arrays import Array, array_namespace
-from tensorlite.cuda.reduce import sum_rows
+from tensorlite.cuda.reduce import sum_later
 from tensorlite.cuda.runtime.device_key import NO_DROPOUT
 from tensorlite.integers import ceil_div, round_up
 from tensorlite.random import Key
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FILE = "layernorm.cu"
 WARPS = 4  # of layernorm.cu: rows that a block processes at a time
 ROW_BLOCKS = 1024  # the most blocks of forward
-PARTIAL_BLOCKS = 660  # the most blocks of backward, five per SM of an H200; each leaves a partial sum of dw and of db
+PARTIAL_BLOCKS = 660  # the most blocks of backward, five per SM of an H200; each leaves three partial sums
 
 
 def layernorm_forward(ops: "CUDAOps", x: Array, w: Array, b: Array | None = None, eps: float = 1e-5) -> tuple[Array, tuple]:
@@ -36,35 +36,38 @@ def layernorm_backward(ops: "CUDAOps", dy: Array, cache: tuple) -> tuple[Array, 
     return grads.dx, grads.dw, grads.db
 
 
-def prenorm_layernorm_backward(ops: "CUDAOps", dout: tuple[Array, Array], cache: tuple) -> tuple[Array, Array, Array | None]:
-    """dx = skip + layernorm_backward(dh), where dout = (skip, dh). The kernel adds the two in the same pass."""
-    skip, dh = dout
-    array_namespace(skip, dh)
-    grads = _backward(ops, dh, cache, skip=skip, dropout=NO_DROPOUT)
-    return grads.dx, grads.dw, grads.db
-
-
 def dropout_add_layernorm_forward(
-    ops: "CUDAOps", x: Array, y: Array, w: Array, b: Array | None, p: float = 0.0, key: Key | None = None
+    ops: "CUDAOps", x: Array, y: Array | None, w: Array, b: Array | None, p: float = 0.0, key: Key | None = None
 ) -> tuple[tuple[Array, Array], tuple]:
     """s = x + dropout(y),  h = layernorm(s). The cache holds dropout's struct and layernorm's cache."""
     array_namespace(x, y, w, b)
-    check_residual(x, y)
+    dropout, s = NO_DROPOUT, None
+    if y is not None:
+        check_residual(x, y)
+        y = ops.operand(y)
+        dropout = ops.dropout_params(x.shape, p, key)
+        s = ops.empty(x.shape)
     check_layernorm(x, w, b)
-    dropout = ops.dropout_params(x.shape, p, key)
-    s = ops.empty(x.shape)
-    h, norm_cache = _forward(ops, ops.operand(x), y=ops.operand(y), dropout=dropout, s=s, w=w, b=b, eps=1e-5)
-    return (s, h), (dropout, norm_cache)
+    h, norm_cache = _forward(ops, ops.operand(x), y=y, dropout=dropout, s=s, w=w, b=b, eps=1e-5)
+    return (norm_cache.x, h), (y is not None, dropout, norm_cache)
 
 
 def dropout_add_layernorm_backward(
-    ops: "CUDAOps", dout: tuple[Array, Array], cache: tuple
-) -> tuple[Array, Array, Array, Array | None]:
-    """dx = ds + layernorm_backward(dh),  dy = dropout_backward(dx), where dout = (ds, dh)."""
+    ops: "CUDAOps", dout: tuple[Array | None, Array], cache: tuple
+) -> tuple[Array, Array | None, Array, Array | None]:
+    """dx = ds + layernorm_backward(dh),  dy = dropout_backward(dx), where dout = (ds, dh).
+
+    The sum of dy over rows is the gradient of the bias that y ends with. Within a step it is handed on to linear_backward.
+    """
     ds, dh = dout
     array_namespace(ds, dh)
-    dropout, norm_cache = cache
+    has_branch, dropout, norm_cache = cache
     grads = _backward(ops, dh, norm_cache, skip=ds, dropout=dropout)
+    if not has_branch:
+        return grads.dx, None, grads.dw, grads.db
+    if ops.step_sums is not None:
+        ops.step_sums.summed = grads.dbranch
+        ops.step_sums.column_sums = grads.branch_sum
     return grads.dx, grads.dbranch, grads.dw, grads.db
 
 
@@ -118,10 +121,11 @@ class LayernormGradients(NamedTuple):
     dbranch: Array  # of y in s = x + dropout(y); without dropout it is dx itself
     dw: Array
     db: Array | None
+    branch_sum: Array  # of dbranch over its rows
 
 
 def _backward(ops: "CUDAOps", dh: Array, cache: tuple, skip: Array | None, dropout: Any) -> LayernormGradients:
-    """Launch layernorm_backward, and sum the blocks' partial sums of dw and db.
+    """Launch layernorm_backward, and sum the blocks' partial sums of dw, db and dbranch.
 
     skip: the gradient that reaches x past the norm, or None.
     dropout: the struct of the dropout before the norm, or NO_DROPOUT.
@@ -135,7 +139,7 @@ def _backward(ops: "CUDAOps", dh: Array, cache: tuple, skip: Array | None, dropo
     if skip is not None:
         skip = ops.gradient(skip, x.shape, "layernorm")
     dbranch = ops.empty(x.shape) if dropout["threshold"] else None
-    partial = ops.float32(blocks, 2 * round_up(C, 4))
+    partial = ops.float32(blocks, 3 * round_up(C, 4))
     ops.launch(
         FILE,
         "layernorm_backward",
@@ -154,5 +158,6 @@ def _backward(ops: "CUDAOps", dh: Array, cache: tuple, skip: Array | None, dropo
         rows=rows,
         defines={"scalar_t": ops.c_scalar(), "C": C},
     )
-    dw, db = sum_rows(ops, partial).reshape(2, -1)[:, :C]
-    return LayernormGradients(dx=dx, dbranch=dx if dbranch is None else dbranch, dw=dw, db=db if has_bias else None)
+    dw, db, branch_sum = sum_later(ops, partial).reshape(3, -1)[:, :C]
+    dbranch = dx if dbranch is None else dbranch
+    return LayernormGradients(dx=dx, dbranch=dbranch, dw=dw, db=db if has_bias else None, branch_sum=branch_sum)

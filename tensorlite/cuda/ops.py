@@ -1,6 +1,7 @@
 """class CUDAOps: the ops of the CUDA backend, their precision, and the 16-bit copy of the parameters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -19,8 +20,10 @@ from tensorlite.cuda import (
     layout,
     linear,
     optim,
+    reduce,
 )
 from tensorlite.cuda.launch import BLOCK, blocks
+from tensorlite.cuda.loss_scale import DeviceLossScale
 from tensorlite.cuda.op_info import OP_INFO
 from tensorlite.cuda.runtime import device_key
 from tensorlite.cuda.runtime.graph import CapturedStep
@@ -28,6 +31,7 @@ from tensorlite.reference.ops import ReferenceOps
 
 Precision = Literal["float32", "tf32", "fp16", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "fp16", "bf16")
+SCALED = ("fp16",)  # precisions in which small gradients are zero unless the loss is scaled
 MAX_IN_FLIGHT = 32  # how many steps may be running, or finished but unread
 
 
@@ -39,6 +43,7 @@ class CUDAOps(ReferenceOps):
         of them, sums are computed in float32, and parameters and their gradients are float32.
     check: as for ReferenceOps.
     runtime: the object that launches kernels; by default a `CudaRuntime` on the current device.
+    loss_scale: the loss scale of a training step. By default fp16 has one of its own, and the other precisions have none.
     Raises DeviceError where there is no such device, or a library is missing.
     """
 
@@ -47,7 +52,9 @@ class CUDAOps(ReferenceOps):
     max_in_flight = MAX_IN_FLIGHT
     warm_up = 2  # the first step compiles and autotunes, the second is captured
 
-    def __init__(self, precision: Precision = "bf16", *, check: bool = True, runtime: Any = None) -> None:
+    def __init__(
+        self, precision: Precision = "bf16", *, check: bool = True, runtime: Any = None, loss_scale: DeviceLossScale | None = None
+    ) -> None:
         super().__init__(check=check)
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
@@ -60,6 +67,10 @@ class CUDAOps(ReferenceOps):
         self.dtype = {"fp16": float16, "bf16": runtime.bfloat16}.get(precision, float32)
         self._c_scalars = {float32: "float", float16: "fp16", runtime.bfloat16: "bf16"}
         self.launch, self.address = runtime.launch, runtime.address
+        self.step_sums: reduce.StepSums | None = None  # None outside a step
+        self.loss_scale = loss_scale
+        if loss_scale is None and precision in SCALED:
+            self.loss_scale = DeviceLossScale(runtime)
 
     linear_forward = linear.linear_forward
     linear_backward = linear.linear_backward
@@ -85,7 +96,6 @@ class CUDAOps(ReferenceOps):
     mlp_backward = composites.mlp_backward
     dropout_add_layernorm_forward = layernorm.dropout_add_layernorm_forward
     dropout_add_layernorm_backward = layernorm.dropout_add_layernorm_backward
-    prenorm_layernorm_backward = layernorm.prenorm_layernorm_backward
     linear_cross_entropy_forward = composites.linear_cross_entropy_forward
     linear_cross_entropy_backward = composites.linear_cross_entropy_backward
     add = elementwise.add
@@ -163,6 +173,10 @@ class CUDAOps(ReferenceOps):
         """Return the parameters that the model reads. In 16 bits, this is a copy of the whole flat buffer, made once per step."""
         return self.operand(params)
 
+    def scale_loss(self, dloss: float) -> Array | float:
+        """Return dloss times the loss scale: an array of shape (), because only the device knows the scale of a step."""
+        return dloss if self.loss_scale is None else self.accumulate_loss(None, self.loss_scale.scale, dloss)
+
     def dropout_params(self, shape: tuple[int, ...], p: float, key: Any) -> np.ndarray:
         """Return the struct of a dropout, for a kernel."""
         return device_key.pack_dropout_params(shape, p, key, self.address)
@@ -172,6 +186,16 @@ class CUDAOps(ReferenceOps):
         if not scalars:
             return []
         return [float(x) for x in to_numpy(self.runtime.xp.stack(list(scalars)))]
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """The extent of one training step. Within it, some sums over rows wait for pack_grads, see `reduce.StepSums`."""
+        self.step_sums = reduce.StepSums()
+        try:
+            yield
+            reduce.finish_sums(self)  # of gradients that were not packed
+        finally:
+            self.step_sums = None
 
     def compile(self, function: Callable) -> Callable:
         """Return the same step as one graph of kernels, captured at its second call and replayed at every later one."""

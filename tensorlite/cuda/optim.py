@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tensorlite import loss_scale
 from tensorlite.arrays import Array, array_namespace
 from tensorlite.cuda.launch import BLOCK, blocks
 from tensorlite.cuda.layout import contiguous
+from tensorlite.cuda.reduce import finish_sums
 from tensorlite.cuda.runtime.device_key import DeviceStep
 from tensorlite.reference import optim
 
@@ -44,7 +46,11 @@ def cosine_lr(step: int | DeviceStep, lr: float, min_lr: float, warmup: int, tot
 
 
 def pack_grads(ops: "CUDAOps", leaves: Sequence[Array], slots: Sequence[Array], add: bool = False) -> None:
-    """Copy each gradient (or, with add, add it) into its slot of the flat buffer, COPIES of them per launch."""
+    """Finish the pending sums, then copy each gradient (or, with add, add it) into its slot, COPIES of them per launch.
+
+    A backend with a loss scale divides the gradients by it.
+    """
+    finish_sums(ops)
     ops.flat(*leaves, *slots)
     if len(leaves) != len(slots):
         raise ValueError(f"pack_grads: {len(leaves)} gradients for {len(slots)} slots")
@@ -62,7 +68,12 @@ def _launch_copies(ops: "CUDAOps", leaves: Sequence[Array], slots: Sequence[Arra
         copies["size"][j] = leaf.size
     largest = max(leaf.size for leaf in leaves)
     grid = (blocks(largest, 16 * BLOCK), len(leaves))
-    ops.launch(FILE, "pack_grads", grid, BLOCK, copies=copies, add=add, touches=[*leaves, *slots])
+    ops.launch(FILE, "pack_grads", grid, BLOCK, copies=copies, loss_scale=_loss_scale(ops), add=add, touches=[*leaves, *slots])
+
+
+def _loss_scale(ops: "CUDAOps") -> Array | None:
+    """Return the struct LossScale of a kernel, or None for a backend without one."""
+    return None if ops.loss_scale is None else ops.loss_scale.array
 
 
 def global_norm(ops: "CUDAOps", grads: Array) -> Array:
@@ -78,8 +89,14 @@ def global_norm(ops: "CUDAOps", grads: Array) -> Array:
 
 
 def clip_grad_norm_(ops: "CUDAOps", grads: Array, max_norm: float) -> Array:
-    """Scale the gradient, in place, to a norm of at most max_norm (0: any norm). Return the norm before."""
+    """Scale the gradient, in place, to a norm of at most max_norm (0: any norm). Return the norm before.
+
+    A step does this once, after all its gradients are packed, so this is where the norm updates the loss scale.
+    """
     norm = global_norm(ops, grads)
+    if ops.loss_scale is not None:
+        rule = {"growth_interval": loss_scale.GROWTH_INTERVAL, "max_scale": loss_scale.MAX_SCALE}
+        ops.launch(FILE, "update_loss_scale", 1, 1, loss_scale=ops.loss_scale.array, norm=norm, **rule)
     if max_norm > 0:
         args = {"grads": grads, "norm": norm, "max_norm": float(max_norm), "n": grads.size}
         ops.launch(FILE, "clip", blocks(grads.size), BLOCK, **args, touches=(grads,))
@@ -100,7 +117,10 @@ def adamw_(
     weight_decay: float = 0.0,
     n_decay: int | None = None,
 ) -> None:
-    """Make one AdamW update, in place. The arguments are the reference's, but t and lr may be a DeviceStep and a Schedule."""
+    """Make one AdamW update, in place. The arguments are the reference's, but t and lr may be a DeviceStep and a Schedule.
+
+    After an overflow, which clip_grad_norm_ finds, a backend with a loss scale updates nothing.
+    """
     array_namespace(params, grads, m, v)
     ops.flat(params, grads, m, v)
     n = params.size
@@ -127,6 +147,7 @@ def adamw_(
         m=m,
         v=v,
         hyper=hyper,
+        loss_scale=_loss_scale(ops),
         n_decay=n if n_decay is None else n_decay,
         n=n,
         touches=(params, m, v),

@@ -1,6 +1,13 @@
-"""Sums over the rows of a matrix, always in the same order: kernels/reduce.cu."""
+"""Sums over the rows of a matrix, always in the same order: kernels/reduce.cu.
 
-from typing import TYPE_CHECKING
+A sum over many rows is the sum of partial sums. Within a training step, the partial sums of all layernorms wait until pack_grads
+needs the gradients; then one launch finishes them.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from tensorlite.arrays import Array
 from tensorlite.integers import ceil_div
@@ -11,9 +18,10 @@ if TYPE_CHECKING:
 FILE = "reduce.cu"
 BLOCK_COLS = 32  # of reduce.cu: columns of threads in a block
 BLOCK = 1024  # threads per block
-VEC_COLS = 4096  # a matrix of at least so many columns gives each thread four of them
-ROWS_EACH = 1024  # rows that are worth a block of their own
+ROWS_EACH = 256  # rows that are worth a block of their own
 FILL = 512  # blocks that fill any GPU
+SUMS = 64  # of reduce.cu: the most sums per launch of finish_sums
+PARTIAL_SUMS = np.dtype([("partial", "u8", SUMS), ("out", "u8", SUMS), ("rows", "i8", SUMS), ("K", "i8", SUMS)])  # of reduce.cu
 
 
 def sum_rows(ops: "CUDAOps", x: Array, out: Array | None = None) -> Array:
@@ -23,7 +31,7 @@ def sum_rows(ops: "CUDAOps", x: Array, out: Array | None = None) -> Array:
     """
     rows, K = x.shape
     out = ops.float32(K) if out is None else out
-    cols_per_thread = 4 if K % 4 == 0 and K >= VEC_COLS else 1
+    cols_per_thread = 4 if K % 4 == 0 else 1
     col_blocks = ceil_div(K, BLOCK_COLS * cols_per_thread)
     parts = max(1, min(ceil_div(rows, ROWS_EACH), FILL // col_blocks))
     partial = out if parts == 1 else ops.float32(parts, K)
@@ -36,6 +44,71 @@ def sum_rows(ops: "CUDAOps", x: Array, out: Array | None = None) -> Array:
         partial=partial,
         rows=rows,
         rows_each=ceil_div(rows, parts),
-        defines={"scalar_t": ops.c_scalar(x), "K": K},
+        K=K,
+        defines={"scalar_t": ops.c_scalar(x), "VEC": cols_per_thread},
     )
     return out if parts == 1 else sum_rows(ops, partial, out)
+
+
+class PartialSum(NamedTuple):
+    """A sum to be finished: out: (K,) receives the sum of partial: (rows, K) over its rows. Both are float32."""
+
+    partial: Array
+    out: Array
+
+
+@dataclass
+class StepSums:
+    """The sums of one training step.
+
+    pending: those that pack_grads finishes.
+    summed, column_sums: an array that a kernel has summed over its rows while writing it, and these sums. Within a step only ops
+        use arrays, and no op writes into one that another has returned, so the sums stay those of the array.
+    """
+
+    pending: list[PartialSum] = field(default_factory=list)
+    summed: Array | None = None
+    column_sums: Array | None = None
+
+
+def sum_later(ops: "CUDAOps", partial: Array) -> Array:
+    """Return the sum of partial: (rows, K) over its rows, for K a multiple of 4.
+
+    Within a step it is not there before `finish_sums`; outside a step it is launched at once.
+    """
+    out = ops.float32(partial.shape[1])
+    later = PartialSum(partial, out)
+    if ops.step_sums is None:
+        _launch_sums(ops, [later])
+    else:
+        ops.step_sums.pending.append(later)
+    return out
+
+
+def finish_sums(ops: "CUDAOps") -> None:
+    """Launch all pending sums of the step, SUMS of them per launch."""
+    if ops.step_sums is None:
+        return
+    pending = ops.step_sums.pending
+    for i in range(0, len(pending), SUMS):
+        _launch_sums(ops, pending[i : i + SUMS])
+    pending.clear()
+
+
+def _launch_sums(ops: "CUDAOps", sums: list[PartialSum]) -> None:
+    """Launch finish_sums for at most SUMS sums."""
+    table = np.zeros((), PARTIAL_SUMS)
+    for i, (partial, out) in enumerate(sums):
+        table["partial"][i] = ops.address(partial)
+        table["out"][i] = ops.address(out)
+        table["rows"][i], table["K"][i] = partial.shape
+    col_blocks = ceil_div(int(table["K"].max()), 4 * BLOCK_COLS)
+    arrays = [array for later in sums for array in later]
+    defines = {"scalar_t": "float", "VEC": 4}
+    ops.launch(FILE, "finish_sums", (col_blocks, len(sums)), BLOCK, sums=table, touches=arrays, defines=defines)
+
+
+def known_sums(ops: "CUDAOps", x: Array) -> Array | None:
+    """Return the sums of x over its rows if the kernel that wrote x within this step has computed them, else None."""
+    known = ops.step_sums
+    return known.column_sums if known is not None and known.summed is x else None

@@ -76,44 +76,37 @@ def self_attention_backward(ops: "Ops", dy: Array, cache: tuple) -> tuple[Array,
     return dx, dqkv_w, dqkv_b, dproj_w, dproj_b
 
 
-def prenorm_layernorm_forward(ops: "Ops", x: Array, w: Array, b: Array | None) -> tuple[tuple[Array, Array], tuple]:
-    """Return x unchanged together with h = layernorm(x), the input of a residual branch.
-
-    x: (..., C).
-    w: (C,). b: (C,) or None.
-    Returns (x, h), both of x's shape, and layernorm's cache.
-    """
-    h, norm_cache = ops.layernorm_forward(x, w, b)
-    return (x, h), norm_cache
-
-
-def prenorm_layernorm_backward(ops: "Ops", dout: tuple[Array, Array], cache: tuple) -> tuple[Array, Array, Array | None]:
-    """x is used twice, by the layernorm and by the residual path, so its two gradients add. Returns dx, dw, db."""
-    dx, dh = dout
-    dx_norm, dw, db = ops.layernorm_backward(dh, cache)
-    return ops.add(dx, dx_norm), dw, db
-
-
 def dropout_add_layernorm_forward(
-    ops: "Ops", x: Array, y: Array, w: Array, b: Array | None, p: float = 0.0, key: Key | None = None
+    ops: "Ops", x: Array, y: Array | None, w: Array, b: Array | None, p: float = 0.0, key: Key | None = None
 ) -> tuple[tuple[Array, Array], tuple]:
     """s = x + dropout(y),  h = layernorm(s): end one branch of a block and begin the next.
 
-    x, y: (B, ..., C).
+    x: (B, ..., C).
+    y: (B, ..., C), what the branch returned, or None where no branch ends. Then s = x.
     w: (C,). b: (C,) or None.
     p, key: dropout on y.
     Returns (s, h), both of x's shape, and the two caches.
     """
-    s, residual_cache = ops.residual_forward(x, y, p, key)
-    out, norm_cache = ops.prenorm_layernorm_forward(s, w, b)
-    return out, (residual_cache, norm_cache)
+    s, residual_cache = x, None
+    if y is not None:
+        s, residual_cache = ops.residual_forward(x, y, p, key)
+    h, norm_cache = ops.layernorm_forward(s, w, b)
+    return (s, h), (y is not None, residual_cache, norm_cache)
 
 
-def dropout_add_layernorm_backward(ops: "Ops", dout: tuple[Array, Array], cache: tuple) -> tuple[Array, Array, Array, Array | None]:
-    """The chain rule, last step first. Returns dx, dy, dw, db."""
-    residual_cache, norm_cache = cache
-    ds, dw, db = ops.prenorm_layernorm_backward(dout, norm_cache)
-    dx, dy = ops.residual_backward(ds, residual_cache)
+def dropout_add_layernorm_backward(
+    ops: "Ops", dout: tuple[Array | None, Array], cache: tuple
+) -> tuple[Array, Array | None, Array, Array | None]:
+    """The chain rule, last step first. s is used twice, by the layernorm and by what follows, so its two gradients add.
+
+    dout: ds and dh. ds is None where only the layernorm uses s.
+    Returns dx, dy, dw, db. dy is None where y was None.
+    """
+    ds, dh = dout
+    has_branch, residual_cache, norm_cache = cache
+    ds_norm, dw, db = ops.layernorm_backward(dh, norm_cache)
+    ds = ds_norm if ds is None else ops.add(ds, ds_norm)
+    dx, dy = ops.residual_backward(ds, residual_cache) if has_branch else (ds, None)
     return dx, dy, dw, db
 
 

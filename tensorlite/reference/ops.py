@@ -73,8 +73,6 @@ class ReferenceOps:
     mlp_backward = composites.mlp_backward
     self_attention_forward = composites.self_attention_forward
     self_attention_backward = composites.self_attention_backward
-    prenorm_layernorm_forward = composites.prenorm_layernorm_forward
-    prenorm_layernorm_backward = composites.prenorm_layernorm_backward
     dropout_add_layernorm_forward = composites.dropout_add_layernorm_forward
     dropout_add_layernorm_backward = composites.dropout_add_layernorm_backward
     linear_cross_entropy_forward = composites.linear_cross_entropy_forward
@@ -130,6 +128,12 @@ class ReferenceOps:
     def compute_params(params: Array) -> Array:
         """The flat parameters as the model reads them: a backend that computes in another precision returns a copy in it."""
         return params
+
+    loss_scale: Any = None  # of a backend that computes in float16: tensorlite/cuda/loss_scale.py
+
+    def scale_loss(self, dloss: float) -> Array | float:
+        """dloss, with which backward begins. A backend in float16 multiplies it by its loss scale, and its pack_grads divides."""
+        return dloss
 
     @staticmethod
     def pack_grads(leaves: Sequence[Array], slots: Sequence[Array], add: bool = False) -> None:

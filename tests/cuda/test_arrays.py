@@ -21,7 +21,6 @@ def arguments_of(name, machine):
         "embedding": ((r.integers(0, 11, 6), n(r, 11, 24)), n(r, 6, 24), {}),
         "position_embedding": ((n(r, 2, 32), n(r, 3, 32)), n(r, 2, 32), {}),
         "layernorm": ((n(r, 6, 32), n(r, 32), n(r, 32)), n(r, 6, 32), {}),
-        "prenorm_layernorm": ((n(r, 6, 32), n(r, 32), n(r, 32)), (n(r, 6, 32), n(r, 6, 32)), {}),
         "dropout_add_layernorm": (
             (n(r, 6, 32), n(r, 6, 32), n(r, 32), n(r, 32)),
             (n(r, 6, 32), n(r, 6, 32)),
@@ -38,12 +37,7 @@ def arguments_of(name, machine):
     }[name]
 
 
-OPS = [name for name in cuda.CUDAOps.op_table if name != "softmax"] + [
-    "mlp",
-    "linear_cross_entropy",
-    "prenorm_layernorm",
-    "dropout_add_layernorm",
-]
+OPS = [name for name in cuda.CUDAOps.op_table if name != "softmax"] + ["mlp", "linear_cross_entropy", "dropout_add_layernorm"]
 
 
 def changed(value, how):
@@ -113,7 +107,7 @@ def test_an_empty_batch(name, precision):
     """The result has no rows, and the gradients of weights are zero."""
     machine = both(precision)
     inputs, dy, options = arguments_of(name, machine)
-    weights = {"linear": (1, 2), "embedding": (1,), "position_embedding": (1,), "layernorm": (1, 2), "prenorm_layernorm": (1, 2)}
+    weights = {"linear": (1, 2), "embedding": (1,), "position_embedding": (1,), "layernorm": (1, 2)}
     weights |= {"dropout_add_layernorm": (2, 3), "mlp": (1, 2, 3, 4)}
     inputs = tuple(a if i in weights.get(name, ()) else a[:0] for i, a in enumerate(inputs))
     if name == "position_embedding":

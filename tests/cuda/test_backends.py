@@ -14,6 +14,7 @@ from shim.host import HostRuntime
 from tensorlite import Device, DeviceError
 from tensorlite.cuda import CUDAOps
 from tensorlite.cuda.runtime.device import best_precision
+from tensorlite.loss_scale import LossScale
 
 GPU = Device("cuda", np, "a GPU of the tests")
 
@@ -49,6 +50,19 @@ def test_a_precision_that_is_named(monkeypatch):
     assert re.match("kernels in tf32 for .*attention", backend.description)
     assert select_backend("fast", GPU, "fp16").itemsize == 2
     assert select_backend("reference", GPU).make().name == "reference"
+
+
+def test_the_shards_of_a_run_have_one_loss_scale(monkeypatch):
+    """In float16; the other precisions have none."""
+    fake_cuda(monkeypatch)
+    monkeypatch.setattr("tensorlite.cuda.ops.SCALED", ("tf32",))
+    backend = select_backend("fast", GPU, "tf32")
+    scale = backend.make().loss_scale
+    assert scale.value == LossScale()
+    assert backend.make().loss_scale is scale
+    assert select_backend("fast", GPU, "float32").make().loss_scale is None
+    alone = [CUDAOps("tf32", runtime=HostRuntime()).loss_scale for _ in range(2)]
+    assert alone[0] is not alone[1]
 
 
 def test_a_gpu_that_cannot_run_them(monkeypatch):

@@ -17,7 +17,7 @@ from tensorlite.cuda.runtime.signature import read_signatures
 SOURCES = {path.relative_to(KERNELS).as_posix(): path.read_text() for path in sorted(KERNELS.rglob("*.cu*"))}
 HEADERS = {name for name in SOURCES if name.endswith(".cuh")}
 DEPRECATED = "nvrtc: warning: Architectures prior to '<compute/sm>_75' are deprecated"  # of CUDA 12.8 and 12.9
-ARCHITECTURES = (60, 61, 70, 75, 80, 89, 90, 100, 120)
+ARCHITECTURES = (60, 61, 70, 75, 80, 86, 89, 90, 100, 120)
 
 
 def oldest(types):
@@ -95,15 +95,15 @@ def test_compiled_code_is_kept(compiler, tmp_path, monkeypatch):
     calls, compile_file = [], nvrtc.compile_file
     monkeypatch.setattr(nvrtc, "compile_file", lambda *args: calls.append(args) or compile_file(*args))
     monkeypatch.setenv("TENSORLITE_CACHE", str(tmp_path / "cache"))
-    first = nvrtc.cubin("reduce.cu", 80, {"scalar_t": "float", "K": 3})
-    assert nvrtc.cubin("reduce.cu", 80, {"scalar_t": "float", "K": 3}) == first
+    first = nvrtc.cubin("reduce.cu", 80, {"scalar_t": "float", "VEC": 4})
+    assert nvrtc.cubin("reduce.cu", 80, {"scalar_t": "float", "VEC": 4}) == first
     assert len(calls) == 1
-    for architecture, k in ((89, 3), (80, 5)):
-        nvrtc.cubin("reduce.cu", architecture, {"scalar_t": "float", "K": k})
+    for architecture, vec in ((89, 4), (80, 1)):
+        nvrtc.cubin("reduce.cu", architecture, {"scalar_t": "float", "VEC": vec})
     assert len(calls) == len(list((tmp_path / "cache" / "kernels").iterdir())) == 3
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TENSORLITE_CACHE", str(tmp_path / "file"))
-    assert nvrtc.cubin("reduce.cu", 80, {"scalar_t": "float", "K": 3}) == first
+    assert nvrtc.cubin("reduce.cu", 80, {"scalar_t": "float", "VEC": 4}) == first
 
 
 def test_a_missing_compiler_is_a_device_error(monkeypatch):

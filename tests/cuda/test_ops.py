@@ -14,8 +14,11 @@ from cases import CASES
 from cuda_bounds import FLOAT32, REFERENCE, UNIT, F
 from cuda_machines import KEY, PRECISIONS, SM75, as_bytes, both, every_precision, generator, in_float64
 from cuda_op_checks import CHECKS, UNFUSED, check, check_all, cross_entropy_alone, embedding, linear, linear_cross_entropy, results
-from tensorlite.cuda import cross_entropy, launch, layernorm, reduce
+from tensorlite.cuda import attention, cross_entropy, launch, layernorm, reduce
 from tensorlite.cuda.attention import on_tensor_cores
+from tensorlite.cuda.op_info import OP_INFO
+from tensorlite.kv_cache import LayerCache
+from tensorlite.meta import MetaArray, MetaOps, cache_bytes
 
 
 def cases_of_ops():
@@ -75,6 +78,7 @@ FEW = (
     "position_embedding",
     "layernorm",
     "dropout_add_layernorm",
+    "sums of a step",
     "gelu",
     "relu",
     "residual",
@@ -142,8 +146,8 @@ def test_composites_without_kernels_of_their_own_are_their_ops_in_a_row(precisio
         for a, b in zip(found, expected, strict=True):
             np.testing.assert_array_equal(as_bytes(a), as_bytes(b))
         s, residual_cache = ops.residual_forward(x, dy, 0.3, KEY)  # the fused kernel draws and sums as the separate ones do
-        h, norm = ops.layernorm_forward(s, proj_b, fc_b[:32])
-        ds, dw, db = ops.prenorm_layernorm_backward((x, dy), norm)
+        (_, h), norm = ops.dropout_add_layernorm_forward(s, None, proj_b, fc_b[:32])
+        ds, _, dw, db = ops.dropout_add_layernorm_backward((x, dy), norm)
         expected = [s, h, *ops.residual_backward(ds, residual_cache), dw, db]
         found = results(ops, "dropout_add_layernorm", (x, dy, proj_b, fc_b[:32], 0.3, KEY), (x, dy), {})
         for a, b in zip(found, expected, strict=True):
@@ -191,3 +195,36 @@ def test_two_halves_of_an_mma_are_the_whole(D):
         found.append(machine.run(lambda ops, qkv, dy: tuple(results(ops, "attention", (qkv, 2, 0.3, KEY), dy, {})), qkv, dy))
     for a, b in zip(*found, strict=True):
         np.testing.assert_array_equal(as_bytes(a), as_bytes(b))
+
+
+@every_precision
+@pytest.mark.parametrize("T", [1, 64, 72, 132])
+def test_attention_saves_a_mask_for_backward_alone(precision, T, monkeypatch):
+    """Its bytes are those that the op table claims. There is none without dropout, and none in a call with a KV cache."""
+    ops, B, H, D = both(precision).ops[0], 2, 2, 16
+    qkv, masks, launch_kernel = ops.empty((B, T, 3 * H * D)), [], ops.launch
+    qkv[...] = 0
+
+    def spy(*args, **options):
+        masks.append(options["mask"])
+        launch_kernel(*args, **options)
+
+    monkeypatch.setattr(ops, "launch", spy)
+    _, cache = ops.attention_forward(qkv, H, 0.3, KEY)
+    _, claimed = MetaOps(OP_INFO).attention_forward(MetaArray(qkv.shape, 4), H, 0.3, KEY)
+    assert cache.mask.nbytes + cache.lse.nbytes == cache_bytes(claimed[2])
+    assert cache.mask.size * 32 == B * H * 64**2 * {1: 1, 64: 1, 72: 3, 132: 6}[T]
+    assert masks == [cache.mask]
+    _, cache = ops.attention_forward(qkv, H, 0.3, None)
+    assert cache.mask is None
+    ops.attention_forward(qkv, H, 0.3, KEY, LayerCache(T))
+    assert masks[1:] == [None, None]
+
+
+@every_precision
+def test_a_sequence_too_long_for_32_bits_is_refused(precision, monkeypatch):
+    monkeypatch.setattr(attention, "MMA_MAX_SIZE", 4 * 48)
+    ops = both(precision).ops[0]
+    ops.attention_forward(np.zeros((2, 4, 48), ops.dtype), 1)
+    with pytest.raises(ValueError, match="attention: a sequence of qkv has at most 192 elements, not 5 x 48"):
+        ops.attention_forward(np.zeros((2, 5, 48), ops.dtype), 1)

@@ -18,12 +18,24 @@ from cuda_op_checks import (
     position_embedding,
     relu,
     residual,
+    sums_of_a_step,
 )
-from cuda_step_checks import adamw, batch, clipped, cosine_lr, end_of_step, pack_grads, threshold
+from cuda_step_checks import (
+    adamw,
+    batch,
+    clipped,
+    cosine_lr,
+    end_of_step,
+    loss_scale_rule,
+    pack_grads,
+    skipped_update,
+    threshold,
+    unscaled_gradients,
+)
 from shim.host import KERNELS, KernelError
 from tensorlite import Key
 
-MMA, SCALAR, TILES, PTX = "attention_mma.cu", "attention.cu", "attention_tiles.cuh", "ptx.cuh"
+MMA, SCALAR, TILES, MASK, PTX = "attention_mma.cu", "attention.cu", "attention_tiles.cuh", "attention_mask.cuh", "ptx.cuh"
 BARRIER = "__syncthreads();"
 tiles = functools.partial(attention, B=1, T=76, H=1)  # two of the tensor cores' tiles, the second with 12 of 64 rows
 masked = functools.partial(attention, B=1, T=76, p=0.3)  # and two heads, with three earlier rows of the batch
@@ -75,9 +87,22 @@ PLANTED = [
     (MMA, "dv, inv_keep, inv_keep);", "dv, 1.0f, 1.0f);", "bf16", masked),
     (MMA, "row) * T + kv_tile * TILE;\n            unsigned mask", "row) * T;\n            unsigned mask", "bf16", masked),
     (TILES, "lane - t + 2 * half + t / 2", "lane - t + 2 * half + t % 2", "bf16", masked),
-    (TILES, "+ r - own + own / 2 * 8", "+ r - own + own % 2 * 8", "bf16", masked),
-    (TILES, "(r - own + i) * 4 + t) >> own", "(r - own + i) * 4 + t) >> i", "bf16", masked),
-    (SCALAR, "dropout.offset + row * T + s", "row * T + s", "float32", masked_rows),
+    (TILES, "4 * (2 * t + i) + r / 2", "4 * (2 * t + i) + r % 4", "bf16", masked),
+    (TILES, "word >> (8 * w + r % 2)", "word >> (8 * w + r / 4)", "bf16", masked),
+    (TILES, "& 0x55) << (4 * j + i)", "& 0x55) << (4 * j + 2 * i)", "bf16", masked),
+    (TILES, "i / 2 * 4 + j % 2 * 2 + i % 2; }", "j % 2 * 4 + i / 2 * 2 + i % 2; }", "bf16", masked),
+    (MMA, "T, q_tile * TILE, kv_tile * TILE) + threadIdx.x] = ", "T, q_tile * TILE, 0) + threadIdx.x] = ", "bf16", masked),
+    (MMA, "mask ? mask[mask_tile(blockIdx.x, T, q_tile * TILE, kv_tile * TILE) + threadIdx.x] : ~0u", "~0u", "bf16", masked),
+    (MMA, "T, q0, kv_tile * TILE) + q0 % TILE / 16 * 32", "T, q0, kv_tile * TILE)", "bf16", masked),
+    (MMA, "T, q0, kv_tile * TILE) + q0", "T, q0, q0) + q0", "bf16", masked),
+    (MMA, "p[j][i] = apply_mask(p[j][i], mask_bits, bit, 1.0f);", "", "bf16", masked),
+    (MASK, "(head * (q_tiles", "(0 * (q_tiles", "bf16", masked),
+    (MASK, "+ q_tile * (q_tile + 1) / 2 +", "+ q_tile * (q_tile + 1) +", "bf16", masked),
+    (SCALAR, "mask[mask_word(T, t, kv0)]", "mask[mask_word(T, t, 0)]", "float32", masked_rows),
+    (SCALAR, "(MASK_TILE / 32) + s % MASK_TILE / 32", "(MASK_TILE / 32)", "float32", masked_rows),
+    (SCALAR, ">> s % 32 & 1;\n            p_dropped", ">> lane & 1;\n            p_dropped", "float32", masked_rows),
+    (SCALAR, "p_dropped = keep ? p * inv_keep : 0.0f;", "p_dropped = p;", "float32", masked_rows),
+    (SCALAR, "dropout.offset + ((long long)blockIdx.x * T + t) * S", "((long long)blockIdx.x * T + t) * S", "float32", masked_rows),
     ("random.cuh", "17, 29, 16, 24}", "17, 29, 24, 16}", "float32", dropout),
     ("random.cuh", "(x.y & 0xffffu) >= thr", "(x.y & 0xffffu) > thr", "float32", functools.partial(threshold, element=2)),
     ("random.cuh", "counter, (unsigned)(counter >> 32)", "counter, 0u", "float32",
@@ -100,8 +125,18 @@ PLANTED = [
     ("layernorm.cu", "if (channel(i) < C) row", "row", "float32", layernorm_alone),
     ("layernorm.cu", "+ (warp ? sums[1][c] : 0.0f)", "", "float32", layernorm_alone),
     ("layernorm.cu", "round_to_storage(s, row.x[i] + branch.x[i])", "row.x[i] + branch.x[i]", "bf16", dropout_add_layernorm),
-    ("reduce.cu", "(blockIdx.y + 1) * rows_each", "(blockIdx.y + 2) * rows_each", "float32",
+    ("layernorm.cu", "dskip.x[i] + rstd_n", "rstd_n", "float32", dropout_add_layernorm),
+    ("layernorm.cu", "skip ? load_row(skip + n * C) : Row{}", "load_row(dh + n * C)", "float32",
+     functools.partial(dropout_add_layernorm, ds=False)),
+    ("layernorm.cu", "sums[2][c] = branch_sum.x[i]", "sums[2][c] = db.x[i]", "float32", sums_of_a_step),
+    ("layernorm.cu", "+ (warp ? sums[2][c] : 0.0f)", "", "float32", sums_of_a_step),
+    ("layernorm.cu", "+= round_to_storage(dx, g.x[i])", "+= g.x[i]", "bf16", sums_of_a_step),
+    ("reduce.cu", "min(rows, begin + rows_each)", "min(rows, begin + 2 * rows_each)", "float32",
      functools.partial(position_embedding, rows=(1100,))),
+    ("reduce.cu", "int i = blockIdx.y;", "int i = 0;", "float32", sums_of_a_step),
+    ("reduce.cu", "sums.rows[i], sums.K[i]", "sums.rows[i] - 1, sums.K[i]", "float32", sums_of_a_step),
+    ("reduce.cu", "if (row > 0 || k >= K) return;", "if (row > 0) return;", "float32", sums_of_a_step),
+    ("reduce.cu", "+ column) * VEC;", "+ column) * 4;", "float32", functools.partial(position_embedding, T=1, C=33)),
     ("common.cuh", "i = 16; i > 0; i /= 2) x +=", "i = 8; i > 0; i /= 2) x +=", "float32", clipped),
     ("common.cuh", "i + 4 <= n", "i + 3 <= n", "float32", functools.partial(gelu, shape=(1023,))),
     ("common.cuh", "n / 4 * 4 + thread < n", "n / 4 * 4 + thread <= n", "float32", gelu),
@@ -115,6 +150,21 @@ PLANTED = [
     ("optim.cu", "(*hyper.step + 1) / (hyper.warmup", "*hyper.step / (hyper.warmup", "float32",
      lambda both: cosine_lr(both, 0.02, 0.003, 4, 7)),
     ("optim.cu", "loss_ring[2 * slot + 1]", "loss_ring[2 * slot]", "float32", end_of_step),
+    # loss scaling
+    ("optim.cu", "isfinite(*norm) ? 0.0f : 1.0f", "*norm == INFINITE ? 1.0f : 0.0f", "float32", loss_scale_rule),
+    ("optim.cu", "s.scale = fmaxf(1.0f, s.scale / 2.0f);", "", "float32", loss_scale_rule),
+    ("optim.cu", "fmaxf(1.0f, s.scale / 2.0f)", "s.scale / 2.0f", "float32", loss_scale_rule),
+    ("optim.cu", "fminf(max_scale, s.scale * 2.0f)", "s.scale * 2.0f", "float32", loss_scale_rule),
+    ("optim.cu", "s.finite_steps = 0.0f;\n        s.skipped", "s.skipped", "float32", loss_scale_rule),
+    ("optim.cu", "s.finite_steps = 0.0f;\n    }\n    *loss_scale", "}\n    *loss_scale", "float32", loss_scale_rule),
+    ("optim.cu", "++s.finite_steps ==", "s.finite_steps++ ==", "float32", loss_scale_rule),
+    ("optim.cu", "s.skipped_steps += 1.0f;", "", "float32", loss_scale_rule),
+    ("optim.cu", "x[j] *= unscale;", "x[j] *= add ? 1.0f : unscale;", "float32", unscaled_gradients),
+    ("optim.cu", "x[j] *= unscale;", "x[j] = isfinite(x[j]) ? x[j] * unscale : 0.0f;", "float32", unscaled_gradients),
+    ("optim.cu", "if (loss_scale && loss_scale->overflow) return;", "", "float32", skipped_update),
+    ("optim.cu", "(loss_scale && loss_scale->overflow) return;", "(loss_scale && loss_scale->overflow) n = n_decay;", "float32",
+     skipped_update),
+    ("optim.cu", " - (loss_scale ? loss_scale->skipped_steps : 0.0f)", "", "float32", skipped_update),
 ]  # fmt: skip
 
 

@@ -53,16 +53,6 @@ def test_self_attention(ops):
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, rtol=1e-11)
 
 
-def test_prenorm_layernorm(ops):
-    x, w, b, dx, dh = R((4, 6)), R(6), R(6), R((4, 6)), R((4, 6))
-    h, norm = ops.layernorm_forward(x, w, b)
-    (x2, h2), cache = ops.prenorm_layernorm_forward(x, w, b)
-    same((x2, h2), (x, h))
-    dx_norm, dw, db = ops.layernorm_backward(dh, norm)
-    same(ops.prenorm_layernorm_backward((dx, dh), cache), (dx + dx_norm, dw, db))
-    check_gradients(ops.prenorm_layernorm_forward, ops.prenorm_layernorm_backward, {"x": x, "w": w, "b": b})
-
-
 def test_dropout_add_layernorm(ops):
     x, y, w, b, ds, dh = R((4, 6)), R((4, 6)), R(6), R(6), R((4, 6)), R((4, 6))
     s, residual = ops.residual_forward(x, y, 0.5, KEY)
@@ -76,6 +66,24 @@ def test_dropout_add_layernorm(ops):
         lambda **a: ops.dropout_add_layernorm_forward(**a, p=0.5, key=KEY),
         ops.dropout_add_layernorm_backward,
         {"x": x, "y": y, "w": w, "b": b},
+    )
+    dx, dy = ops.residual_backward(ds_norm, residual)  # where only the layernorm uses s
+    same(ops.dropout_add_layernorm_backward((None, dh), cache), (dx, dy, dw, db))
+
+
+def test_dropout_add_layernorm_without_a_branch(ops):
+    x, w, b, ds, dh = R((4, 6)), R(6), R(6), R((4, 6)), R((4, 6))
+    h, norm = ops.layernorm_forward(x, w, b)
+    (s2, h2), cache = ops.dropout_add_layernorm_forward(x, None, w, b, 0.5, KEY)
+    same((s2, h2), (x, h))
+    ds_norm, dw, db = ops.layernorm_backward(dh, norm)
+    dx, dy, *weights = ops.dropout_add_layernorm_backward((ds, dh), cache)
+    assert dy is None
+    same((dx, *weights), (ds + ds_norm, dw, db))
+    check_gradients(
+        lambda **a: ops.dropout_add_layernorm_forward(y=None, **a, p=0.5, key=KEY),
+        lambda dout, cache: (lambda dx, _, dw, db: (dx, dw, db))(*ops.dropout_add_layernorm_backward(dout, cache)),
+        {"x": x, "w": w, "b": b},
     )
 
 

@@ -40,8 +40,8 @@ def files_of_a_run():
         kv_cache = KVCache(preset.model.n_layer, preset.model.block_size)
         MODELS["gpt"].logits(ops, table.tree(ops.compute_params(state.params)), task.data[None, :1], preset.model, kv_cache)
         files |= ops.runtime.files
-    sums = sorted(file for file in files if file[0] == "reduce.cu")  # of many widths: two of them are enough
-    files = {file: True for file in files if file not in sums[2:-2]}
-    files |= {("attention_mma.cu", (("D", D), ("scalar_t", half))): True for D in (16, 32, 64, 128) for half in ("bf16", "fp16")}
+    halves = ("bf16", "fp16")
+    files |= {("attention_mma.cu", (("D", D), ("scalar_t", half))): True for D in (16, 32, 64, 128) for half in halves}
+    files |= {("dropout.cu", (("scalar_t", scalar_t),)): True for scalar_t in ("float", *halves)}  # of the stage `residual`
     files |= {(f"simple/{name}.cu", ()): True for name in ("attention", "cross_entropy", "layernorm")}
     return sorted(files | {("spin.cu", ()): True})

@@ -107,21 +107,14 @@ def layernorm_alone(both, rows=7, C=32, bias=True, eps=1e-5, seed=0, bound=bound
     return check(both, "layernorm", inputs, both.draw(r, rows, C), lambda *a: bound(*a, eps), dtypes, eps=eps)
 
 
-def prenorm_layernorm(both, rows=7, C=32, bias=True, seed=0):
-    r = generator(rows, C, seed)
-    inputs = {"x": spread_rows(both, r, rows, C), "w": both.draw(r, C), "b": both.draw(r, C) if bias else None}
-    dy = both.draw(r, rows, C), both.draw(r, rows, C)
-    dtypes = (None, both.dtype, both.dtype, FLOAT32, FLOAT32)
-    return check(
-        both, "prenorm_layernorm", inputs, dy, lambda x, w, b, d: (EXACT, *bounds.layernorm(x, w, b, d[1], skip=d[0])), dtypes
-    )
+def dropout_add_layernorm(both, rows=7, C=32, bias=True, p=0.0, key=KEY, ds=True, seed=0):
+    """Compare s with the reference, and the rest with the layernorm of the s found, which is rounded before it is normalised.
 
-
-def dropout_add_layernorm(both, rows=7, C=32, bias=True, p=0.0, key=KEY, seed=0):
-    """Compare s with the reference, and the rest with the layernorm of the s found, which is rounded before it is normalised."""
+    ds: whether s has another use than the layernorm.
+    """
     r = generator(rows, C, seed)
     x, y, w, b = spread_rows(both, r, rows, C), both.draw(r, rows, C), both.draw(r, C), both.draw(r, C) if bias else None
-    ds, dh = both.draw(r, rows, C), both.draw(r, rows, C)
+    ds, dh = both.draw(r, rows, C) if ds else None, both.draw(r, rows, C)
 
     def run(ops, x, y, w, b, ds, dh):
         out, cache = ops.dropout_add_layernorm_forward(x, y, w, b, p, key)
@@ -130,9 +123,10 @@ def dropout_add_layernorm(both, rows=7, C=32, bias=True, p=0.0, key=KEY, seed=0)
     s, h, dx, dy, dw, db = both.run(run, x, y, w, b, ds, dh)
     x, y, w, b, ds, dh, found_s = map(in_float64, (x, y, w, b, ds, dh, s))
     expected_s, residual_cache = REFERENCE.residual_forward(x, y, p, key)
-    ratios = [worst(both, s, expected_s, both.dtype, bounds.residual(x, y, ds, p, key)[0])]
-    (_, expected_h), cache = REFERENCE.prenorm_layernorm_forward(found_s, w, b)
-    expected_dx, *weights = REFERENCE.prenorm_layernorm_backward((ds, dh), cache)
+    ratios = [worst(both, s, expected_s, both.dtype, bounds.residual(x, y, dh, p, key)[0])]
+    expected_h, cache = REFERENCE.layernorm_forward(found_s, w, b)
+    expected_dx, *weights = REFERENCE.layernorm_backward(dh, cache)
+    expected_dx = expected_dx if ds is None else ds + expected_dx
     off_h, off_dx, *off_weights = bounds.layernorm(found_s, w, b, dh, skip=ds)
     ratios += [worst(both, h, expected_h, both.dtype, off_h), worst(both, dx, expected_dx, both.dtype, off_dx)]
     expected_dy, off_dy = (
@@ -144,6 +138,52 @@ def dropout_add_layernorm(both, rows=7, C=32, bias=True, p=0.0, key=KEY, seed=0)
         assert (a is None) == (e is None)
         ratios += [None if e is None else worst(both, a, e, FLOAT32, off)]
     return ratios
+
+
+def no_branch(both, rows=7, C=32, bias=True, seed=0):
+    """Check dropout_add_layernorm where no branch ends. Then s is x, and dy is None."""
+    r = generator(rows, C, seed)
+    inputs = {"x": spread_rows(both, r, rows, C), "y": None, "w": both.draw(r, C), "b": both.draw(r, C) if bias else None}
+
+    def inexact(x, _, w, b, d):
+        y, dx, *weights = bounds.layernorm(x, w, b, d[1], skip=d[0])
+        return EXACT, y, dx, EXACT, *weights
+
+    dy = both.draw(r, rows, C), both.draw(r, rows, C)
+    return check(both, "dropout_add_layernorm", inputs, dy, inexact, (None, both.dtype, both.dtype, None, FLOAT32, FLOAT32))
+
+
+def sums_of_a_step(both, rows=7, C=32, p=0.3, seed=0):
+    """Check what pack_grads finishes: the sums of two layernorms, and the gradient of the bias of the branch before the second.
+
+    The first ones equal those outside a step to the bit. The last one is the sum of dy, which the second layernorm has written.
+    """
+    r = generator(rows, C, seed)
+    x, y, ds, dh = spread_rows(both, r, rows, C), *(both.draw(r, rows, C) for _ in range(3))
+    w, b, a, proj_w = both.draw(r, C), both.draw(r, C), both.draw(r, rows, 8), both.draw(r, 8, C)
+
+    def run(ops, x, y, ds, dh, w, b, a, proj_w):
+        _, norm = ops.layernorm_forward(x, w, b)
+        _, branch_norm = ops.dropout_add_layernorm_forward(x, y, w, b, p, KEY)
+        _, proj = ops.linear_forward(a, proj_w, b)
+
+        def backward():
+            _, *grads = ops.layernorm_backward(dh, norm)
+            _, dy, *branch_grads = ops.dropout_add_layernorm_backward((ds, dh), branch_norm)
+            return dy, [*grads, *branch_grads, ops.linear_backward(dy, proj)[2]]
+
+        _, alone = backward()
+        with ops.step():
+            dy, leaves = backward()
+            slots = [machines.guarded(ops, leaf) for leaf in leaves]
+            ops.pack_grads(leaves, slots)
+        return dy, *alone[:4], *slots
+
+    dy, *found, db = both.run(run, x, y, ds, dh, w, b, a, proj_w)
+    for alone, slot in zip(found[:4], found[4:], strict=True):
+        np.testing.assert_array_equal(machines.as_bytes(alone), machines.as_bytes(slot))
+    dy = in_float64(dy)
+    return [worst(both, db, dy.sum(0), FLOAT32, bounds.summed(dy))]
 
 
 def gelu(both, shape=(1021,), size=3.0, seed=0):
@@ -274,8 +314,12 @@ CHECKS = {
         ),
     ),
     "layernorm": (layernorm_alone, shapes("rows C bias", *ROWS, seeds=3) + shapes("eps", (0.5,))),
-    "prenorm_layernorm": (prenorm_layernorm, shapes("rows C bias", *ROWS, seeds=3)),
-    "dropout_add_layernorm": (dropout_add_layernorm, shapes("rows C bias", *ROWS) + shapes("rows C bias", *ROWS, seeds=2, p=0.3)),
+    "dropout_add_layernorm": (
+        dropout_add_layernorm,
+        shapes("rows C bias", *ROWS) + shapes("rows C bias", *ROWS, seeds=2, p=0.3) + shapes("C ds", (32, False), (33, False)),
+    ),
+    "no branch": (no_branch, shapes("rows C bias", *ROWS, seeds=3)),
+    "sums of a step": (sums_of_a_step, shapes("rows C p", (7, 32, 0.3), (130, 32, 0.0), (66, 33, 0.3), seeds=4)),
     "gelu": (gelu, shapes("shape", *FLATS, seeds=2) + shapes("size", (20.0,))),
     "relu": (relu, shapes("shape", *FLATS)),
     "dropout": (dropout, shapes("shape p key", *DROPS)),

@@ -1,12 +1,15 @@
 """Checks of the CUDA backend's random bits, batches and optimizer against the reference."""
 
 import numpy as np
+import pytest
 
 import cuda_machines as machines
 from cuda_bounds import FLOAT32, REFERENCE, F
 from cuda_machines import generator
-from tensorlite import Key
+from tensorlite import Key, loss_scale
+from tensorlite.cuda.loss_scale import DeviceLossScale
 from tensorlite.cuda.runtime.device_key import DeviceStep
+from tensorlite.loss_scale import LossScale
 from tensorlite.random import _lanes, fold_in, keep_mask, step_key
 
 MASKED = [((3, 5, 33), 0), ((3, 5, 33), 7), ((2, 9, 32), 0), ((2, 9, 32), 5), ((7, 1), 1), ((1, 1030), 3)]
@@ -213,6 +216,83 @@ def pack_grads(both, add=True, count=301):
 
     for leaf, slot, found in zip(leaves, before, both.run(run, *leaves, *before), strict=True):
         np.testing.assert_array_equal(found, slot + leaf if add else leaf)
+
+
+class WithLossScale:
+    """A context in which a backend has this loss scale. overflow: whether the step's gradient has overflowed."""
+
+    def __init__(self, ops, scale, overflow=False):
+        self.ops, self.value, self.overflow = ops, scale, overflow
+
+    def __enter__(self):
+        self.ops.loss_scale = DeviceLossScale(self.ops.runtime, self.value)
+        self.ops.loss_scale.array[3] = self.overflow
+        return self.ops.loss_scale.array
+
+    def __exit__(self, *_):
+        self.ops.loss_scale = None
+
+
+def loss_scale_rule(both):
+    """The scale, the counts and the flag after each of many norms, from scales in the middle and at the bounds."""
+    norms = np.array([1, 1, np.inf, 1, 1, 1, np.nan, 1, 1, 1, 1, 1, -np.inf, np.inf, np.inf, 0, 3e38, 1, 1, 1], np.float32)
+
+    def follow(ops, norms, start):
+        seen = []
+        with WithLossScale(ops, start) as array:
+            for norm in norms:
+                grads = machines.guarded(ops, np.array([norm, 0.0], np.float32))
+                ops.clip_grad_norm_(grads, 0.0)
+                seen.append(array.copy())
+        return tuple(seen)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss_scale, "GROWTH_INTERVAL", 3)
+        for start in (LossScale(2.0), LossScale(1.0, 1, 7), LossScale(loss_scale.MAX_SCALE, 2)):
+            scale = start
+            found = both.run(lambda ops, norms, start=start: follow(ops, norms, start), norms)
+            for norm, fields in zip(norms, found, strict=True):
+                overflow = not np.abs(norm) < 1e19  # the square of a larger norm is infinite
+                scale = scale.after(np.inf if overflow else norm)
+                np.testing.assert_array_equal(fields, [scale.scale, scale.finite_steps, scale.skipped_steps, overflow])
+
+
+def unscaled_gradients(both):
+    """Packing divides by the scale, where it adds too. Infinite elements stay infinite, and NaN stays NaN."""
+    r = generator(12)
+    leaf, before = (r.standard_normal((37, 9)).astype(np.float32) for _ in range(2))
+    leaf[0, :2] = np.inf, np.nan
+
+    def pack(ops, leaf, before):
+        slots = machines.guarded(ops, before), machines.guarded(ops, before)
+        with WithLossScale(ops, LossScale(2.0**20)):
+            for slot, add in zip(slots, (False, True), strict=True):
+                ops.pack_grads([leaf], [slot], add=add)
+        return slots
+
+    copied, added = both.run(pack, leaf, before)
+    np.testing.assert_array_equal(copied, leaf / 2.0**20)
+    np.testing.assert_array_equal(added, before + leaf / 2.0**20)
+
+
+def skipped_update(both):
+    """After an overflow AdamW writes nothing, also where gradients are finite. Otherwise its t leaves out the skipped steps."""
+    r = generator(13)
+    arrays = [np.abs(r.standard_normal(1003)).astype(np.float32) for _ in range(4)]
+
+    def update(ops, *arrays, step, scale, overflow):
+        params, grads, m, v = (machines.guarded(ops, a) for a in arrays)
+        with WithLossScale(ops, scale, overflow):
+            ops.adamw_(params, grads, m, v, step, 0.1, n_decay=500, **UPDATE)
+        return params, m, v
+
+    params, _, m, v = arrays
+    skipped = both.run(lambda ops, *a: update(ops, *a, step=9, scale=LossScale(4.0, 0, 5), overflow=True), *arrays)
+    made = both.run(lambda ops, *a: update(ops, *a, step=9, scale=LossScale(4.0, 0, 5), overflow=False), *arrays)
+    expected = both.run(lambda ops, *a: update(ops, *a, step=4, scale=LossScale(), overflow=False), *arrays)
+    for a, b in zip((*skipped, *made), (params, m, v, *expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (made[0] != params).all()
 
 
 def end_of_step(both):

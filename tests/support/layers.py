@@ -445,7 +445,6 @@ OPS = (
     op("cross_entropy", "logits: B ... V, targets: B ... int<V", {"mean": True}),
     op("mlp", "x: B ... C, fc_w: C F, fc_b: F?, proj_w: F C, proj_b: C?"),
     op("self_attention", "x: B T H*D, qkv_w: H*D 3*H*D, qkv_b: 3*H*D?, proj_w: H*D H*D, proj_b: H*D?, n_head: =H"),
-    op("prenorm_layernorm", "x: B ... C, w: C gain, b: C?"),
-    op("dropout_add_layernorm", "x: B ... C, y: B ... C, w: C gain, b: C?"),
+    op("dropout_add_layernorm", "x: B ... C, y: B ... C?, w: C gain, b: C?"),
     op("linear_cross_entropy", "x: B ... C, w: C V, b: V?, targets: B ... int<V", {"mean": True}),
 )

@@ -24,7 +24,7 @@
 //   unscaled O_i                     acc             running sum of p_dropped v; y = acc / l at the end
 //   L_i = m_i + log l_i              lse, lse_t
 //   D_i = dO_i . O_i                 delta, delta_t
-#include "random.cuh"
+#include "attention_mask.cuh"
 
 constexpr int WARPS = 8, TILE = 32;
 constexpr int PITCH = D + 1;                // floats from one row to the next in shared memory: a column lies in 32 banks
@@ -76,6 +76,11 @@ __device__ inline void store_row(T* to, const float row[D_PER_LANE], float scale
     }
 }
 
+// Return where the dropout mask of query t and 32 keys is stored, key s among them. Bit s % 32 is that of key s.
+__device__ inline long long mask_word(int T, int t, int s) {
+    return mask_tile(blockIdx.x, T, t, s) + t % MASK_TILE * (MASK_TILE / 32) + s % MASK_TILE / 32;
+}
+
 // Load a row into shared memory; one warp does this together.
 __device__ inline void load_row(float* to, const scalar_t* from) {
     for (int d = threadIdx.x % 32; d < D; d += 32) to[d] = to_float(from[d]);
@@ -83,10 +88,11 @@ __device__ inline void load_row(float* to, const scalar_t* from) {
 
 // y = dropout(softmax(mask(q k^T scale))) v, and lse, the log of each softmax's denominator. One warp per query.
 // q: T rows. k, v: S rows; the first S - T + t + 1 of them are visible to query t. y: (B, T, H D). lse: (B, H, T), or null.
+// mask: receives the bits of the dropout mask, see attention_mask.cuh; null without dropout, or where no backward follows.
 // Grid: (B H, queries / WARPS). Shared memory: 2 TILE PITCH + WARPS D floats.
-extern "C" __global__ void __launch_bounds__(32 * WARPS, 3)
+extern "C" __global__ void __launch_bounds__(32 * WARPS, D > 128 ? 3 : 4)
 attention_forward(const scalar_t* q, Strides q_strides, const scalar_t* k, const scalar_t* v, Strides kv_strides, scalar_t* y,
-                  float* lse, long long H, int T, int S, float scale, DropoutParams dropout) {
+                  float* lse, unsigned* mask, long long H, int T, int S, float scale, DropoutParams dropout) {
     DYNAMIC_SHARED(memory);
     float *k_tile = (float*)memory, *v_tile = k_tile + TILE * PITCH, *q_row = v_tile + TILE * PITCH + threadIdx.x / 32 * D;
     uint2 key = block_key(dropout);
@@ -117,7 +123,10 @@ attention_forward(const scalar_t* q, Strides q_strides, const scalar_t* k, const
         float p_dropped = p;
         if (dropout.threshold) {
             unsigned long long element = dropout.offset + ((long long)blockIdx.x * T + t) * S + s;
-            p_dropped = mask1(key, dropout.threshold, element) ? p * dropout.inv_keep : 0.0f;
+            bool keep = mask1(key, dropout.threshold, element);
+            unsigned mask_bits = __ballot_sync(~0u, keep);  // bit i is that of lane i
+            if (mask && lane == 0) mask[mask_word(T, t, kv0)] = mask_bits;
+            p_dropped = keep ? p * dropout.inv_keep : 0.0f;
         }
         for (int i = 0; i < D_PER_LANE; i++) acc[i] *= alpha;
         add_weighted_rows(acc, p_dropped, v_tile);
@@ -129,14 +138,14 @@ attention_forward(const scalar_t* q, Strides q_strides, const scalar_t* k, const
 
 // dq = sum over the keys of ds k scale,  ds = p (dp - delta),  dp = dropout_backward(dp_dropped),  dp_dropped = dy . v,
 // delta = dy . y. One warp per query. qkv: (B, T, 3 H D). dq: the first third of the last axis of an array of qkv's shape.
-// y, dy: (B, T, H D). delta: (B, H, T), which attention_backward_key reads. Shared memory: 2 TILE PITCH + 2 WARPS D floats.
-extern "C" __global__ void __launch_bounds__(32 * WARPS, 3)
+// y, dy: (B, T, H D). delta: (B, H, T), which attention_backward_key reads. mask: that of forward, or null; inv_keep is 1 without
+// dropout. Shared memory: 2 TILE PITCH + 2 WARPS D floats.
+extern "C" __global__ void __launch_bounds__(32 * WARPS, D > 128 ? 3 : 4)
 attention_backward_query(const scalar_t* qkv, const scalar_t* y, const scalar_t* dy, const float* lse, float* delta, scalar_t* dq,
-                         long long H, int T, float scale, DropoutParams dropout) {
+                         const unsigned* mask, long long H, int T, float scale, float inv_keep) {
     DYNAMIC_SHARED(memory);
     float *k_tile = (float*)memory, *v_tile = k_tile + TILE * PITCH, *q_row = v_tile + TILE * PITCH + threadIdx.x / 32 * 2 * D;
     float* dy_row = q_row + D;
-    uint2 key = block_key(dropout);
     long long b = blockIdx.x / H, h = blockIdx.x % H, C = H * D;
     int lane = threadIdx.x % 32, t = blockIdx.y * WARPS + threadIdx.x / 32, n_visible = t < T ? t + 1 : 0;
     const scalar_t* q_base = qkv + b * T * 3 * C + h * D;  // q of position 0; k follows C elements later, v 2 C
@@ -162,10 +171,8 @@ attention_backward_query(const scalar_t* qkv, const scalar_t* y, const scalar_t*
         if (s < n_visible) {
             float p = expf(dot(k_tile + lane * PITCH, q_row) * scale - lse_t);
             float dp = dot(v_tile + lane * PITCH, dy_row);  // 1. dp_dropped
-            if (dropout.threshold) {
-                unsigned long long element = dropout.offset + ((long long)blockIdx.x * T + t) * T + s;
-                dp = mask1(key, dropout.threshold, element) ? dp * dropout.inv_keep : 0.0f;  // 2. dp
-            }
+            bool keep = !mask || mask[mask_word(T, t, s)] >> s % 32 & 1;
+            dp = keep ? dp * inv_keep : 0.0f;  // 2. dp
             ds = p * (dp - delta_t);  // 3. ds
         }
         add_weighted_rows(acc, ds, k_tile);  // 4. dq
@@ -175,13 +182,12 @@ attention_backward_query(const scalar_t* qkv, const scalar_t* y, const scalar_t*
 
 // dk = sum over the queries of ds q scale,  dv = sum over the queries of p_dropped dy. One warp per key.
 // dkv: the other two thirds of the array that dq is part of. Shared memory: 2 TILE PITCH + 2 WARPS D floats.
-extern "C" __global__ void __launch_bounds__(32 * WARPS, 3)
-attention_backward_key(const scalar_t* qkv, const scalar_t* dy, const float* lse, const float* delta, scalar_t* dkv, long long H,
-                       int T, float scale, DropoutParams dropout) {
+extern "C" __global__ void __launch_bounds__(32 * WARPS, D > 128 ? 3 : 4)
+attention_backward_key(const scalar_t* qkv, const scalar_t* dy, const float* lse, const float* delta, scalar_t* dkv,
+                       const unsigned* mask, long long H, int T, float scale, float inv_keep) {
     DYNAMIC_SHARED(memory);
     float *q_tile = (float*)memory, *dy_tile = q_tile + TILE * PITCH, *k_row = dy_tile + TILE * PITCH + threadIdx.x / 32 * 2 * D;
     float* v_row = k_row + D;
-    uint2 key = block_key(dropout);
     long long b = blockIdx.x / H, h = blockIdx.x % H, C = H * D;
     int lane = threadIdx.x % 32, s = blockIdx.y * WARPS + threadIdx.x / 32;
     const scalar_t* q_base = qkv + b * T * 3 * C + h * D;
@@ -202,12 +208,9 @@ attention_backward_key(const scalar_t* qkv, const scalar_t* dy, const float* lse
             long long row = (long long)blockIdx.x * T + t;
             float p = expf(dot(q_tile + lane * PITCH, k_row) * scale - lse[row]);
             float dp = dot(dy_tile + lane * PITCH, v_row);  // 1. dp_dropped
-            p_dropped = p;
-            if (dropout.threshold) {
-                bool keep = mask1(key, dropout.threshold, dropout.offset + row * T + s);
-                p_dropped = keep ? p * dropout.inv_keep : 0.0f;
-                dp = keep ? dp * dropout.inv_keep : 0.0f;  // 2. dp
-            }
+            bool keep = !mask || mask[mask_word(T, t, s)] >> s % 32 & 1;
+            p_dropped = keep ? p * inv_keep : 0.0f;
+            dp = keep ? dp * inv_keep : 0.0f;  // 2. dp
             ds = p * (dp - delta[row]);  // 3. ds
         }
         add_weighted_rows(dk, ds, q_tile);  // 4. dk

@@ -13,12 +13,18 @@
 #include "attention_tiles.cuh"
 
 constexpr float LOG2_E = 1.4426950408889634f;
-// Queries per tile in attention_backward_key. With half a tile, the registers hold three blocks at head size 64.
+// Queries per tile in attention_backward_key. With half a tile, the registers hold three or four blocks at head size 64.
 constexpr int QUERIES = TILE / 2;
-// The least blocks per SM, among which its registers are shared; 0: the compiler chooses. On 7.5 it would choose more and spill
-// registers, though at head size 64 the shared memory holds only two blocks.
-constexpr int BLOCKS = !SM75_PATH ? 0 : D > 64 ? 1 : 2;
-constexpr int QUERY_BLOCKS = SM75_PATH ? BLOCKS : D > 64 ? 1 : 3;  // of attention_backward_query
+// The blocks of each kernel that an SM shall hold at a time, which limits the registers of a thread.
+// On 7.5, the shared memory holds two at head size 64, and the registers of more would spill.
+constexpr int FORWARD_BLOCKS = D > 64 ? 1 : SM75_PATH ? 2 : 4;
+constexpr int QUERY_BLOCKS = D > 64 ? 1 : SM75_PATH ? 2 : 3;
+// A fourth block of attention_backward_key would spill on 8.0, and 8.6, 8.9 and 12.0 lack the shared memory for it.
+#if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
+constexpr int KEY_BLOCKS = D > 64 ? 1 : SM75_PATH ? 2 : 4;
+#else
+constexpr int KEY_BLOCKS = D > 64 ? 1 : SM75_PATH ? 2 : 3;
+#endif
 
 // Return x times scale, or 0 where the bit of the mask is 0.
 __device__ inline float apply_mask(float x, unsigned mask_bits, int bit, float scale) {
@@ -26,13 +32,16 @@ __device__ inline float apply_mask(float x, unsigned mask_bits, int bit, float s
 }
 
 // y = dropout(softmax(mask(q k^T scale))) v, and lse. qkv: (B, T, 3 H D). y: (B, T, H D). lse: (B, H, T).
+// mask: receives the bits of the dropout mask, see attention_mask.cuh; null without dropout.
 // Grid: (B H, tiles of queries). Shared memory: 3 tiles.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-attention_forward(const scalar_t* qkv, scalar_t* y, float* lse, long long H, int T, float scale, DropoutParams dropout) {
+extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
+attention_forward(const scalar_t* qkv, scalar_t* y, float* lse, unsigned* mask, int H, int T, float scale,
+                  DropoutParams dropout) {
     DYNAMIC_SHARED(memory);
     scalar_t *q = (scalar_t*)memory, *k = q + TILE_SIZE, *v = k + TILE_SIZE;
     uint2 key = block_key(dropout);
-    long long b = blockIdx.x / H, h = blockIdx.x % H, C = H * D;
+    long long b = blockIdx.x / H;
+    int h = blockIdx.x % H, C = H * D;
     int q_tile = gridDim.y - 1 - blockIdx.y;  // the longest tiles start first, so that short ones fill the gaps at the end
     int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16, row = q_tile * TILE + warp_row + lane / 4;
     const scalar_t* q_base = qkv + b * T * 3 * C + h * D;  // q of position 0; k follows C elements later, v 2 C
@@ -70,7 +79,8 @@ attention_forward(const scalar_t* qkv, scalar_t* y, float* lse, long long H, int
             }
         if (dropout.threshold) {
             unsigned long long offset = dropout.offset + ((long long)blockIdx.x * T + row) * T + kv_tile * TILE;
-            unsigned mask_bits = dropout_mask_rows<TILE / 8>(key, dropout.threshold, offset, T);
+            unsigned mask_bits = draw_mask(key, dropout.threshold, offset, T);
+            mask[mask_tile(blockIdx.x, T, q_tile * TILE, kv_tile * TILE) + threadIdx.x] = mask_bits;
             for (int j = 0; j < TILE / 8; j++)  // p becomes p_dropped, without inv_keep
                 for (int i = 0; i < 4; i++) p[j][i] = apply_mask(p[j][i], mask_bits, 4 * j + i, 1.0f);
         }
@@ -88,20 +98,20 @@ attention_forward(const scalar_t* qkv, scalar_t* y, float* lse, long long H, int
 
 // dq = sum over the keys of ds k scale,  ds = p (dropout_backward(dy v^T) - delta),  delta = dy . y, row by row.
 // A block owns 64 queries. dq: the first third of the last axis of an array of qkv's shape. delta: (B, H, T), which
-// attention_backward_key reads. Grid: (B H, tiles). Shared memory: 4 tiles.
+// attention_backward_key reads. mask: that of forward, or null; inv_keep is 1 without dropout. Grid: (B H, tiles). Shared memory: 4 tiles.
 extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS)
 attention_backward_query(const scalar_t* qkv, const scalar_t* y, const scalar_t* dy, const float* lse, float* delta, scalar_t* dq,
-                         long long H, int T, float scale, DropoutParams dropout) {
+                         const unsigned* mask, int H, int T, float scale, float inv_keep) {
     DYNAMIC_SHARED(memory);
     scalar_t *q = (scalar_t*)memory, *dy_shared = q + TILE_SIZE, *k = dy_shared + TILE_SIZE, *v = k + TILE_SIZE;
-    uint2 key = block_key(dropout);
-    long long b = blockIdx.x / H, h = blockIdx.x % H, C = H * D;
+    long long b = blockIdx.x / H;
+    int h = blockIdx.x % H, C = H * D;
     int q_tile = gridDim.y - 1 - blockIdx.y;
     int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16, row = q_tile * TILE + warp_row + lane / 4;
     const scalar_t* q_base = qkv + b * T * 3 * C + h * D;
     load_tile(q, q_base + q_tile * TILE * 3 * C, 3 * C, T - q_tile * TILE);
     load_tile(dy_shared, dy + (b * T + q_tile * TILE) * C + h * D, C, T - q_tile * TILE);
-    float inv_keep = dropout.threshold ? dropout.inv_keep : 1.0f, scale_log2 = scale * LOG2_E;
+    float scale_log2 = scale * LOG2_E;
     float lse_t[2] = {}, delta_t[2] = {}, acc[D / 8][4] = {};
     for (int r = 0; r < 2; r++) {  // the four lanes of a quad sum their row together
         int t = row + 8 * r;
@@ -120,16 +130,12 @@ attention_backward_query(const scalar_t* qkv, const scalar_t* y, const scalar_t*
     for (int kv_tile = 0; kv_tile <= q_tile; kv_tile++) {
         load_tile(k, q_base + kv_tile * TILE * 3 * C + C, 3 * C, T - kv_tile * TILE);
         load_tile(v, q_base + kv_tile * TILE * 3 * C + 2 * C, 3 * C, T - kv_tile * TILE);
+        unsigned mask_bits = mask ? mask[mask_tile(blockIdx.x, T, q_tile * TILE, kv_tile * TILE) + threadIdx.x] : ~0u;
         copy_async_wait();
         __syncthreads();
         float ds[TILE / 8][4], dp[TILE / 8][4];
         gemm_nt(ds, q + warp_row * PITCH, k);          // scores, (16 x 64), which become ds in place
         gemm_nt(dp, dy_shared + warp_row * PITCH, v);  // 1. dp_dropped, (16 x 64)
-        unsigned mask_bits = ~0u;
-        if (dropout.threshold) {
-            unsigned long long offset = dropout.offset + ((long long)blockIdx.x * T + row) * T + kv_tile * TILE;
-            mask_bits = dropout_mask_rows<TILE / 8>(key, dropout.threshold, offset, T);
-        }
         for (int j = 0; j < TILE / 8; j++)
             for (int i = 0; i < 4; i++) {
                 int r = i / 2, column = kv_tile * TILE + 8 * j + lane % 4 * 2 + i % 2;
@@ -145,29 +151,35 @@ attention_backward_query(const scalar_t* qkv, const scalar_t* y, const scalar_t*
 // dk = sum over the queries of ds^T q scale,  dv = sum over the queries of p_dropped^T dy. A block owns 64 keys. Fragments are
 // transposed: their rows are keys and their columns are queries. dkv: the other two thirds of the array that dq is part of.
 // Shared memory: 2 tiles of keys and values, 2 half tiles of queries and dy, and lse and delta of these QUERIES.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-attention_backward_key(const scalar_t* qkv, const scalar_t* dy, const float* lse, const float* delta, scalar_t* dkv, long long H,
-                       int T, float scale, DropoutParams dropout) {
+extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS)
+attention_backward_key(const scalar_t* qkv, const scalar_t* dy, const float* lse, const float* delta, scalar_t* dkv,
+                       const unsigned* mask, int H, int T, float scale, float inv_keep) {
     DYNAMIC_SHARED(memory);
     scalar_t *k = (scalar_t*)memory, *v = k + TILE_SIZE, *q = v + TILE_SIZE, *dy_shared = q + QUERIES * PITCH;
     float *lse_shared = (float*)(dy_shared + QUERIES * PITCH), *delta_shared = lse_shared + QUERIES;
-    uint2 key = block_key(dropout);
-    long long b = blockIdx.x / H, h = blockIdx.x % H, C = H * D;
+    long long b = blockIdx.x / H;
+    int h = blockIdx.x % H, C = H * D;
     int kv_tile = blockIdx.y;
     int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16, row = kv_tile * TILE + warp_row + lane / 4;
     const scalar_t* q_base = qkv + b * T * 3 * C + h * D;
     load_tile(k, q_base + kv_tile * TILE * 3 * C + C, 3 * C, T - kv_tile * TILE);
     load_tile(v, q_base + kv_tile * TILE * 3 * C + 2 * C, 3 * C, T - kv_tile * TILE);
-    float inv_keep = dropout.threshold ? dropout.inv_keep : 1.0f, scale_log2 = scale * LOG2_E;
+    float scale_log2 = scale * LOG2_E;
 
     float dk[D / 8][4] = {}, dv[D / 8][4] = {};
     for (int q0 = kv_tile * TILE; q0 < T; q0 += QUERIES) {
         load_tile<QUERIES>(q, q_base + q0 * 3 * C, 3 * C, T - q0);
         load_tile<QUERIES>(dy_shared, dy + (b * T + q0) * C + h * D, C, T - q0);
+#pragma unroll 1  // no thread has more than one query
         for (int i = threadIdx.x; i < QUERIES; i += THREADS) {
             long long at = (long long)blockIdx.x * T + q0 + i;
             lse_shared[i] = q0 + i < T ? lse[at] * LOG2_E : INFINITE;  // beyond the last query p is 0 everywhere
             delta_shared[i] = q0 + i < T ? delta[at] : 0.0f;
+        }
+        unsigned mask_bits = ~0u;
+        if (mask) {
+            const unsigned* words = mask + mask_tile(blockIdx.x, T, q0, kv_tile * TILE) + q0 % TILE / 16 * 32;
+            mask_bits = load_mask_transposed<QUERIES / 8>(words);
         }
         copy_async_wait();
         __syncthreads();
@@ -180,14 +192,9 @@ attention_backward_key(const scalar_t* qkv, const scalar_t* dy, const float* lse
                 p[j][i] = visible ? fast_exp2(p[j][i] * scale_log2 - lse_shared[query]) : 0.0f;
             }
         gemm_nt(dp, v + warp_row * PITCH, dy_shared);  // 1. dp_dropped, (16 x 32), which becomes ds in place
-        unsigned mask_bits = ~0u;
-        if (dropout.threshold) {
-            unsigned long long offset = dropout.offset + ((long long)blockIdx.x * T + q0) * T + kv_tile * TILE + warp_row;
-            mask_bits = dropout_mask_cols<QUERIES / 8>(key, dropout.threshold, offset, T);
-        }
         for (int j = 0; j < QUERIES / 8; j++)
             for (int i = 0; i < 4; i++) {
-                int query = 8 * j + lane % 4 * 2 + i % 2, bit = 4 * j + i;
+                int query = 8 * j + lane % 4 * 2 + i % 2, bit = transposed_bit(j, i);
                 dp[j][i] = p[j][i] * (apply_mask(dp[j][i], mask_bits, bit, inv_keep) - delta_shared[query]);  // 2., 3. ds
                 p[j][i] = apply_mask(p[j][i], mask_bits, bit, 1.0f);  // becomes p_dropped, without inv_keep
             }

@@ -7,7 +7,7 @@
 //   acc[j][2], acc[j][3]   row r + 8, the same columns
 // So a lane owns parts of two rows. The four lanes 4r .. 4r + 3, which share these rows, are a quad.
 #pragma once
-#include "random.cuh"
+#include "attention_mask.cuh"
 
 constexpr int TILE = 64, WARPS = 4, THREADS = 32 * WARPS;
 constexpr int PITCH = D + 8;  // elements from one row to the next; with 16 more bytes, 16 bytes of 8 rows are in 32 banks
@@ -16,13 +16,13 @@ constexpr int TILE_SIZE = TILE * PITCH;
 // Start to copy rows of a head, row_stride elements apart, into a tile of ROWS rows. The first valid_rows rows exist; the others
 // become zeros. The copy has arrived after copy_async_wait.
 template <int ROWS = TILE>
-__device__ inline void load_tile(scalar_t* tile, const scalar_t* from, long long row_stride, int valid_rows) {
+__device__ inline void load_tile(scalar_t* tile, const scalar_t* from, int row_stride, int valid_rows) {
     constexpr unsigned CHUNKS = D / 8;  // of 16 bytes in a row
 #pragma unroll
     for (unsigned i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
         unsigned r = i / CHUNKS, d = i % CHUNKS * 8;
         if ((int)r < valid_rows)
-            copy_async_16(tile + r * PITCH + d, from + r * (unsigned)row_stride + d);
+            copy_async_16(tile + r * PITCH + d, from + r * row_stride + d);
         else
             *(uint4*)(tile + r * PITCH + d) = make_uint4(0, 0, 0, 0);
     }
@@ -89,9 +89,8 @@ __device__ inline void store_fragment(scalar_t* to, long long row_stride, int va
     }
 }
 
-// Return the dropout mask of a fragment whose rows are queries and whose columns are neighbouring keys. Bit 4j + i is 1 if
-// acc[j][i] is kept. offset: the position, in the mask's stream, of column 0 of row r; it is a multiple of 4. Queries are T
-// positions apart.
+// Draw the dropout mask of a fragment (16 x 64), whose rows are queries and whose columns are keys. Bit 4j + i is 1 if acc[j][i] is
+// kept. offset: the position, in the mask's stream, of column 0 of row r; it is a multiple of 4. Queries are T positions apart.
 //
 // One Threefry counter yields 4 neighbouring columns of a row, but a lane owns only 2 of them. So for every two pieces, which
 // are 16 columns, each lane t of a quad draws one counter for row r and one for row r + 8. Then the quad exchanges the bits by
@@ -104,13 +103,12 @@ __device__ inline void store_fragment(scalar_t* to, long long row_stride, int va
 //
 // So lane t reads the draw of lane t / 2 for piece j, and that of lane 2 + t / 2 for piece j + 1. From each draw it takes the
 // bits 2 (t % 2) and 2 (t % 2) + 1.
-template <int N8>
-__device__ inline unsigned dropout_mask_rows(uint2 key, unsigned threshold, unsigned long long offset, long long T) {
+__device__ inline unsigned draw_mask(uint2 key, unsigned threshold, unsigned long long offset, long long T) {
     int lane = threadIdx.x % 32, t = lane % 4;
     unsigned long long offset8 = offset + 8 * T;  // of row r + 8
     unsigned mask_bits = 0;
 #pragma unroll
-    for (int j = 0; j < N8; j += 2) {
+    for (int j = 0; j < TILE / 8; j += 2) {
         unsigned drawn = mask4(key, threshold, offset / 4 + 2 * j + t) | mask4(key, threshold, offset8 / 4 + 2 * j + t) << 4;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
@@ -121,28 +119,29 @@ __device__ inline unsigned dropout_mask_rows(uint2 key, unsigned threshold, unsi
     return mask_bits;
 }
 
-// Return the same for a fragment whose rows are neighbouring keys and whose columns are queries. offset: the position of the
-// warp's first key and the first query of the columns; it is a multiple of 4. Queries are T positions apart.
+// The mask is stored as it is drawn: word 32 w + lane of a tile holds the bits of that lane of warp w. A kernel whose fragments are
+// those of attention_forward reads its own word. This function is for transposed fragments, whose rows are 16 keys of a tile and
+// whose columns are 8 N8 of its queries. words: the words of the warp that drew the first of these queries.
 //
-// Here a counter yields 4 rows of a column, and each of four lanes owns one of these rows. They are the lanes 4r + t with the
-// same t and with r = 4g .. 4g + 3. Each lane owns rows r and r + 8 of columns 2t and 2t + 1, so the four lanes need 4 counters
-// per piece. Each of them, own = r % 4, draws one counter. Then each reads all four draws, i = 0 .. 3, and takes the bit of its
-// own row:
-//
-//   drawn by lane own =      0          1           2          3
-//   column                   2t         2t + 1      2t         2t + 1        2t + own % 2
-//   rows from               4g         4g          4g + 8     4g + 8         r - own + own / 2 * 8
-//   becomes                  acc[j][0]  acc[j][1]   acc[j][2]  acc[j][3]     of each lane: its bit `own` of the draw of lane i
+// Lane 4r + t owns, of piece j, the keys r and r + 8 (i / 2 = 0 and 1) and the queries 8j + 2t and 8j + 2t + 1 (i % 2 = 0 and 1).
+// When they were drawn, a query was a row and a key a column:
+//   query 8j + 2t + i % 2    row 2t + i % 2, or that plus 8 if j is odd, of warp j / 2      lane 4 (2t + i % 2) + ...
+//   key 16 w + r             column r of piece 2w, or of piece 2w + 1 if i / 2 = 1          ... + r / 2
+//   their bit                4 piece + 2 (j % 2) + r % 2 of the lane's word
+// So a lane needs two words for every two pieces, and takes the bits 0, 2, 4 and 6 of each, after a shift by 8 w + r % 2.
+// Returns acc[j][i]'s bit as bit `transposed_bit(j, i)`.
 template <int N8>
-__device__ inline unsigned dropout_mask_cols(uint2 key, unsigned threshold, unsigned long long offset, long long T) {
-    int lane = threadIdx.x % 32, r = lane / 4, t = lane % 4, own = r % 4;
+__device__ inline unsigned load_mask_transposed(const unsigned* words) {
+    int lane = threadIdx.x % 32, w = threadIdx.x / 32, r = lane / 4, t = lane % 4;
     unsigned mask_bits = 0;
 #pragma unroll
-    for (int j = 0; j < N8; j++) {
-        unsigned long long query = 8 * j + 2 * t + own % 2;
-        unsigned drawn = mask4(key, threshold, (offset + query * T + r - own + own / 2 * 8) / 4);
+    for (int j = 0; j < N8; j += 2)
 #pragma unroll
-        for (int i = 0; i < 4; i++) mask_bits |= (__shfl_sync(~0u, drawn, (r - own + i) * 4 + t) >> own & 1) << (4 * j + i);
-    }
+        for (int i = 0; i < 2; i++) {
+            unsigned word = words[j / 2 * 32 + 4 * (2 * t + i) + r / 2];
+            mask_bits |= (word >> (8 * w + r % 2) & 0x55) << (4 * j + i);
+        }
     return mask_bits;
 }
+
+__device__ inline int transposed_bit(int j, int i) { return j / 2 * 8 + i / 2 * 4 + j % 2 * 2 + i % 2; }

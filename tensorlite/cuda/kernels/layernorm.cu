@@ -6,8 +6,9 @@
 // and written once.
 //
 // What differs from the reference: dropout, the residual sum and the sum of gradients are in the same pass. Mean and variance are
-// computed from the sum after it is rounded to its stored type, because backward reads the stored sum. Each block sums dw and
-// db over its rows, and reduce.cu sums the blocks' partial sums.
+// computed from the sum after it is rounded to its stored type, because backward reads the stored sum. Each block sums dw, db
+// and dbranch over its rows, and reduce.cu sums the blocks' partial sums. The sum of dbranch is the gradient of the bias that ends
+// the branch.
 #include "random.cuh"
 
 constexpr int WARPS = 4;                      // rows that a block processes at a time
@@ -15,7 +16,7 @@ constexpr int VEC = C % 4 == 0 ? 4 : 1;       // neighbouring channels that a la
 constexpr int LANE_STRIDE = 32 * VEC;         // channels from one vector of a lane to its next
 constexpr int VECS_PER_LANE = (C + LANE_STRIDE - 1) / LANE_STRIDE;
 constexpr int PER_LANE = VECS_PER_LANE * VEC;
-constexpr int PARTIAL_LD = (C + 3) / 4 * 4;   // floats from a block's partial sum of dw to that of db, a multiple of 16 bytes
+constexpr int PARTIAL_LD = (C + 3) / 4 * 4;   // floats from one partial sum of a block to its next, a multiple of 16 bytes
 
 // The channels of a row that a lane owns. Beyond the last channel, values are zero.
 struct Row {
@@ -106,17 +107,18 @@ layernorm_forward(const scalar_t* x, const scalar_t* y, DropoutParams dropout, s
 }
 
 // dx = skip + rstd (g - mean(g) - xhat mean(g xhat)),  g = dh w,  and dbranch = dropout_backward(dx).
-// dw = sum of dh xhat and db = sum of dh over rows; each block stores its partial sums of both in partial: (blocks, 2,
-// PARTIAL_LD). skip: the gradient that reaches x past the norm, or null. dbranch: null where there was no dropout before the
-// norm.
+// dw = sum of dh xhat, db = sum of dh and sum of dbranch, as it is stored, over rows; each block stores its partial sums of these
+// three in partial: (blocks, 3, PARTIAL_LD). skip: the gradient that reaches x past the norm, or null. dbranch: null where there
+// was no dropout before the norm; then it would be dx.
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
 layernorm_backward(const scalar_t* dh, const scalar_t* x, const scalar_t* w, const float* mean, const float* rstd,
                    const scalar_t* skip, scalar_t* dx, DropoutParams dropout, scalar_t* dbranch, float* partial, long long rows) {
     uint2 key = block_key(dropout);
-    Row gain = load_row(w), dw = {}, db = {};
+    Row dw = {}, db = {}, branch_sum = {};
     for (long long n = blockIdx.x * (long long)WARPS + threadIdx.x / 32; n < rows; n += gridDim.x * (long long)WARPS) {
         float mean_n = mean[n], rstd_n = rstd[n];
         Row xhat = load_row(x + n * C), g = load_row(dh + n * C);
+        Row gain = load_row(w);  // anew for each row, from the L1 cache: kept in registers it would cost an SM one of five blocks
         float g_sum = 0.0f, g_xhat_sum = 0.0f;
         for (int i = 0; i < PER_LANE; i++) {
             xhat.x[i] = (xhat.x[i] - mean_n) * rstd_n;
@@ -135,20 +137,21 @@ layernorm_backward(const scalar_t* dh, const scalar_t* x, const scalar_t* w, con
             if (dropout.threshold) apply_dropout(g, dropout, key, dropout.offset + n * C);
             store_row(dbranch + n * C, g);
         }
+        for (int i = 0; i < PER_LANE; i++) branch_sum.x[i] += round_to_storage(dx, g.x[i]);
     }
     // Add the warps' sums one after the other, always in the same order.
-    __shared__ float sums[2][VECS_PER_LANE * LANE_STRIDE];
+    __shared__ float sums[3][VECS_PER_LANE * LANE_STRIDE];
     for (int warp = 0; warp < WARPS; warp++) {
         if (threadIdx.x / 32 == warp)
             for (int i = 0; i < PER_LANE; i++) {
                 int c = channel(i);
                 sums[0][c] = dw.x[i] + (warp ? sums[0][c] : 0.0f);
                 sums[1][c] = db.x[i] + (warp ? sums[1][c] : 0.0f);
+                sums[2][c] = branch_sum.x[i] + (warp ? sums[2][c] : 0.0f);
             }
         __syncthreads();
     }
-    for (int c = threadIdx.x; c < C; c += 32 * WARPS) {
-        partial[2LL * blockIdx.x * PARTIAL_LD + c] = sums[0][c];
-        partial[(2LL * blockIdx.x + 1) * PARTIAL_LD + c] = sums[1][c];
-    }
+    partial += 3LL * blockIdx.x * PARTIAL_LD;
+    for (int c = threadIdx.x; c < C; c += 32 * WARPS)
+        for (int i = 0; i < 3; i++) partial[i * PARTIAL_LD + c] = sums[i][c];
 }

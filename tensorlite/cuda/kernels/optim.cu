@@ -1,4 +1,4 @@
-// The flat gradient buffer, its norm, clipping, AdamW with its schedule, and the count of steps.
+// The flat gradient buffer, its norm, clipping, AdamW, its schedule, the loss scale, and the step.
 // They replace tensorlite/reference/optim.py and pack_grads of tensorlite/reference/ops.py.
 //
 // A thread of pack_grads and adamw processes four neighbouring elements at a time. What differs from the reference: in a
@@ -15,12 +15,23 @@ struct Copies {
     long long size[COPIES];
 };
 
+// The loss scale of a float16 run. tensorlite/cuda/loss_scale.py writes these floats; kernels take a null pointer without one.
+struct LossScale {
+    float scale;          // a power of two, so multiplication by it or by its inverse is exact
+    float finite_steps;   // since the scale last changed
+    float skipped_steps;  // of the whole run
+    float overflow;       // 1: a gradient of this step is not finite, 0: all are
+};
+
 // Copy many arrays, the gradients, into their slots of the flat buffer, or add them to it. One row of blocks per array.
-extern "C" __global__ void pack_grads(Copies copies, bool add) {
+// The gradients are those of the scaled loss, and the buffer receives those of the loss itself.
+extern "C" __global__ void pack_grads(Copies copies, const LossScale* loss_scale, bool add) {
     const float* from = copies.from[blockIdx.y];
     float* to = copies.to[blockIdx.y];
+    float unscale = loss_scale ? 1.0f / loss_scale->scale : 1.0f;
     grid_stride_vec4(copies.size[blockIdx.y], [&](Chunk chunk) {
         Vec4 x = chunk.load(from);
+        for (int j = 0; j < 4; j++) x[j] *= unscale;
         if (add) {
             Vec4 y = chunk.load(to);
             for (int j = 0; j < 4; j++) x[j] += y[j];
@@ -53,6 +64,22 @@ extern "C" __global__ void clip(float* grads, const float* norm, float max_norm,
         grads[i] *= scale;
 }
 
+// End the backward pass of a step: its gradients overflowed if their norm is not finite. The rule is that of LossScale.after in
+// tensorlite/loss_scale.py. Every micro-batch has been packed by now, and AdamW is still to come.
+extern "C" __global__ void update_loss_scale(LossScale* loss_scale, const float* norm, long long growth_interval, float max_scale) {
+    LossScale s = *loss_scale;
+    s.overflow = isfinite(*norm) ? 0.0f : 1.0f;
+    if (s.overflow) {
+        s.scale = fmaxf(1.0f, s.scale / 2.0f);
+        s.finite_steps = 0.0f;
+        s.skipped_steps += 1.0f;
+    } else if (++s.finite_steps == growth_interval) {
+        s.scale = fminf(max_scale, s.scale * 2.0f);
+        s.finite_steps = 0.0f;
+    }
+    *loss_scale = s;
+}
+
 // The parameters of an update. tensorlite/cuda/optim.py packs this struct.
 struct AdamWParams {
     const long long* step;  // null: use t and lr. Otherwise use *step + t, and the lr of the schedule at *step
@@ -71,12 +98,14 @@ __device__ inline double cosine_lr(const AdamWParams& hyper) {
 
 // Make one AdamW update, in place, of n floats; weight decay applies to the first n_decay.
 //     params -= lr sqrt(c2)/c1 m / (sqrt(v) + eps sqrt(c2)),   c1 = 1 - beta1^t,  c2 = 1 - beta2^t
-// This is the reference's update with the scalar factors moved together.
-extern "C" __global__ void adamw(float* params, const float* grads, float* m, float* v, AdamWParams hyper, long long n_decay,
-                                 long long n) {
+// This is the reference's update with the scalar factors moved together. After an overflow nothing is updated, and t counts only
+// the updates that were made.
+extern "C" __global__ void adamw(float* params, const float* grads, float* m, float* v, AdamWParams hyper,
+                                 const LossScale* loss_scale, long long n_decay, long long n) {
+    if (loss_scale && loss_scale->overflow) return;
     __shared__ float rate, epsilon, decay;
     if (threadIdx.x == 0) {
-        double t = (double)(hyper.step ? *hyper.step + hyper.t : hyper.t);
+        double t = (double)(hyper.step ? *hyper.step + hyper.t : hyper.t) - (loss_scale ? loss_scale->skipped_steps : 0.0f);
         double lr = hyper.step ? cosine_lr(hyper) : hyper.lr;
         double c1 = 1.0 - pow(hyper.beta1, t);
         double root_c2 = sqrt(1.0 - pow(hyper.beta2, t));

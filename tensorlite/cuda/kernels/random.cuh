@@ -1,7 +1,7 @@
 // Random bits and dropout masks on the device. They equal those of tensorlite/random.py bit for bit.
 //
-// What differs: no mask is stored. A kernel draws the 16-bit lanes that it needs, in forward and again in backward. In a
-// captured step, where the arguments of a launch are frozen, the kernel derives the key from the step number in device memory.
+// What differs: no mask is stored, except attention's (attention_mask.cuh). A kernel draws the 16-bit lanes that it needs, in forward
+// and again in backward. In a captured step, where the arguments of a launch are frozen, the kernel derives the key from the step number in device memory.
 #pragma once
 #include "common.cuh"
 

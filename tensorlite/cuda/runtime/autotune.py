@@ -18,14 +18,15 @@ from tensorlite.cache_dir import cache_folder, locked, write_whole
 Candidate = Callable[[], object]  # may be called any number of times, always with the same result
 TimeCall = Callable[[Candidate], float]  # calls a candidate, and returns the seconds that it took
 
-ROUNDS = 5
+ROUNDS = 3
+TOO_SLOW = 1.5  # a candidate that takes so many times as long as the fastest is not timed in the next round
 
 
 def fastest(candidates: Mapping[str, Candidate], time_call: TimeCall) -> tuple[str, float]:
     """Return the name of the candidate with the smallest median time, the first of equals, and that time in seconds.
 
-    Each round times all candidates, so that a change of the GPU's clock affects all of them. A candidate that raises RuntimeError
-    is dropped. Raises RuntimeError when no candidate is left.
+    Each round times all candidates that are left, so that a change of the GPU's clock affects all of them. A candidate that is
+    TOO_SLOW, or raises RuntimeError, is dropped. Raises RuntimeError when no candidate is left.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     reason: RuntimeError | None = None
@@ -36,10 +37,24 @@ def fastest(candidates: Mapping[str, Candidate], time_call: TimeCall) -> tuple[s
             except RuntimeError as error:
                 del seconds[name]
                 reason = error
-    if not seconds:
-        raise RuntimeError(f"none of {len(candidates)} candidates runs: {reason}") from reason
+        if not seconds:
+            raise RuntimeError(f"none of {len(candidates)} candidates runs: {reason}") from reason
+        least = min(map(median, seconds.values()))
+        seconds = {name: times for name, times in seconds.items() if median(times) <= TOO_SLOW * least}
     name = min(seconds, key=lambda name: median(seconds[name]))
     return name, median(seconds[name])
+
+
+def first_that_runs(candidates: Mapping[str, Candidate]) -> str:
+    """Return the name of the first candidate that does not raise RuntimeError. Raises RuntimeError if all do."""
+    reason: RuntimeError | None = None
+    for name, candidate in candidates.items():
+        try:
+            candidate()
+            return name
+        except RuntimeError as error:
+            reason = error
+    raise RuntimeError(f"none of {len(candidates)} candidates runs: {reason}") from reason
 
 
 class AutotuneCache:

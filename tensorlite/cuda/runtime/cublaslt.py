@@ -8,7 +8,7 @@ array is itself the transpose of a C-contiguous one, the attribute TRANSA or TRA
 
     library = Library()
     handle = library.create()
-    plan = MatmulPlan(library, MatmulProblem(M, N, K, False, False, "bfloat16", "bfloat16", "bf16", "bias"))
+    plan = MatmulPlan(library, MatmulProblem(M, N, K, False, False, "bfloat16", "bfloat16", "bf16", "bias", alignment=16))
     algo = plan.candidates(handle)[0]
     plan.run(handle, algo, a.data.ptr, b.data.ptr, out.data.ptr, (bias.data.ptr,), workspace=..., workspace_bytes=..., stream=...)
 
@@ -80,6 +80,7 @@ EPILOGUES = {
     "bias_grad": Epilogue(CUBLASLT_EPILOGUE_BGRADA, (BIAS,)),  # out = a b, sums: (N,) = 1^T b, which is db beside dw = x^T dy
 }
 WORKSPACE_BYTES = 32 << 20
+ALIGNMENT = 128  # bytes: every parameter is aligned to this, in bf16, too; new arrays are aligned to more
 
 
 class CublasError(DeviceError):
@@ -99,6 +100,8 @@ class MatmulProblem:
     out: the dtype of out, one of DTYPES.
     compute: "float32", "tf32", "fp16" or "bf16".
     epilogue: one of EPILOGUES.
+    alignment: bytes of which all addresses are multiples, those of the epilogue included: a power of two, at most ALIGNMENT.
+        cuBLASLt reads the leading dimensions, which also decide what an algorithm can load at once, from the layouts.
 
     str() is different for different problems, so it is the key under which the choice of an algorithm is stored.
     """
@@ -112,12 +115,18 @@ class MatmulProblem:
     out: str
     compute: str
     epilogue: str = "none"
+    alignment: int = ALIGNMENT
 
     def __post_init__(self) -> None:
         if (self.operands, self.compute) not in COMPUTE or self.out not in DTYPES or self.epilogue not in EPILOGUES:
             raise ValueError(
                 f"{self}: (operands, compute) is one of {[*COMPUTE]}, out one of {[*DTYPES]}, epilogue one of {[*EPILOGUES]}"
             )
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of the matmul without its epilogue."""
+        return 2.0 * self.M * self.N * self.K
 
     @property
     def fusible(self) -> bool:
@@ -133,7 +142,8 @@ class MatmulProblem:
     def __str__(self) -> str:
         a = f"({self.K}, {self.M}).T" if self.a_t else f"({self.M}, {self.K})"
         b = f"({self.N}, {self.K}).T" if self.b_t else f"({self.K}, {self.N})"
-        return f"{a} @ {b}, {self.operands} to {self.out}, compute {self.compute}, epilogue {self.epilogue}"
+        words = f"{a} @ {b}, {self.operands} to {self.out}, compute {self.compute}, epilogue {self.epilogue}"
+        return f"{words}, aligned to {self.alignment} bytes"
 
 
 @dataclass(frozen=True)
@@ -253,15 +263,11 @@ class MatmulPlan:
         self.B = self._layout(p.operands, a_in_memory)
         self.D = self._layout(p.out, (p.M, p.N))
 
-    def candidates(
-        self, handle: Owned, workspace_bytes: int = WORKSPACE_BYTES, count: int = 16, alignment: int = 256
-    ) -> list[Algo]:
+    def candidates(self, handle: Owned, workspace_bytes: int = WORKSPACE_BYTES, count: int = 16) -> list[Algo]:
         """Return at most `count` algorithms, the fastest first by cuBLASLt's own estimate; none where it supports none.
 
-        alignment: bytes of which all pointers will be multiples.
-
         Split-K is allowed only with a reduction out of place, in the workspace, of parts that are not rounded to 16 bits. This
-        makes results bitwise reproducible.
+        makes results bitwise reproducible. A reduction in place takes turns in the output, but no document says in which order.
         """
         p = self.problem
         if not p.fusible:
@@ -274,8 +280,8 @@ class MatmulPlan:
         self.library.set("MatmulPreference", preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, c_uint32(schemes))
         for matrix in range(4):
             attribute = CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES + matrix
-            self.library.set("MatmulPreference", preference, attribute, c_uint32(alignment))
-        self._point([alignment] * len(self.epilogue.pointers))  # the heuristic reads only the alignment of these pointers
+            self.library.set("MatmulPreference", preference, attribute, c_uint32(p.alignment))
+        self._point([p.alignment] * len(self.epilogue.pointers))  # the heuristic reads only the alignment of these pointers
         results = (HeuristicResult * count)()
         found = c_int()
         layouts = (self.A, self.B, self.D, self.D)  # of A, B, C and D

@@ -7,6 +7,7 @@ files on the CPU (tests/support/shim/host.py), and `train.py --dry-run` one that
 import contextlib
 import functools
 import gc
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,8 +16,8 @@ import numpy as np
 
 from tensorlite.arrays import INSTALL_CUDA, Array, DeviceError, pick_device
 from tensorlite.cuda.runtime import nvrtc
-from tensorlite.cuda.runtime.autotune import AutotuneCache
-from tensorlite.cuda.runtime.cublaslt import COMPUTE, WORKSPACE_BYTES, Algo, Library, MatmulPlan, MatmulProblem
+from tensorlite.cuda.runtime.autotune import AutotuneCache, first_that_runs
+from tensorlite.cuda.runtime.cublaslt import ALIGNMENT, COMPUTE, WORKSPACE_BYTES, Algo, Library, MatmulPlan, MatmulProblem
 from tensorlite.cuda.runtime.memory_pool import GraphMemoryPool
 from tensorlite.cuda.runtime.signature import kernel_signature
 from tensorlite.version import __version__
@@ -27,8 +28,9 @@ SM75_PATH = "TENSORLITE_SM75_PATH"  # environment variable: if set, a newer devi
 SM75_SHARED_MEMORY = 64 << 10  # bytes per block of a device of compute capability 7.5
 STATIC_SHARED = 64  # the most bytes of static shared memory in a kernel that also uses dynamic: the key of a dropout
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+TIMED_FLOPS = 2**33  # a smaller matmul is over in some 20 microseconds, so its algorithms are not timed
 TIMED_CALLS = 10  # calls per candidate and round
-SPIN_CLOCKS = 3_000_000  # more than a millisecond, in which the host queues the calls to be timed
+SPIN_CLOCKS = 500_000  # some 0.3 ms, in which the host queues the calls to be timed: about 15 microseconds for each
 UNFUSED = "unfused"  # the name of a plain GEMM with kernels of our own, among the candidates
 
 
@@ -199,12 +201,14 @@ class CudaRuntime:
     ) -> None:
         """Compute out = a b with an epilogue, see gemm.py.
 
-        The first call for each problem times cuBLASLt's algorithms, and `unfused`.
+        The first call for each large problem times cuBLASLt's algorithms, and `unfused`. A small one takes the first algorithm of
+        cuBLASLt, so that a prompt of a new length costs no time.
         """
-        extra = tuple(array.data.ptr for array in (bias, pre_gelu, dgelu_input, bias_grad) if array is not None)
+        extra = tuple(self.address(array) for array in (bias, pre_gelu, dgelu_input, bias_grad) if array is not None)
+        alignment = math.gcd(ALIGNMENT, *map(self.address, (a, b, out)), *extra)
         a_t, b_t = not a.flags.c_contiguous, not b.flags.c_contiguous
         epilogue = epilogue_name(bias, pre_gelu, dgelu_input, bias_grad)
-        key = (a.shape, b.shape, a_t, b_t, a.dtype.char, out.dtype.char, compute, epilogue)
+        key = (a.shape, b.shape, a_t, b_t, a.dtype.char, out.dtype.char, compute, epilogue, alignment)
         if key not in self._plans:
             problem = MatmulProblem(
                 M=a.shape[0],
@@ -216,6 +220,7 @@ class CudaRuntime:
                 out=str(out.dtype),
                 compute=compute,
                 epilogue=epilogue,
+                alignment=alignment,
             )
             plan = MatmulPlan(self.library, problem)
             self._plans[key] = plan, self._autotune(plan, a, b, out, extra, unfused)
@@ -230,9 +235,9 @@ class CudaRuntime:
         plan.run(
             self.handle,
             algo,
-            a.data.ptr,
-            b.data.ptr,
-            out.data.ptr,
+            self.address(a),
+            self.address(b),
+            self.address(out),
             extra,
             workspace=self.workspace.ptr,
             workspace_bytes=WORKSPACE_BYTES,
@@ -242,19 +247,22 @@ class CudaRuntime:
     def _autotune(
         self, plan: MatmulPlan, a: Array, b: Array, out: Array, extra: tuple[int, ...], unfused: Callable[[], None] | None
     ) -> Algo | None:
-        """Return the algorithm that is fastest on this device, or None for `unfused`."""
+        """Return the algorithm that is fastest on this device, or the first if the problem is small. None: `unfused`."""
         algos = {algo.name: algo for algo in self._algos(plan, needed=unfused is None)}
         candidates: dict[str, Callable[[], None]] = {}
         for name, algo in algos.items():
             candidates[name] = functools.partial(self._run, plan, algo, a, b, out, extra)
         if unfused is not None:
             candidates[UNFUSED] = unfused
-        name = self.autotune_cache.pick(str(plan.problem), candidates, self.time_call)
+        if plan.problem.flops < TIMED_FLOPS:
+            name = first_that_runs(candidates)
+        else:
+            name = self.autotune_cache.pick(str(plan.problem), candidates, self.time_call)
         return algos.get(name)
 
     def _algos(self, plan: MatmulPlan, needed: bool = True) -> list[Algo]:
         """Return cuBLASLt's algorithms for a matmul. Raises DeviceError where there is none and one is needed."""
-        algos = plan.candidates(self.handle, alignment=16)
+        algos = plan.candidates(self.handle)
         if needed and not algos:
             raise DeviceError(f"cuBLASLt {self.library.version()} has no way to compute {plan.problem}; use --backend reference")
         return algos

@@ -1,7 +1,7 @@
 """class DryRunRuntime: a runtime that runs nothing.
 
-It adds up what a step would launch, compute and move, without a GPU. Its arrays are NumPy arrays that are never written or read, so
-the operating system gives them no memory.
+It adds up what a step would launch, compute and move, without a GPU, and it lists the launches. Its arrays are NumPy arrays that
+are never written or read, so the operating system gives them no memory.
 """
 
 import contextlib
@@ -26,19 +26,49 @@ class KernelCost:
     bytes: float = 0.0  # of its array arguments, each counted once, and of the arrays that it also touches
 
 
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a kernel, with all that decides which instructions it executes."""
+
+    file: str
+    kernel: str
+    grid: tuple[int, ...]
+    block: int
+    shared: int  # bytes of dynamic shared memory per block
+    defines: tuple[tuple[str, str | int], ...]
+    arguments: tuple[Any, ...]  # addresses as integers (a null pointer is 0), NumPy scalars, and structs
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """One GEMM: out (M, N) = a (M, K) b (K, N), with the epilogues that it was asked for."""
+
+    M: int
+    N: int
+    K: int
+    out_bytes: int
+    epilogues: tuple[str, ...]
+    bytes: float
+
+
 class DryRunRuntime:
     """A stand-in for CudaRuntime.
 
+    shared_memory: bytes per block; by default those of a GeForce card from compute capability 8.6 on, the fewest from 8.0 on.
     costs: the cost of each kernel, by (op, kernel).
+    launches: the launches and GEMMs in order, each with its key in `costs`.
     op: the name of the running op, which the caller sets.
     """
 
     xp = np
     bfloat16 = np.dtype(np.int16)  # of the same size, as NumPy has no bfloat16, and a dry run computes nothing
-    shared_memory = 99 << 10  # bytes per block, of a GeForce card of compute capability 8.6 or later; others from 8.0 on have more
 
-    def __init__(self) -> None:
+    def __init__(self, shared_memory: int = 99 << 10) -> None:
+        self.shared_memory = shared_memory
         self.costs: dict[tuple[str, str], KernelCost] = {}
+        self.launches: list[tuple[tuple[str, str], Launch | Gemm]] = []
         self.op = ""
         self.pool: GraphMemoryPool | None = None
 
@@ -70,19 +100,30 @@ class DryRunRuntime:
         self,
         file: str,
         kernel: str,
-        grid: int | tuple[int, ...],  # noqa: ARG002
-        block: int,  # noqa: ARG002
+        grid: int | tuple[int, ...],
+        block: int,
         /,
         *,
         defines: Mapping[str, str | int] | None = None,
-        shared: int = 0,  # noqa: ARG002
+        shared: int = 0,
         flops: float = 0.0,
         touches: Sequence[Array] = (),
         **args: Any,
     ) -> None:
         """Add up a kernel, whose arguments are checked as `CudaRuntime.launch` checks them."""
         arguments = kernel_signature(file, kernel).arguments(args, defines or {})
-        self._add(kernel, flops, arguments, touches)
+        nbytes = self._add(kernel, flops, arguments, touches)
+        grid = grid if isinstance(grid, tuple) else (grid,)
+        values = tuple(self._value(a) for a in arguments)
+        launch = Launch(file, kernel, grid, block, shared, tuple((defines or {}).items()), values, flops, nbytes)
+        self.launches.append(((self.op, kernel), launch))
+
+    def _value(self, argument: Any) -> Any:
+        """Return an argument as a kernel receives it: an address for an array, 0 for None."""
+        if argument is None:
+            return 0
+        is_struct = isinstance(argument, np.ndarray) and argument.dtype.names
+        return self.address(argument) if isinstance(argument, np.ndarray) and not is_struct else argument
 
     def gemm(
         self,
@@ -102,15 +143,21 @@ class DryRunRuntime:
         N = b.shape[1]
         flops = 2.0 * M * K * N
         extras = {"bias": bias, "pre_gelu": pre_gelu, "dgelu_input": dgelu_input, "bias_grad": bias_grad}
-        self._add(gemm_label(a, b, extras), flops, [a, b, out, *extras.values()], ())
+        label = gemm_label(a, b, extras)
+        nbytes = self._add(label, flops, [a, b, out, *extras.values()], ())
+        epilogues = tuple(name for name, array in extras.items() if array is not None)
+        self.launches.append(((self.op, label), Gemm(M, N, K, out.nbytes, epilogues, nbytes)))
 
-    def _add(self, kernel: str, flops: float, args: Sequence[Any], touches: Sequence[Array]) -> None:
+    def _add(self, kernel: str, flops: float, args: Sequence[Any], touches: Sequence[Array]) -> float:
+        """Add a call to the costs. Returns the bytes of its arrays."""
         cost = self.costs.setdefault((self.op, kernel), KernelCost())
         cost.calls += 1
         cost.flops += flops
         arrays = [a for a in args if isinstance(a, np.ndarray) and not a.dtype.names]  # a structured one is a struct
-        nbytes = {self.address(a): a.nbytes for a in arrays}
-        cost.bytes += sum(nbytes.values()) + sum(a.nbytes for a in touches)
+        of_each = {self.address(a): a.nbytes for a in arrays}
+        nbytes = sum(of_each.values()) + sum(a.nbytes for a in touches)
+        cost.bytes += nbytes
+        return nbytes
 
 
 def gemm_label(a: Array, b: Array, extras: Mapping[str, Array | None]) -> str:

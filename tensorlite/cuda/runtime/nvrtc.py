@@ -16,6 +16,7 @@ from tensorlite.arrays import INSTALL_CUDA, DeviceError
 from tensorlite.cache_dir import cache_folder, write_whole
 
 KERNELS = Path(__file__).parents[1] / "kernels"
+OPTIONS = ("--std=c++17", "--ptxas-options=-v", "--generate-line-info")  # the last lets tools name the lines of the machine code
 SEAL = hashlib.sha256().digest_size  # bytes of the digest at the end of a cached file, which shows damage
 
 
@@ -70,7 +71,7 @@ def compile_file(file: str, architecture: int, defines: Mapping[str, object], fo
     nvrtc, program = library(), ctypes.c_void_p()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), (folder / file).read_bytes(), file.encode(), 0, None, None)
     try:
-        options = [f"--gpu-architecture=sm_{architecture}", "--std=c++17", "--ptxas-options=-v", f"--include-path={folder}"]
+        options = [f"--gpu-architecture=sm_{architecture}", *OPTIONS, f"--include-path={folder}"]
         options += [f"--define-macro={name}={value}" for name, value in defines.items()]
         status = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*map(str.encode, options)))
         log = _text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program).rstrip(b"\0").decode()
@@ -103,7 +104,7 @@ def cubin(file: str, architecture: int, defines: Mapping[str, object]) -> bytes:
 
     The dozen modules of a training step take seconds to compile.
     """
-    digest = hashlib.sha256(repr((version(), architecture, sorted(defines.items()))).encode())
+    digest = hashlib.sha256(repr((version(), OPTIONS, architecture, sorted(defines.items()))).encode())
     for source in sorted([KERNELS / file, *KERNELS.glob("*.cuh")]):
         digest.update(source.read_bytes())
     path = cache_folder() / "kernels" / f"{Path(file).stem}-sm_{architecture}-{digest.hexdigest()[:24]}.cubin"

@@ -202,11 +202,12 @@ def test_what_candidates_are_asked_for(library, heuristic, out, mask):
     problem = MatmulProblem(16, 24, 8, False, False, "bfloat16", out, "bf16", "gelu_bias")
     plan = MatmulPlan(library, problem)
     assert plan.candidates(Owned()) == []
-    assert heuristic.preference == {1: 32 << 20, 3: mask, 5: 256, 6: 256, 7: 256, 8: 256}  # INPLACE, 1, is never in the mask
-    assert heuristic.pointers == (256, 256)
+    assert heuristic.preference == {1: 32 << 20, 3: mask, 5: 128, 6: 128, 7: 128, 8: 128}  # INPLACE, 1, is never in the mask
+    assert heuristic.pointers == (128, 128)
     assert heuristic.layouts == (plan.A, plan.B, plan.D, plan.D)
     assert heuristic.count == 16
-    plan.candidates(Owned(), workspace_bytes=1 << 20, count=3, alignment=16)
+    plan = MatmulPlan(library, replace(problem, alignment=16))
+    plan.candidates(Owned(), workspace_bytes=1 << 20, count=3)
     assert heuristic.preference == {1: 1 << 20, 3: mask, 5: 16, 6: 16, 7: 16, 8: 16}
     assert heuristic.pointers == (16, 16)
     assert heuristic.count == 3
@@ -273,7 +274,11 @@ def test_problems_that_are_none(wrong):
 
 def test_a_problem_in_words():
     problem = MatmulProblem(384, 1536, 16384, True, False, "bfloat16", "float32", "bf16", "bias_grad")
-    assert str(problem) == "(16384, 384).T @ (16384, 1536), bfloat16 to float32, compute bf16, epilogue bias_grad"
+    assert (
+        str(problem)
+        == "(16384, 384).T @ (16384, 1536), bfloat16 to float32, compute bf16, epilogue bias_grad, aligned to 128 bytes"
+    )
     others = [replace(problem, **{k: v}) for k, v in {"M": 1, "N": 1, "K": 1, "a_t": False, "b_t": True}.items()]
     others += [replace(problem, out="bfloat16"), replace(problem, epilogue="none"), replace(PLAIN, compute="tf32"), PLAIN]
-    assert len({problem, *others}) == len({str(p) for p in (problem, *others)}) == 10
+    others.append(replace(problem, alignment=16))
+    assert len({problem, *others}) == len({str(p) for p in (problem, *others)}) == 11

@@ -112,6 +112,7 @@ def field(name, value):
     return lambda about: about | {name: value}
 
 
+SCALE = {"scale": 2.0, "finite_steps": 0, "skipped_steps": 0}
 HOSTILE = {
     "n_layer that would take all memory": (model_field("n_layer", 10**9), "n_layer is 1000000000, but there are"),
     "n_embd that would take all memory": (model_field("n_embd", 3 * 10**9), "the configuration says"),
@@ -134,6 +135,10 @@ HOSTILE = {
     "a vocabulary with half a character": (field("vocabulary", "\ud800bcdefghijk"), "surrogate"),
     "a vocabulary that is a list": (field("vocabulary", list("abcdefghijk")), "vocabulary must be"),
     "a truth value that is text": (field("drop_unknown", "no"), "drop_unknown must be"),
+    "a loss scale that is a number": (field("loss_scale", 1024.0), "the fields of its LossScale are no JSON object"),
+    "a loss scale between powers": (field("loss_scale", SCALE | {"scale": 3.0}), "loss scale must be a power of two"),
+    "a loss scale without a count": (field("loss_scale", {"scale": 2.0, "finite_steps": 0}), "the field skipped_steps is missing"),
+    "a negative count of steps": (field("loss_scale", SCALE | {"skipped_steps": -1}), "steps of a loss scale must be"),
     "a hash that is a number": (field("data_sha256", 0), "data_sha256 must be"),
     "a field that is missing": (lambda about: {k: v for k, v in about.items() if k != "seed"}, "the field seed is missing"),
     "a field too many": (field("pickle", "x"), "the field 'pickle', which this version does not know"),

@@ -18,6 +18,7 @@ from gpt.errors import CheckpointError
 from gpt.training import checkpoint, run_dir
 from gpt.training.checkpoint import BUFFERS, Checkpoint
 from small import config_of, start
+from tensorlite.loss_scale import LossScale
 
 
 def bigram(dtype=np.float32, std=0.5, **fields) -> Checkpoint:
@@ -33,6 +34,16 @@ def saved(tmp_path):
     path = run_dir.best_checkpoint(tmp_path)
     checkpoint.save(path, bigram())
     return path
+
+
+def test_a_loss_scale_is_saved_with_the_run(tmp_path):
+    """Without one its field is not in the file, so earlier versions can read that."""
+    path = tmp_path / "last.safetensors"
+    for loss_scale in (None, LossScale(2.0**20, 12, 3)):
+        checkpoint.save(path, bigram(loss_scale=loss_scale))
+        assert checkpoint.load(path).loss_scale == loss_scale
+        with safetensors.safe_open(path, framework="numpy") as file:
+            assert ("loss_scale" in json.loads(file.metadata()["about"])) == (loss_scale is not None)
 
 
 def rewritten(path, about=None, **metadata):

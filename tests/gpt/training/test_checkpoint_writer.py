@@ -9,6 +9,7 @@ from failing import failing, failing_first
 from gpt.errors import CheckpointError
 from gpt.training import checkpoint, run_dir, run_setup
 from gpt.training.checkpoint_writer import CheckpointWriter
+from tensorlite.loss_scale import LossScale
 from trainers import RECORD, preset
 
 
@@ -39,6 +40,14 @@ def state(setup):
 
 def save(writer, state, history=(), val_loss=1.5, best_val=1.25, **options):
     writer.save_async(state, list(history), val_loss=val_loss, best_val=best_val, **options)
+
+
+@pytest.mark.parametrize("loss_scale", [None, LossScale(8.0, 2, 3)])
+def test_a_checkpoint_has_the_loss_scale(loss_scale, setup, state, drawn):
+    writer = CheckpointWriter(setup)
+    save(writer, state, loss_scale=loss_scale)
+    writer.wait()
+    assert checkpoint.load(run_dir.last_checkpoint(setup.out)).loss_scale == loss_scale
 
 
 def test_a_checkpoint_has_the_state_as_it_was(setup, state, drawn, monkeypatch):

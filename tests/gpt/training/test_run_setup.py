@@ -15,6 +15,7 @@ from gpt.training.data_parallel import Workers
 from gpt.training.trainer import Trainer
 from small import PANGRAMS
 from tensorlite import ReferenceOps
+from tensorlite.loss_scale import LossScale
 from tensorlite.version import __version__
 from trainers import TRAIN, preset, save_checkpoint, trainer
 
@@ -192,6 +193,8 @@ def test_ranks_compare_all_that_fixes_a_run(corpus, tmp_path):
         other = dataclasses.replace(saved, **{name: getattr(saved, name) + 1})
         assert differing(resumed, dataclasses.replace(resumed, weights=other)) == {"the checkpoint"}
     assert differing(resumed, dataclasses.replace(resumed, weights=dataclasses.replace(saved, step=8))) == {"the checkpoint"}
+    scaled = dataclasses.replace(saved, loss_scale=LossScale())
+    assert differing(resumed, dataclasses.replace(resumed, weights=scaled)) == {"the loss scale"}
     facts = resumed.facts()
     assert facts["the version"] == __version__
     assert facts["the text"] == hashlib.sha256(setup.corpus.sha256.encode()).hexdigest()[:12]

@@ -1,6 +1,7 @@
 """The parts of a Trainer: its records, progress bar, errors and history, and what other ranks do."""
 
 import contextlib
+import dataclasses
 import math
 import os
 import signal
@@ -16,6 +17,8 @@ from gpt.training.distributed import SingleProcess
 from gpt.training.step import learning_rate
 from gpt.training.trainer import PendingStep, Trainer
 from tensorlite import ReferenceOps
+from tensorlite.cuda.loss_scale import DeviceLossScale
+from tensorlite.loss_scale import LossScale
 from trainers import RECORD, preset, save_checkpoint, trainer
 
 WAY_OUT = "; lower --learning-rate or set --grad-clip 1"
@@ -36,8 +39,25 @@ class Saves:
     def write_metrics(self, history):
         self.calls.append([record["step"] for record in history])
 
-    def save_async(self, state, history, *, val_loss, best_val, is_best=False):
+    def save_async(self, state, history, *, val_loss, best_val, is_best=False, loss_scale=None):
         self.calls.append((state.step, [record["step"] for record in history], val_loss, best_val, is_best))
+        self.loss_scale = loss_scale
+
+
+class Scaled(ReferenceOps):
+    """A backend with a loss scale, as its trainer sees it."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.loss_scale = DeviceLossScale(SimpleNamespace(empty=np.empty, xp=np), value)
+
+
+def scaled_trainer(corpus, out, value, **options):
+    run = trainer(corpus, out, **options)
+    run.workers.ops.loss_scale = Scaled(value).loss_scale
+    run.logged = []
+    run.log = run.logged.append
+    return run
 
 
 @pytest.fixture
@@ -159,6 +179,76 @@ def test_the_first_bad_tensor_is_named(run):
     assert named() == ", first bad parameter blocks.0.fc_b"
     poison(run.state.grads, "blocks.1.fc_b")
     assert named() == ", first bad gradient blocks.1.fc_b"
+
+
+def pend(run, first, *norms):
+    run.pending = [PendingStep(first + i, np.float64(0.5), np.float64(norm)) for i, norm in enumerate(norms)]
+
+
+def test_a_skipped_update_is_a_line_of_the_log(corpus, tmp_path):
+    run = scaled_trainer(corpus, tmp_path / "a", LossScale(2.0**26, 5, 1))
+    pend(run, 3, 1.0, math.inf, math.nan, 2.0)
+    assert run.sync() == 0.5
+    skipped = "the gradient overflowed in fp16; update skipped, loss scale"
+    assert run.logged == [f"step 4: {skipped} 67108864 -> 33554432", f"step 5: {skipped} 33554432 -> 16777216"]
+    assert run.loss_scale == run.workers.ops.loss_scale.value == LossScale(2.0**24, 1, 3)
+    run.is_writer = False
+    pend(run, 7, math.inf)
+    run.sync()
+    assert len(run.logged) == 2
+    assert run.loss_scale == LossScale(2.0**23, 0, 4)
+
+
+def test_an_overflow_at_a_loss_scale_of_1_ends_the_run(corpus, tmp_path):
+    run = scaled_trainer(corpus, tmp_path / "a", LossScale(2.0))
+    pend(run, 3, math.inf, 1.0, math.inf, 1.0)
+    with pytest.raises(TrainingError, match=f"^step 5: the loss is 0.5, the gradient's norm inf{WAY_OUT}$"):
+        run.sync()
+    assert len(run.logged) == 1
+
+
+def test_a_bad_loss_ends_a_run_with_a_loss_scale(corpus, tmp_path):
+    run = scaled_trainer(corpus, tmp_path / "a", LossScale())
+    run.pending = [PendingStep(5, np.float64(math.nan), np.float64(math.inf))]
+    with pytest.raises(TrainingError, match=r"^step 5: the loss is nan"):
+        run.sync()
+
+
+def test_the_loss_scale_is_recorded_and_saved(corpus, tmp_path):
+    run = scaled_trainer(corpus, tmp_path / "a", LossScale(8.0, 2, 3))
+    run.writer = Saves()
+    run.evaluate()
+    assert [run.history[0][name] for name in ("loss_scale", "skipped_steps")] == [8.0, 3]
+    assert run.writer.loss_scale == LossScale(8.0, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("saved", "own", "found"),
+    [(LossScale(8.0, 2, 3), LossScale(), LossScale(8.0, 2, 3)), (None, LossScale(), LossScale()), (LossScale(), None, None)],
+)
+def test_a_resumed_run_goes_on_with_its_loss_scale(saved, own, found, corpus, tmp_path):
+    """A run that had none begins with that of the backend, and one whose backend has none leaves it."""
+    setup = trainer(corpus, tmp_path / "a").setup
+    last = run_dir.last_checkpoint(tmp_path / "a")
+    checkpoint.save(last, dataclasses.replace(save_checkpoint(setup, last), loss_scale=saved))
+    ops = ReferenceOps() if own is None else Scaled(own)
+    run = Trainer(run_setup.resume(tmp_path / "a", {}, {}, corpus), Workers.of(ops), np)
+    assert run.loss_scale == found
+    if found:
+        assert ops.loss_scale.array.tolist() == [found.scale, found.finite_steps, found.skipped_steps, 0]
+
+
+def test_timed_steps_leave_the_loss_scale_and_the_log_as_they_were(corpus, tmp_path):
+    run = scaled_trainer(corpus, tmp_path / "a", LossScale(8.0, 2, 3))
+    log = run.log
+    with run.rolled_back():
+        pend(run, 1, math.inf)
+        run.sync()
+        assert run.loss_scale == LossScale(4.0, 0, 4)
+    assert run.loss_scale == LossScale(8.0, 2, 3)
+    assert run.workers.ops.loss_scale.array.tolist() == [8, 2, 3, 0]
+    assert run.logged == []
+    assert run.log is log
 
 
 def test_steps_that_are_timed_are_undone(run):
