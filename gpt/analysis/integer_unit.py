@@ -153,7 +153,7 @@ def sort_operands(instruction: Instruction) -> Operation:
     to = ""
     if instruction.name.removeprefix("U") not in COMPARISONS and rest and (is_register(rest[0]) or rest[0] in ("RZ", "URZ")):
         to = rest.pop(0)
-        outs += _take_predicates(rest)
+        outs += _take_predicates(rest, 1 if "VOTE" in instruction.name else 2)
     reads = [operand for operand in rest if not is_predicate(operand)]
     ins = [operand for operand in rest if is_predicate(operand)]
     modifiers = instruction.opcode.split(".")[1:]
@@ -324,6 +324,14 @@ def to_predicates(op: Operation, thread: Thread) -> Result:
     return None, [word >> 8 * int(byte or 0) + int(name[1:]) & 1 for name in op.outs]
 
 
+def vote(op: Operation, thread: Thread) -> Result:
+    """VOTE.ANY: a word with a bit per lane of the warp, 1 where the lane's predicate holds. The lanes are taken to agree."""
+    holds = thread.predicate(op.ins[0])
+    if holds is None:
+        return None, (None,)
+    return MASK * holds, (int(holds),)
+
+
 def permute(op: Operation, thread: Thread) -> Result:
     """PRMT: four bytes of the pair c:a, each chosen by four bits."""
     a, choice, c = (thread.value(x) for x in op.reads)
@@ -413,6 +421,7 @@ OPERATIONS: dict[str, Callable[[Operation, Thread], Result]] = {
     **dict.fromkeys(("IMNMX", "VIMNMX", "VIADDMNMX"), least),
     "R2P": to_predicates,
     "PRMT": permute,
+    **dict.fromkeys(("VOTE", "VOTEU"), vote),
     **dict.fromkeys(("MOV", "S2R", "S2UR", "CS2R", "R2UR", "LDC", "ULDC", "LDCU"), move),
     "HFMA2": constant_halves,
     "I2F": to_float,

@@ -16,7 +16,7 @@ constexpr float LOG2_E = 1.4426950408889634f;
 // Queries per tile in attention_backward_key. With half a tile, the registers hold three or four blocks at head size 64.
 constexpr int QUERIES = TILE / 2;
 // The blocks of each kernel that an SM shall hold at a time, which limits the registers of a thread.
-// On 7.5, the shared memory holds two at head size 64, and the registers of more would spill.
+// On 7.5, the shared memory holds at most two at head size 64, and the registers of more would spill.
 constexpr int FORWARD_BLOCKS = D > 64 ? 1 : SM75_PATH ? 2 : 4;
 constexpr int QUERY_BLOCKS = D > 64 ? 1 : SM75_PATH ? 2 : 3;
 // A fourth block of attention_backward_key would spill on 8.0, and 8.6, 8.9 and 12.0 lack the shared memory for it.
