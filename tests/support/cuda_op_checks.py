@@ -177,7 +177,8 @@ def sums_of_a_step(both, rows=7, C=32, p=0.3, seed=0):
             dy, leaves = backward()
             slots = [machines.guarded(ops, leaf) for leaf in leaves]
             ops.pack_grads(leaves, slots)
-        return dy, *alone[:4], *slots
+        scale = 1.0 if ops.loss_scale is None else ops.loss_scale.value.scale  # which pack_grads has undone
+        return dy, *alone[:4], *(slot * np.float32(scale) for slot in slots)
 
     dy, *found, db = both.run(run, x, y, ds, dh, w, b, a, proj_w)
     for alone, slot in zip(found[:4], found[4:], strict=True):
