@@ -46,21 +46,33 @@ __device__ inline int fragment_key(int j, int i) {
     return j / 2 * 16 + tile_row<FOUR_PER_LANE>(j % 2 * 8 + threadIdx.x % 4 * 2 + i % 2);
 }
 
+// 16 rows of a tile, as the left operand of gemm_nt.
+struct Rows {
+    unsigned left[D / 16][4];
+};
+
+__device__ inline Rows load_rows(const scalar_t* a) {
+    Rows rows;
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int d = 0; d < D; d += 16) ldmatrix_x4(rows.left[d / 16], a + lane % 16 * PITCH + d + lane / 16 * 8);
+    return rows;
+}
+
 // acc (16 x 8 N8) = a (16 x D) b^T, for 16 rows a of one tile and all rows b of another.
 template <Order ORDER, int N8>
-__device__ inline void gemm_nt(float (&acc)[N8][4], const scalar_t* a, const scalar_t* b) {
+__device__ inline void gemm_nt(float (&acc)[N8][4], const Rows& a, const scalar_t* b) {
     int lane = threadIdx.x % 32;
 #pragma unroll
     for (int j = 0; j < N8; j++) acc[j][0] = acc[j][1] = acc[j][2] = acc[j][3] = 0.0f;
 #pragma unroll
     for (int d = 0; d < D; d += 16) {
-        unsigned left[4], right[4];
-        ldmatrix_x4(left, a + lane % 16 * PITCH + d + lane / 16 * 8);
+        unsigned right[4];
 #pragma unroll
         for (int j = 0; j < N8; j += 2) {  // 16 rows of b: two pieces
             ldmatrix_x4(right, b + (8 * j + tile_row<ORDER>(lane % 8 + lane / 16 * 8)) * PITCH + d + lane / 8 % 2 * 8);
-            mma_16x8x16(acc[j], left, right);
-            mma_16x8x16(acc[j + 1], left, right + 2);
+            mma_16x8x16(acc[j], a.left[d / 16], right);
+            mma_16x8x16(acc[j + 1], a.left[d / 16], right + 2);
         }
     }
 }
