@@ -94,7 +94,8 @@ attention_forward(const scalar_t* qkv, scalar_t* y, float* lse, unsigned* mask, 
 
 // dq = sum over the keys of ds k scale,  ds = p (dropout_backward(dy v^T) - delta),  delta = dy . y, row by row.
 // A block owns 64 queries. dq: the first third of the last axis of an array of qkv's shape. delta: (B, H, T), which
-// attention_backward_key reads. mask: that of forward, or null; inv_keep is 1 without dropout. Grid: (B H, tiles). Shared memory: 4 tiles.
+// attention_backward_key reads. mask: that of forward, or null; inv_keep is 1 without dropout. Grid: (B H, tiles). Shared memory:
+// 4 tiles.
 extern "C" __global__ void __launch_bounds__(THREADS, D > 64 ? 1 : 3)
 attention_backward_query(const scalar_t* qkv, const scalar_t* y, const scalar_t* dy, const float* lse, float* delta, scalar_t* dq,
                          const unsigned* mask, int H, int T, float scale, float inv_keep) {
