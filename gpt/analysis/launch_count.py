@@ -1,11 +1,12 @@
 """How many instructions a launch executes on each pipe, counted in the machine code without a GPU.
 
-One thread stands for its block: the first lane of the second warp, so that work of one thread per block does not count for all.
-Up to SAMPLES blocks, spread evenly over the grid, stand for all blocks. Launches that differ only in addresses and structs count as
-equal.
+The first lane of a warp stands for the warp. Of a block of up to WARPS warps, all are followed. Of a larger block the second is, so
+that work of one thread per block does not count for all. Up to SAMPLES blocks, spread evenly over the grid, stand for all blocks.
+Launches that differ only in addresses and structs count as equal.
 """
 
 import functools
+import itertools
 import math
 import struct
 from collections import Counter
@@ -19,8 +20,10 @@ from gpt.analysis.thread_walk import Walker
 from tensorlite.cuda.runtime import nvrtc
 from tensorlite.cuda.runtime.dry_run import Launch
 from tensorlite.cuda.runtime.signature import kernel_signature
+from tensorlite.integers import ceil_div
 
 SAMPLES = 8
+WARPS = 4
 # Where the sizes of block and grid are in constant bank 0, by the place of the first parameter: 7.x and 8.x, 9.0, 10.0 and later.
 SIZES_AT = {0x160: (0x0, 0xC), 0x210: (0x0, 0xC), 0x380: (0x360, 0x370)}
 ADDRESS = 1 << 32  # stands for every address that is not null
@@ -61,16 +64,16 @@ def count(launch: Launch, gpu: Gpu, tensor_tflops: float) -> LaunchCount:
     executed: Counter[int] = Counter()
     issued = 0
     undecided = False
-    blocks = list(sampled_blocks(launch.grid))
+    positions = list(itertools.product(sampled_blocks(launch.grid), sampled_warps(launch.block)))
     constants = constant_bank(launch, code)
-    for x, y in blocks:
-        special = {"SR_TID.X": WARP if launch.block > WARP else 0, "SR_CTAID.X": x, "SR_CTAID.Y": y}
+    for (x, y), warp in positions:
+        special = {"SR_TID.X": WARP * warp, "SR_CTAID.X": x, "SR_CTAID.Y": y}
         walk = walker.walk(constants, special)
         undecided |= bool(walk.undecided)
         executed.update(dict(enumerate(walk.executed)))
         issued += sum(walk.issued)
-    work = _work(code, {i: times / len(blocks) for i, times in executed.items()}, gpu, tensor_tflops)
-    return replace(work, instructions=issued / len(blocks), shared=code.shared + launch.shared, undecided=undecided)
+    work = _work(code, {i: times / len(positions) for i, times in executed.items()}, gpu, tensor_tflops)
+    return replace(work, instructions=issued / len(positions), shared=code.shared + launch.shared, undecided=undecided)
 
 
 def _work(code: MachineCode, executed: Mapping[int, float], gpu: Gpu, tensor_tflops: float) -> LaunchCount:
@@ -89,6 +92,12 @@ def _work(code: MachineCode, executed: Mapping[int, float], gpu: Gpu, tensor_tfl
             last_load = i
     work.mask_share = from_masks / max(of_alu, 1.0)
     return work
+
+
+def sampled_warps(block: int) -> range:
+    """Return the warps of a block of so many threads that are followed."""
+    warps = ceil_div(block, WARP)
+    return range(warps) if warps <= WARPS else range(1, 2)
 
 
 def sampled_blocks(grid: tuple[int, ...]) -> Iterator[tuple[int, int]]:

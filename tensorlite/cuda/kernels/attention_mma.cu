@@ -13,18 +13,14 @@
 #include "attention_tiles.cuh"
 
 constexpr float LOG2_E = 1.4426950408889634f;
-// Queries per tile in attention_backward_key. With half a tile, the registers hold three or four blocks at head size 64.
+// Queries per tile in attention_backward_key. With half a tile, the registers hold three blocks at head size 64.
 constexpr int QUERIES = TILE / 2;
+// Whether the registers of attention_backward_key also hold the warp's rows of k and v, from tile to tile.
+constexpr bool HOLD_ROWS = D <= 64;
 // The blocks of each kernel that an SM shall hold at a time, which limits the registers of a thread.
 // On 7.5, the shared memory holds at most two at head size 64, and the registers of more would spill.
 constexpr int FORWARD_BLOCKS = D > 64 ? 1 : SM75_PATH ? 2 : 4;
-constexpr int QUERY_BLOCKS = D > 64 ? 1 : SM75_PATH ? 2 : 3;
-// A fourth block of attention_backward_key would spill on 8.0, and 8.6, 8.9 and 12.0 lack the shared memory for it.
-#if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
-constexpr int KEY_BLOCKS = D > 64 ? 1 : SM75_PATH ? 2 : 4;
-#else
-constexpr int KEY_BLOCKS = D > 64 ? 1 : SM75_PATH ? 2 : 3;
-#endif
+constexpr int BACKWARD_BLOCKS = D > 64 ? 1 : SM75_PATH ? 2 : 3;
 
 // Return x times scale, or 0 where the bit of the mask is 0.
 __device__ inline float apply_mask(float x, unsigned mask_bits, int bit, float scale) {
@@ -55,14 +51,16 @@ attention_forward(const scalar_t* qkv, scalar_t* y, float* lse, unsigned* mask, 
         copy_async_wait();
         __syncthreads();
         float p[TILE / 8][4];
-        gemm_nt(p, q + warp_row * PITCH, k);  // scores, (16 x 64)
+        gemm_nt<FOUR_PER_LANE>(p, load_rows(q + warp_row * PITCH), k);  // scores, (16 x 64)
+        for (int j = 0; j < TILE / 8; j++)
+            for (int i = 0; i < 4; i++) p[j][i] *= scale_log2;
+        if (kv_tile == q_tile)  // in the tiles before it, all keys are visible
+            for (int j = 0; j < TILE / 8; j++)
+                for (int i = 0; i < 4; i++)
+                    if (fragment_key(j, i) > warp_row + lane / 4 + i / 2 * 8) p[j][i] = -INFINITE;
         float m_new[2] = {m[0], m[1]};
         for (int j = 0; j < TILE / 8; j++)
-            for (int i = 0; i < 4; i++) {
-                int r = i / 2, column = kv_tile * TILE + 8 * j + lane % 4 * 2 + i % 2;
-                p[j][i] = column <= row + 8 * r ? p[j][i] * scale_log2 : -INFINITE;
-                m_new[r] = fmaxf(m_new[r], p[j][i]);
-            }
+            for (int i = 0; i < 4; i++) m_new[i / 2] = fmaxf(m_new[i / 2], p[j][i]);
         float alpha[2];
         for (int r = 0; r < 2; r++) m_new[r] = quad_max(m_new[r]);
         for (int r = 0; r < 2; r++) {
@@ -79,12 +77,14 @@ attention_forward(const scalar_t* qkv, scalar_t* y, float* lse, unsigned* mask, 
             }
         if (dropout.threshold) {
             unsigned long long offset = dropout.offset + ((long long)blockIdx.x * T + row) * T + kv_tile * TILE;
-            unsigned mask_bits = draw_mask(key, dropout.threshold, offset, T);
-            mask[mask_tile(blockIdx.x, T, q_tile * TILE, kv_tile * TILE) + threadIdx.x] = mask_bits;
+            int columns = kv_tile < q_tile ? TILE : warp_row + 16;  // that some row of this warp sees
+            unsigned drawn = draw_mask(key, dropout.threshold, offset, T, columns);
+            mask[mask_tile(blockIdx.x, T, q_tile * TILE, kv_tile * TILE) + threadIdx.x] = drawn;
+            unsigned mask_bits = in_fragment_order(drawn);
             for (int j = 0; j < TILE / 8; j++)  // p becomes p_dropped, without inv_keep
-                for (int i = 0; i < 4; i++) p[j][i] = apply_mask(p[j][i], mask_bits, 4 * j + i, 1.0f);
+                for (int i = 0; i < 4; i++) p[j][i] = apply_mask(p[j][i], mask_bits, fragment_bit(j, i), 1.0f);
         }
-        gemm_rs(acc, p, v);
+        gemm_rs<FOUR_PER_LANE>(acc, p, v);
         __syncthreads();  // before the next tile overwrites k and v
     }
     float inv_keep = dropout.threshold ? dropout.inv_keep : 1.0f;
@@ -98,8 +98,9 @@ attention_forward(const scalar_t* qkv, scalar_t* y, float* lse, unsigned* mask, 
 
 // dq = sum over the keys of ds k scale,  ds = p (dropout_backward(dy v^T) - delta),  delta = dy . y, row by row.
 // A block owns 64 queries. dq: the first third of the last axis of an array of qkv's shape. delta: (B, H, T), which
-// attention_backward_key reads. mask: that of forward, or null; inv_keep is 1 without dropout. Grid: (B H, tiles). Shared memory: 4 tiles.
-extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS)
+// attention_backward_key reads. mask: that of forward, or null; inv_keep is 1 without dropout. Grid: (B H, tiles). Shared memory:
+// 4 tiles.
+extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS)
 attention_backward_query(const scalar_t* qkv, const scalar_t* y, const scalar_t* dy, const float* lse, float* delta, scalar_t* dq,
                          const unsigned* mask, int H, int T, float scale, float inv_keep) {
     DYNAMIC_SHARED(memory);
@@ -130,19 +131,20 @@ attention_backward_query(const scalar_t* qkv, const scalar_t* y, const scalar_t*
     for (int kv_tile = 0; kv_tile <= q_tile; kv_tile++) {
         load_tile(k, q_base + kv_tile * TILE * 3 * C + C, 3 * C, T - kv_tile * TILE);
         load_tile(v, q_base + kv_tile * TILE * 3 * C + 2 * C, 3 * C, T - kv_tile * TILE);
-        unsigned mask_bits = mask ? mask[mask_tile(blockIdx.x, T, q_tile * TILE, kv_tile * TILE) + threadIdx.x] : ~0u;
+        unsigned drawn = mask ? mask[mask_tile(blockIdx.x, T, q_tile * TILE, kv_tile * TILE) + threadIdx.x] : ~0u;
+        unsigned mask_bits = in_fragment_order(drawn);
         copy_async_wait();
         __syncthreads();
         float ds[TILE / 8][4], dp[TILE / 8][4];
-        gemm_nt(ds, q + warp_row * PITCH, k);          // scores, (16 x 64), which become ds in place
-        gemm_nt(dp, dy_shared + warp_row * PITCH, v);  // 1. dp_dropped, (16 x 64)
+        gemm_nt<FOUR_PER_LANE>(ds, load_rows(q + warp_row * PITCH), k);          // scores, (16 x 64), which become ds in place
+        gemm_nt<FOUR_PER_LANE>(dp, load_rows(dy_shared + warp_row * PITCH), v);  // 1. dp_dropped, (16 x 64)
         for (int j = 0; j < TILE / 8; j++)
             for (int i = 0; i < 4; i++) {
-                int r = i / 2, column = kv_tile * TILE + 8 * j + lane % 4 * 2 + i % 2;
+                int r = i / 2, column = kv_tile * TILE + fragment_key(j, i);
                 float p = column <= row + 8 * r ? fast_exp2(ds[j][i] * scale_log2 - lse_t[r]) : 0.0f;
-                ds[j][i] = p * (apply_mask(dp[j][i], mask_bits, 4 * j + i, inv_keep) - delta_t[r]);  // 2., 3. ds
+                ds[j][i] = p * (apply_mask(dp[j][i], mask_bits, fragment_bit(j, i), inv_keep) - delta_t[r]);  // 2., 3. ds
             }
-        gemm_rs(acc, ds, k);  // 4. dq
+        gemm_rs<FOUR_PER_LANE>(acc, ds, k);  // 4. dq
         __syncthreads();
     }
     store_fragment(dq + (b * T + q_tile * TILE + warp_row) * 3 * C + h * D, 3 * C, T - q_tile * TILE - warp_row, acc, scale, scale);
@@ -151,7 +153,7 @@ attention_backward_query(const scalar_t* qkv, const scalar_t* y, const scalar_t*
 // dk = sum over the queries of ds^T q scale,  dv = sum over the queries of p_dropped^T dy. A block owns 64 keys. Fragments are
 // transposed: their rows are keys and their columns are queries. dkv: the other two thirds of the array that dq is part of.
 // Shared memory: 2 tiles of keys and values, 2 half tiles of queries and dy, and lse and delta of these QUERIES.
-extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS)
+extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS)
 attention_backward_key(const scalar_t* qkv, const scalar_t* dy, const float* lse, const float* delta, scalar_t* dkv,
                        const unsigned* mask, int H, int T, float scale, float inv_keep) {
     DYNAMIC_SHARED(memory);
@@ -164,6 +166,14 @@ attention_backward_key(const scalar_t* qkv, const scalar_t* dy, const float* lse
     const scalar_t* q_base = qkv + b * T * 3 * C + h * D;
     load_tile(k, q_base + kv_tile * TILE * 3 * C + C, 3 * C, T - kv_tile * TILE);
     load_tile(v, q_base + kv_tile * TILE * 3 * C + 2 * C, 3 * C, T - kv_tile * TILE);
+    copy_async_wait();
+    __syncthreads();
+    Rows k_rows, v_rows;
+    auto read_rows = [&] {
+        k_rows = load_rows(k + warp_row * PITCH);
+        v_rows = load_rows(v + warp_row * PITCH);
+    };
+    if (HOLD_ROWS) read_rows();
     float scale_log2 = scale * LOG2_E;
 
     float dk[D / 8][4] = {}, dv[D / 8][4] = {};
@@ -183,23 +193,26 @@ attention_backward_key(const scalar_t* qkv, const scalar_t* dy, const float* lse
         }
         copy_async_wait();
         __syncthreads();
-        float p[QUERIES / 8][4], dp[QUERIES / 8][4];
-        gemm_nt(p, k + warp_row * PITCH, q);  // scores, (16 x 32)
-        for (int j = 0; j < QUERIES / 8; j++)
-            for (int i = 0; i < 4; i++) {
-                int query = 8 * j + lane % 4 * 2 + i % 2;
-                bool visible = row + i / 2 * 8 <= q0 + query;
-                p[j][i] = visible ? fast_exp2(p[j][i] * scale_log2 - lse_shared[query]) : 0.0f;
-            }
-        gemm_nt(dp, v + warp_row * PITCH, dy_shared);  // 1. dp_dropped, (16 x 32), which becomes ds in place
-        for (int j = 0; j < QUERIES / 8; j++)
-            for (int i = 0; i < 4; i++) {
-                int query = 8 * j + lane % 4 * 2 + i % 2, bit = transposed_bit(j, i);
-                dp[j][i] = p[j][i] * (apply_mask(dp[j][i], mask_bits, bit, inv_keep) - delta_shared[query]);  // 2., 3. ds
-                p[j][i] = apply_mask(p[j][i], mask_bits, bit, 1.0f);  // becomes p_dropped, without inv_keep
-            }
-        gemm_rs(dv, p, dy_shared);  // 1. dv
-        gemm_rs(dk, dp, q);  // 4. dk
+        if (q0 + QUERIES > kv_tile * TILE + warp_row) {  // else all of these queries are before the warp's first key
+            if (!HOLD_ROWS) read_rows();
+            float p[QUERIES / 8][4], dp[QUERIES / 8][4];
+            gemm_nt<AS_THEY_ARE>(p, k_rows, q);  // scores, (16 x 32)
+            for (int j = 0; j < QUERIES / 8; j++)
+                for (int i = 0; i < 4; i++) {
+                    int query = 8 * j + lane % 4 * 2 + i % 2;
+                    p[j][i] = fast_exp2(p[j][i] * scale_log2 - lse_shared[query]);
+                    if (row + i / 2 * 8 > q0 + query) p[j][i] = 0.0f;
+                }
+            gemm_nt<AS_THEY_ARE>(dp, v_rows, dy_shared);  // 1. dp_dropped, (16 x 32), which becomes ds in place
+            for (int j = 0; j < QUERIES / 8; j++)
+                for (int i = 0; i < 4; i++) {
+                    int query = 8 * j + lane % 4 * 2 + i % 2, bit = 4 * j + i;
+                    dp[j][i] = p[j][i] * (apply_mask(dp[j][i], mask_bits, bit, inv_keep) - delta_shared[query]);  // 2., 3. ds
+                    p[j][i] = apply_mask(p[j][i], mask_bits, bit, 1.0f);  // becomes p_dropped, without inv_keep
+                }
+            gemm_rs<AS_THEY_ARE>(dv, p, dy_shared);  // 1. dv
+            gemm_rs<AS_THEY_ARE>(dk, dp, q);  // 4. dk
+        }
         __syncthreads();
     }
     int valid_rows = T - kv_tile * TILE - warp_row;

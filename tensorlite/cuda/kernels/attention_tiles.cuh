@@ -28,27 +28,58 @@ __device__ inline void load_tile(scalar_t* tile, const scalar_t* from, int row_s
     }
 }
 
+// The order in which the rows of a tile become the columns of a fragment: as they are, or so that a lane owns the four keys whose
+// dropout bits one Threefry counter draws. Then lane 4r + t owns the keys 4t .. 4t + 3 of every 16, two of them in each of two
+// pieces. The first two are in the even piece for t = 0 and 1 and in the odd one for t = 2 and 3, because then the 8 rows that
+// ldmatrix reads for a piece are in different banks.
+enum Order { AS_THEY_ARE, FOUR_PER_LANE };
+
+// Return the row, of 16, that is column c of two pieces.
+template <Order ORDER>
+__device__ inline int tile_row(int c) {
+    int t = c % 8 / 2, piece = c / 8;
+    return ORDER == FOUR_PER_LANE ? 4 * t + 2 * (piece ^ t / 2) + c % 2 : c;
+}
+
+// Return the key, of a tile, of this lane's acc[j][i] in a fragment whose columns are keys, FOUR_PER_LANE.
+__device__ inline int fragment_key(int j, int i) {
+    return j / 2 * 16 + tile_row<FOUR_PER_LANE>(j % 2 * 8 + threadIdx.x % 4 * 2 + i % 2);
+}
+
+// 16 rows of a tile, as the left operand of gemm_nt.
+struct Rows {
+    unsigned left[D / 16][4];
+};
+
+__device__ inline Rows load_rows(const scalar_t* a) {
+    Rows rows;
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int d = 0; d < D; d += 16) ldmatrix_x4(rows.left[d / 16], a + lane % 16 * PITCH + d + lane / 16 * 8);
+    return rows;
+}
+
 // acc (16 x 8 N8) = a (16 x D) b^T, for 16 rows a of one tile and all rows b of another.
-template <int N8>
-__device__ inline void gemm_nt(float (&acc)[N8][4], const scalar_t* a, const scalar_t* b) {
+template <Order ORDER, int N8>
+__device__ inline void gemm_nt(float (&acc)[N8][4], const Rows& a, const scalar_t* b) {
     int lane = threadIdx.x % 32;
 #pragma unroll
     for (int j = 0; j < N8; j++) acc[j][0] = acc[j][1] = acc[j][2] = acc[j][3] = 0.0f;
 #pragma unroll
     for (int d = 0; d < D; d += 16) {
-        unsigned left[4], right[4];
-        ldmatrix_x4(left, a + lane % 16 * PITCH + d + lane / 16 * 8);
+        unsigned right[4];
 #pragma unroll
         for (int j = 0; j < N8; j += 2) {  // 16 rows of b: two pieces
-            ldmatrix_x4(right, b + (8 * j + lane % 8 + lane / 16 * 8) * PITCH + d + lane / 8 % 2 * 8);
-            scalar_t::mma_16x8x16(acc[j], left, right);
-            scalar_t::mma_16x8x16(acc[j + 1], left, right + 2);
+            ldmatrix_x4(right, b + (8 * j + tile_row<ORDER>(lane % 8 + lane / 16 * 8)) * PITCH + d + lane / 8 % 2 * 8);
+            scalar_t::mma_16x8x16(acc[j], a.left[d / 16], right);
+            scalar_t::mma_16x8x16(acc[j + 1], a.left[d / 16], right + 2);
         }
     }
 }
 
-// acc (16 x D) += p (16 x 8 N8) b, for a fragment p in registers, which is rounded to scalar_t, and a tile b in shared memory.
-template <int N8>
+// acc (16 x D) += p (16 x 8 N8) b, for a fragment p in registers, which is rounded to scalar_t, and a tile b in shared memory, whose
+// rows have the order of p's columns.
+template <Order ORDER, int N8>
 __device__ inline void gemm_rs(float (&acc)[D / 8][4], const float (&p)[N8][4], const scalar_t* b) {
     int lane = threadIdx.x % 32;
 #pragma unroll
@@ -58,7 +89,7 @@ __device__ inline void gemm_rs(float (&acc)[D / 8][4], const float (&p)[N8][4], 
 #pragma unroll
         for (int d = 0; d < D; d += 16) {
             unsigned right[4];
-            ldmatrix_x4_trans(right, b + (8 * j + lane % 16) * PITCH + d + lane / 16 * 8);
+            ldmatrix_x4_trans(right, b + (8 * j + tile_row<ORDER>(lane % 16)) * PITCH + d + lane / 16 * 8);
             scalar_t::mma_16x8x16(acc[d / 8], left, right);
             scalar_t::mma_16x8x16(acc[d / 8 + 1], left, right + 2);
         }
@@ -89,47 +120,38 @@ __device__ inline void store_fragment(scalar_t* to, long long row_stride, int va
     }
 }
 
-// Draw the dropout mask of a fragment (16 x 64), whose rows are queries and whose columns are keys. Bit 4j + i is 1 if acc[j][i] is
-// kept. offset: the position, in the mask's stream, of column 0 of row r; it is a multiple of 4. Queries are T positions apart.
+// Draw the dropout mask of a fragment (16 x 64), whose rows are queries and whose columns are keys, FOUR_PER_LANE. offset: the
+// position, in the mask's stream, of the first key of row r; it is a multiple of 4. Queries are T positions apart. Only the first
+// `columns` columns are drawn.
 //
-// One Threefry counter yields 4 neighbouring columns of a row, but a lane owns only 2 of them. So for every two pieces, which
-// are 16 columns, each lane t of a quad draws one counter for row r and one for row r + 8. Then the quad exchanges the bits by
-// shuffle. For one row:
-//
-//   columns of piece      j: 0 1 2 3 4 5 6 7   j + 1: 0 1 2 3 4 5 6 7
-//   drawn by lane t =        0 0 0 0 1 1 1 1          2 2 2 2 3 3 3 3     its counter: offset / 4 + 2j + t
-//   as its bit               0 1 2 3 0 1 2 3          0 1 2 3 0 1 2 3     (row r + 8: bits 4 .. 7)
-//   owned by lane t =        0 0 1 1 2 2 3 3          0 0 1 1 2 2 3 3
-//
-// So lane t reads the draw of lane t / 2 for piece j, and that of lane 2 + t / 2 for piece j + 1. From each draw it takes the
-// bits 2 (t % 2) and 2 (t % 2) + 1.
-__device__ inline unsigned draw_mask(uint2 key, unsigned threshold, unsigned long long offset, long long T) {
-    int lane = threadIdx.x % 32, t = lane % 4;
-    unsigned long long offset8 = offset + 8 * T;  // of row r + 8
+// Of every 16 keys, a lane draws one counter for row r and one for row r + 8. Bit 8 g + 4 half + k is 1 if key 16 g + 4 t + k of
+// row r + 8 half is kept.
+__device__ inline unsigned draw_mask(uint2 key, unsigned threshold, unsigned long long offset, long long T, int columns) {
     unsigned mask_bits = 0;
 #pragma unroll
-    for (int j = 0; j < TILE / 8; j += 2) {
-        unsigned drawn = mask4(key, threshold, offset / 4 + 2 * j + t) | mask4(key, threshold, offset8 / 4 + 2 * j + t) << 4;
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            unsigned two = __shfl_sync(~0u, drawn, lane - t + 2 * half + t / 2) >> 2 * (t % 2);
-            mask_bits |= ((two & 3) | (two >> 4 & 3) << 2) << 4 * (j + half);
-        }
+    for (int g = 0; g < TILE / 16; g++) {
+        if (16 * g >= columns) break;
+        unsigned long long counter = offset / 4 + 4 * g + threadIdx.x % 4;
+        mask_bits |= (mask4(key, threshold, counter) | mask4(key, threshold, counter + 2 * T) << 4) << 8 * g;
     }
     return mask_bits;
 }
 
-// The mask is stored as it is drawn: word 32 w + lane of a tile holds the bits of that lane of warp w. A kernel whose fragments are
-// those of attention_forward reads its own word. This function is for transposed fragments, whose rows are 16 keys of a tile and
-// whose columns are 8 N8 of its queries. words: the words of the warp that drew the first of these queries.
+// Return drawn bits in the order of the fragment: acc[j][i]'s is bit fragment_bit(j, i). Half of the lanes own the first two of
+// their four keys in the odd piece.
+__device__ inline unsigned in_fragment_order(unsigned mask_bits) {
+    return threadIdx.x % 4 < 2 ? mask_bits : (mask_bits & 0x33333333) << 2 | (mask_bits >> 2 & 0x33333333);
+}
+
+__device__ inline int fragment_bit(int j, int i) { return j / 2 * 8 + i / 2 * 4 + j % 2 * 2 + i % 2; }
+
+// Word 32 w + lane of a stored mask tile holds the bits that this lane of warp w drew. This function reads the bits of a transposed
+// fragment, whose rows are 16 keys and whose columns are 8 N8 queries, AS_THEY_ARE. words: those of the warp that drew the first of
+// these queries. Bit 4j + i of the result is acc[j][i]'s.
 //
 // Lane 4r + t owns, of piece j, the keys r and r + 8 (i / 2 = 0 and 1) and the queries 8j + 2t and 8j + 2t + 1 (i % 2 = 0 and 1).
-// When they were drawn, a query was a row and a key a column:
-//   query 8j + 2t + i % 2    row 2t + i % 2, or that plus 8 if j is odd, of warp j / 2      lane 4 (2t + i % 2) + ...
-//   key 16 w + r             column r of piece 2w, or of piece 2w + 1 if i / 2 = 1          ... + r / 2
-//   their bit                4 piece + 2 (j % 2) + r % 2 of the lane's word
-// So a lane needs two words for every two pieces, and takes the bits 0, 2, 4 and 6 of each, after a shift by 8 w + r % 2.
-// Returns acc[j][i]'s bit as bit `transposed_bit(j, i)`.
+// Warp j / 2 drew these queries as its rows 2t + i % 2, or that plus 8 if j is odd. Its lane 4 (2t + i % 2) + key / 4 drew the bit,
+// as bit 8 w + 4 (j % 2) + key % 4, where w is the warp of this lane.
 template <int N8>
 __device__ inline unsigned load_mask_transposed(const unsigned* words) {
     int lane = threadIdx.x % 32, w = threadIdx.x / 32, r = lane / 4, t = lane % 4;
@@ -137,11 +159,9 @@ __device__ inline unsigned load_mask_transposed(const unsigned* words) {
 #pragma unroll
     for (int j = 0; j < N8; j += 2)
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            unsigned word = words[j / 2 * 32 + 4 * (2 * t + i) + r / 2];
-            mask_bits |= (word >> (8 * w + r % 2) & 0x55) << (4 * j + i);
+        for (int i = 0; i < 4; i++) {
+            unsigned word = words[j / 2 * 32 + 4 * (2 * t + i % 2) + (r + i / 2 * 8) / 4];
+            mask_bits |= (word >> (8 * w + r % 4) & 0x11) << (4 * j + i);
         }
     return mask_bits;
 }
-
-__device__ inline int transposed_bit(int j, int i) { return j / 2 * 8 + i / 2 * 4 + j % 2 * 2 + i % 2; }

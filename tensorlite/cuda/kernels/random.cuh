@@ -56,8 +56,8 @@ __device__ inline uint2 block_key(const DropoutParams& dropout) {
 // Return the dropout mask of the elements 4 counter .. 4 counter + 3. Bit i is 1 if element 4 counter + i is kept.
 __device__ inline unsigned mask4(uint2 key, unsigned threshold, unsigned long long counter) {
     uint2 x = threefry2x32(key.x, key.y, (unsigned)counter, (unsigned)(counter >> 32));
-    return ((x.x & 0xffffu) >= threshold) | ((x.x >> 16) >= threshold) << 1 | ((x.y & 0xffffu) >= threshold) << 2 |
-           ((x.y >> 16) >= threshold) << 3;
+    threshold <<= 16;  // so each 16-bit lane is compared in the upper half of a word, without an instruction to isolate it there
+    return (x.x << 16 >= threshold) | (x.x >= threshold) << 1 | (x.y << 16 >= threshold) << 2 | (x.y >= threshold) << 3;
 }
 
 // Return the dropout mask of one element.
