@@ -139,7 +139,7 @@ def _about_the_count(estimates: Sequence[KernelEstimate], steps: int, card: Gpu)
         f"counted, not measured: {seconds * 1e3:.2f} ms per step, {steps} steps in {human_seconds(steps * seconds)}; evaluations, "
         "compiling and autotuning come on top",
         "assumed  instructions: the machine code for compute capability "
-        f"{architecture / 10}, followed for one thread in each of up to {SAMPLES} blocks; masks: the part of the ALU's "
+        f"{architecture / 10}, followed for single threads of up to {SAMPLES} blocks; masks: the part of the ALU's "
         "instructions that draws dropout masks",
         f"         rates: {assume.CLOCK:.0%} of the boost clock, {assume.BANDWIDTH:.0%} of the bandwidth, {assume.PIPE:.0%} of an "
         f"arithmetic pipe, {assume.QUEUED:.0%} of load/store and issue slots, {assume.GEMM:.0%} of the peak in a GEMM's tiles",

@@ -77,6 +77,7 @@ BITS = {0.5: 0x3F000000, 3.0: 0x40400000}
         ("ISETP.GE.S64.AND P0, PT, R2, R4, PT", {"R2": 0, "R3": MAX, "R4": 0, "R5": 0}, {"P0": False}),
         ("VOTE.ANY R0, P1, P2", {"P2": 0, "P1": 1}, {"R0": 0, "P1": 0}),
         ("VOTEU.ANY UR0, UPT, PT", {}, {"UR0": MAX}),
+        ("VOTEU.ALL UP0, P2", {"P2": 1}, {"UP0": 1}),
         ("USEL UR0, UR1, 0xffffffff, !UP0", {"UR1": 4, "UP0": 0}, {"UR0": 4}),
         ("VIMNMX R0, R1, R2, PT", {"R1": MAX, "R2": 3}, {"R0": MAX}),
         ("VIMNMX.U32 R0, PT, PT, R1, 0xffff, PT", {"R1": MAX}, {"R0": 0xFFFF}),
