@@ -17,6 +17,7 @@ from cuda_op_checks import (
     position_embedding,
     relu,
     sums_of_a_step,
+    token_position_embedding,
 )
 from cuda_step_checks import (
     adamw,
@@ -138,6 +139,10 @@ PLANTED = [
     ("optim.cu", "Vec4 y = chunk.load(to);", "Vec4 y = chunk.load(from);", "float32", pack_grads),
     ("cross_entropy.cu", ": 1.0f) / rows;", ": 1.0f);", "float32", cross_entropy_alone),
     ("cross_entropy.cu", "v < stride", "v < V", "float32", linear_cross_entropy),
+    ("embedding.cu", "wpe_rows + t * C", "wpe_rows + n * C", "float32", token_position_embedding),
+    ("embedding.cu", "if (t >= T) return;", "", "float32", functools.partial(token_position_embedding, T=9)),
+    ("embedding.cu", "columns % 4 == 0 ? 4 : 1", "4", "float32", functools.partial(token_position_embedding, C=33)),
+    ("embedding.cu", "chunk.i + j == id", "chunk.i == id", "float32", token_position_embedding),
     ("embedding.cu", "row0 + blockIdx.x", "blockIdx.x", "float32", batch),
     ("optim.cu", "chunk.i + j < n_decay", "chunk.i < n_decay", "float32", adamw),
     ("optim.cu", "(float)(hyper.eps * root_c2)", "(float)hyper.eps", "float32", adamw),

@@ -144,6 +144,7 @@ OF_THE_MODEL = {  # the shapes of inputs and dy, and the options
     "linear_cross_entropy": (((B, T, C), (C, V), (V,), V), 0.7, {}),
     "embedding": ((V, (V, C)), (B, T, C), {}),
     "position_embedding": (((B, T, C), (T, C)), (B, T, C), {}),
+    "token_position_embedding": ((V, (V, C), (T, C)), (B, T, C), {}),
 }
 
 
