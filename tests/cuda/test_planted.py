@@ -28,6 +28,7 @@ from cuda_step_checks import (
     loss_scale_rule,
     pack_grads,
     skipped_update,
+    squares_of_a_step,
     threshold,
     unscaled_gradients,
 )
@@ -137,6 +138,10 @@ PLANTED = [
     ("common.cuh", "n / 4 * 4 + thread < n", "n / 4 * 4 + thread <= n", "float32", gelu),
     ("activations.cu", "v[j] > 0.0f ? d[j]", "v[j] >= 0.0f ? d[j]", "float32", relu),
     ("optim.cu", "Vec4 y = chunk.load(to);", "Vec4 y = chunk.load(from);", "float32", pack_grads),
+    ("optim.cu", "sum += x[j] * x[j];", "sum += chunk.load(from)[j] * chunk.load(from)[j];", "float32", squares_of_a_step),
+    ("optim.cu", "partial[blockIdx.y * gridDim.x + blockIdx.x]", "partial[blockIdx.x]", "float32", squares_of_a_step),
+    ("optim.cu", "sum = block_sum(sum);\n    if (threadIdx.x == 0) partial[blockIdx.y", "if (threadIdx.x == 0) partial[blockIdx.y",
+     "float32", squares_of_a_step),
     ("cross_entropy.cu", ": 1.0f) / rows;", ": 1.0f);", "float32", cross_entropy_alone),
     ("cross_entropy.cu", "v < stride", "v < V", "float32", linear_cross_entropy),
     ("embedding.cu", "wpe_rows + t * C", "wpe_rows + n * C", "float32", token_position_embedding),

@@ -127,6 +127,7 @@ def test_the_optimizers_end_of_a_step(counted, machine):
     step_checks.adamw(machine("float32"), counted=counted)
     step_checks.cosine_lr(machine("float32"), 0.02, 0.003, 4, 7)
     step_checks.end_of_step(machine("float32"))
+    step_checks.squares_of_a_step(machine("float32"))
     for n, max_norm in ((1, 0.0), (1003, 1.0), (10_800_000, 1.0)):
         step_checks.clipped(machine("float32"), n, max_norm)
 
