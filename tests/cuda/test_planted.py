@@ -144,6 +144,8 @@ PLANTED = [
      "float32", squares_of_a_step),
     ("cross_entropy.cu", ": 1.0f) / rows;", ": 1.0f);", "float32", cross_entropy_alone),
     ("cross_entropy.cu", "v < stride", "v < V", "float32", linear_cross_entropy),
+    ("layout.cu", "i % y_width - at", "i % y_width", "bf16", functools.partial(position_embedding, start=2)),
+    ("layout.cu", "y_width * x_width + column", "y_width * y_width + column", "bf16", linear_cross_entropy),
     ("embedding.cu", "wpe_rows + t * C", "wpe_rows + n * C", "float32", token_position_embedding),
     ("embedding.cu", "if (t >= T) return;", "", "float32", functools.partial(token_position_embedding, T=9)),
     ("embedding.cu", "columns % 4 == 0 ? 4 : 1", "4", "float32", functools.partial(token_position_embedding, C=33)),

@@ -3,7 +3,8 @@
 //
 // A thread of pack_grads and adamw processes four neighbouring elements at a time. What differs from the reference: in a
 // captured step the step number is in device memory. So the schedule and the two bias corrections of Adam are computed here, in
-// double, by one thread of each block, with the reference's formulas.
+// double, by one thread of each block, with the reference's formulas. And pack_grads also sums the squares of what it writes, so
+// that the norm of a step needs no pass of its own.
 #include "common.cuh"
 
 constexpr int COPIES = 128;  // arrays per launch: their addresses and sizes take 3 of the 4 KiB that arguments may have
