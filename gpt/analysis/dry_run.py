@@ -33,7 +33,7 @@ from tensorlite.cuda.runtime.dry_run import DryRunRuntime, KernelCost
 from tensorlite.cuda.runtime.graph import RING_SIZE
 from tensorlite.cuda.runtime.memory_pool import GraphMemoryPool
 
-COLUMNS = ("op:32", "kernel:45", "calls:>6", "GFLOP:>9.1f", "bytes:>10", "roofline, us:>14.1f")
+COLUMNS = ("op:34", "kernel:45", "calls:>6", "GFLOP:>9.1f", "bytes:>10", "roofline, us:>14.1f")
 COUNTED_COLUMNS = ("counted, us:>13.1f", "bound by:>12", "registers:>11", "occupancy:>11.0%", "masks:>7.0%")
 ROOFLINE_COLUMNS = ("bound by:>12",)
 

@@ -29,13 +29,12 @@ def trunk_forward(
     start = kv_cache.length if kv_cache else 0
     layer_cache = kv_cache.layers[0] if kv_cache else None
     attn_key = ops.fold_in(key, 0, "attention")
-    tok, emb_cache = ops.embedding_forward(idx, params["wte"])
-    x, pos_cache = ops.position_embedding_forward(tok, params["wpe"], start)
+    x, emb_cache = ops.token_position_embedding_forward(idx, params["wte"], params["wpe"], start)
     qkv, qkv_cache = ops.linear_forward(x, params["qkv_w"])
     a, attn_cache = ops.attention_forward(qkv, n_head=config.n_head, p=config.dropout, key=attn_key, kv_cache=layer_cache)
     h, fc_cache = ops.linear_forward(a, params["fc_w"], params["fc_b"])
     f, act_cache = ops.activation_forward(h, config.activation)
-    return f, (emb_cache, pos_cache, qkv_cache, attn_cache, fc_cache, config.activation, act_cache)
+    return f, (emb_cache, qkv_cache, attn_cache, fc_cache, config.activation, act_cache)
 
 
 def forward(
@@ -51,14 +50,13 @@ def forward(
 def backward(ops: Ops, dloss: Array | float, cache: tuple) -> Params:
     """The gradient of every parameter."""
     trunk_cache, head_cache = cache
-    emb_cache, pos_cache, qkv_cache, attn_cache, fc_cache, activation, act_cache = trunk_cache
+    emb_cache, qkv_cache, attn_cache, fc_cache, activation, act_cache = trunk_cache
     df, dhead_w, dhead_b = ops.linear_cross_entropy_backward(dloss, head_cache)
     dh = ops.activation_backward(df, activation, act_cache)
     da, dfc_w, dfc_b = ops.linear_backward(dh, fc_cache)
     dqkv = ops.attention_backward(da, attn_cache)
     dx, dqkv_w, _ = ops.linear_backward(dqkv, qkv_cache)
-    dx, dwpe = ops.position_embedding_backward(dx, pos_cache)
-    dwte = ops.embedding_backward(dx, emb_cache)
+    dwte, dwpe = ops.token_position_embedding_backward(dx, emb_cache)
     return {
         "wte": dwte,
         "wpe": dwpe,

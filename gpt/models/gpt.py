@@ -93,8 +93,7 @@ def trunk_forward(
 ) -> tuple[Array, tuple]:
     """Everything below the head: embeddings, blocks, the final layernorm. with_cache=False drops each block's cache at once."""
     start = kv_cache.length if kv_cache else 0
-    tok, emb_cache = ops.embedding_forward(idx, params["wte"])
-    x, pos_cache = ops.position_embedding_forward(tok, params["wpe"], start)
+    x, emb_cache = ops.token_position_embedding_forward(idx, params["wte"], params["wpe"], start)
     m = None  # no block is before the first
     block_caches = []
     for i, p in enumerate(params["blocks"]):
@@ -105,7 +104,7 @@ def trunk_forward(
         del block_cache
     mlp_key = ops.fold_in(key, config.n_layer - 1, "mlp_residual")
     (_, h), lnf_cache = ops.dropout_add_layernorm_forward(x, m, params["lnf_w"], params["lnf_b"], p=config.dropout, key=mlp_key)
-    return h, (emb_cache, pos_cache, block_caches, lnf_cache)
+    return h, (emb_cache, block_caches, lnf_cache)
 
 
 def head_weight(params: Params) -> Array:
@@ -132,15 +131,14 @@ def forward(
 def backward(ops: Ops, dloss: Array | float, cache: tuple) -> Params:
     """The gradient of every parameter, as a tree of the same names. dloss scales all of them."""
     trunk_cache, head_cache, tied = cache
-    emb_cache, pos_cache, block_caches, lnf_cache = trunk_cache
+    emb_cache, block_caches, lnf_cache = trunk_cache
     dh, dhead_w, dhead_b = ops.linear_cross_entropy_backward(dloss, head_cache)
     dx, dm, dlnf_w, dlnf_b = ops.dropout_add_layernorm_backward((None, dh), lnf_cache)  # nothing else reads the last x
     dblocks: list[Params] = []
     for block_cache in reversed(block_caches):
         dx, dm, dblock = block_backward(ops, dx, dm, block_cache)
         dblocks.insert(0, dblock)
-    dx, dwpe = ops.position_embedding_backward(dx, pos_cache)
-    dwte = ops.embedding_backward(dx, emb_cache)
+    dwte, dwpe = ops.token_position_embedding_backward(dx, emb_cache)
     if tied:  # the table was used twice: to look tokens up, and transposed to score them
         dwte = ops.add(dwte, dhead_w.T)
         dhead_w = None

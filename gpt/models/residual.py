@@ -78,8 +78,7 @@ def trunk_forward(
 ) -> tuple[Array, tuple]:
     """Everything below the head: embeddings and blocks. with_cache=False drops each block's cache at once."""
     start = kv_cache.length if kv_cache else 0
-    tok, emb_cache = ops.embedding_forward(idx, params["wte"])
-    x, pos_cache = ops.position_embedding_forward(tok, params["wpe"], start)
+    x, emb_cache = ops.token_position_embedding_forward(idx, params["wte"], params["wpe"], start)
     block_caches = []
     for i, p in enumerate(params["blocks"]):
         layer_cache = kv_cache.layers[i] if kv_cache else None
@@ -87,7 +86,7 @@ def trunk_forward(
         if with_cache:
             block_caches.append(block_cache)
         del block_cache
-    return x, (emb_cache, pos_cache, block_caches)
+    return x, (emb_cache, block_caches)
 
 
 def head_weight(params: Params) -> Array:
@@ -114,14 +113,13 @@ def forward(
 def backward(ops: Ops, dloss: Array | float, cache: tuple) -> Params:
     """The gradient of every parameter, as a tree of the same names. dloss scales all of them."""
     trunk_cache, head_cache, tied = cache
-    emb_cache, pos_cache, block_caches = trunk_cache
+    emb_cache, block_caches = trunk_cache
     dx, dhead_w, dhead_b = ops.linear_cross_entropy_backward(dloss, head_cache)
     dblocks: list[Params] = []
     for block_cache in reversed(block_caches):
         dx, dblock = block_backward(ops, dx, block_cache)
         dblocks.insert(0, dblock)
-    dx, dwpe = ops.position_embedding_backward(dx, pos_cache)
-    dwte = ops.embedding_backward(dx, emb_cache)
+    dwte, dwpe = ops.token_position_embedding_backward(dx, emb_cache)
     if tied:  # the table was used twice: to look tokens up, and transposed to score them
         dwte = ops.add(dwte, dhead_w.T)
         dhead_w = None

@@ -89,9 +89,7 @@ def linear_cross_entropy_forward(ops: "CUDAOps", x: Array, w: Array, b: Array | 
     x = ops.operand(x)
     w = pad_columns(ops, ops.matrix(w), padded_vocab)
     logits = ops.float32(x.size // C, padded_vocab)
-    bias = None
-    if b is not None:
-        bias = pad_columns(ops, ops.cast(ops.vector(b), logits.dtype), padded_vocab)
+    bias = None if b is None else pad_columns(ops, ops.operand(b), padded_vocab, logits.dtype)
     ops.gemm(x.reshape(-1, C), w, logits, bias=bias)  # (N, C) @ (C, padded_vocab)
     loss, lse = mean_loss(ops, logits, V, targets)
     return loss, LinearCrossEntropyCache(x, w, b is not None, V, logits, targets, lse)

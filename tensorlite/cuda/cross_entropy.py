@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tensorlite.arrays import Array, array_namespace
+from tensorlite.cuda.launch import LARGE_BLOCK
 from tensorlite.cuda.layout import c_integer
 from tensorlite.integers import ceil_div
 from tensorlite.reference.cross_entropy import check_cross_entropy
@@ -69,7 +70,7 @@ def mean_loss(ops: "CUDAOps", logits: Array, V: int, targets: Array) -> tuple[Ar
         rows=N,
         defines=defines,
     )
-    ops.launch(FILE, "mean_loss", 1, 256, partial=partial, count=blocks, rows=N, loss=loss, defines=defines)
+    ops.launch(FILE, "mean_loss", 1, LARGE_BLOCK, partial=partial, count=blocks, rows=N, loss=loss, defines=defines)
     return loss, lse
 
 

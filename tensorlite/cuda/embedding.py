@@ -10,7 +10,7 @@ from tensorlite.cuda.launch import BLOCK, blocks
 from tensorlite.cuda.layout import c_integer, pad_columns, padded_width, place_columns, whole_tiles
 from tensorlite.cuda.reduce import sum_rows
 from tensorlite.cuda.runtime.device_key import DeviceKey, pack_key
-from tensorlite.integers import round_up
+from tensorlite.integers import ceil_div, round_up
 from tensorlite.random import Key
 from tensorlite.reference.embedding import check_position_embedding
 from tensorlite.reference.indices import check_indices
@@ -19,22 +19,48 @@ if TYPE_CHECKING:
     from tensorlite.cuda.ops import CUDAOps
 
 FILE = "embedding.cu"
+WARPS = 8  # the most tokens that a block of lookup processes
+
+
+def token_position_embedding_forward(ops: "CUDAOps", ids: Array, wte: Array, wpe: Array, start: int = 0) -> tuple[Array, tuple]:
+    """x = wte[ids] + wpe[positions], in one kernel. The caches are those of the two ops."""
+    y, emb_cache = _lookup(ops, ids, wte, wpe, start)
+    return y, (emb_cache, (wpe, start))
 
 
 def embedding_forward(ops: "CUDAOps", ids: Array, table: Array) -> tuple[Array, tuple]:
     """y = table[ids]. The cache refers to ids and the table."""
-    xp = array_namespace(ids, table)
+    return _lookup(ops, ids, table)
+
+
+def _lookup(ops: "CUDAOps", ids: Array, table: Array, wpe: Array | None = None, start: int = 0) -> tuple[Array, tuple]:
+    """y = table[ids], plus the positions in wpe unless it is None. The cache is that of embedding_forward."""
+    xp = array_namespace(ids, table, wpe)
     index_t = c_integer(ids, "embedding: ids")
     if ops.check:
         check_indices(ids, table.shape[0], "embedding: ids")
-    C = table.shape[1]
+    y = ops.empty((*ids.shape, *table.shape[1:]))
     ids = xp.ascontiguousarray(ids)
     table = ops.operand(table)
-    y = ops.empty((*ids.shape, C))
+    wpe_rows = None
+    if wpe is not None:
+        check_position_embedding(y, wpe, start)
+        wpe_rows = ops.operand(wpe)[start:]
     if ids.size:
-        block = min(BLOCK, round_up(C, 32))
-        defines = {"scalar_t": ops.c_scalar(), "index_t": index_t}
-        ops.launch(FILE, "lookup", ids.size, block, ids=ids, table=table, y=y, C=C, defines=defines)
+        T = 1 if wpe is None else ids.shape[-1]
+        ops.launch(
+            FILE,
+            "lookup",
+            (ids.size // T, ceil_div(T, WARPS)),
+            32 * min(WARPS, T),
+            ids=ids,
+            table=table,
+            wpe_rows=wpe_rows,
+            y=y,
+            T=T,
+            C=table.shape[1],
+            defines={"scalar_t": ops.c_scalar(), "index_t": index_t},
+        )
     return y, (ids, table)
 
 

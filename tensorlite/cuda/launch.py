@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from tensorlite.cuda.ops import CUDAOps
 
 BLOCK = 256  # threads per block
+LARGE_BLOCK = 1024  # threads of a kernel of one block, which waits for memory the less often the more threads it has
 GRID = 2048  # the most blocks: enough to fill any GPU; each thread then loops over several chunks
 
 

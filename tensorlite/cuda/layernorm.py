@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from tensorlite.cuda.ops import CUDAOps
 
 FILE = "layernorm.cu"
-WARPS = 4  # of layernorm.cu: rows that a block processes at a time
-ROW_BLOCKS = 1024  # the most blocks of forward
-PARTIAL_BLOCKS = 660  # the most blocks of backward, five per SM of an H200; each leaves three partial sums
+WARPS = 8  # of layernorm.cu: rows that a block processes at a time
+ROW_BLOCKS = 512  # the most blocks of forward
+PARTIAL_BLOCKS = 264  # the most blocks of backward, two per SM of an H200; each leaves three partial sums
 
 
 def layernorm_forward(ops: "CUDAOps", x: Array, w: Array, b: Array | None = None, eps: float = 1e-5) -> tuple[Array, tuple]:

@@ -3,7 +3,7 @@
 kernels/layout.cu copies an array into such a layout.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tensorlite.arrays import Array, array_namespace
 from tensorlite.cuda.launch import BLOCK, blocks
@@ -55,12 +55,16 @@ def padded_width(D: int) -> int:
     return D if D % WIDTH == 0 else whole_tiles(D)
 
 
-def pad_columns(ops: "CUDAOps", x: Array, width: int) -> Array:
-    """Return x: (..., D) as (..., width), with columns of zeros added or columns removed at the end; x itself if width is D."""
-    if width == x.shape[-1]:
+def pad_columns(ops: "CUDAOps", x: Array, width: int, dtype: Any = None) -> Array:
+    """Return x: (..., D) as (..., width), with columns of zeros added or columns removed at the end; x itself if nothing changes.
+
+    dtype: of the result, that of x or float32.
+    """
+    dtype = x.dtype if dtype is None else dtype
+    if (width, dtype) == (x.shape[-1], x.dtype):
         return x
     x = contiguous(ops, x)
-    y = ops.runtime.empty((*x.shape[:-1], width), x.dtype)
+    y = ops.runtime.empty((*x.shape[:-1], width), dtype)
     place_columns(ops, x, y, at=0)
     return y
 
@@ -70,7 +74,7 @@ def place_columns(ops: "CUDAOps", x: Array, y: Array, at: int) -> None:
     width = y.shape[-1]
     ops.launch(
         FILE,
-        "pad_columns",
+        "pad_columns" if y.dtype == x.dtype else "pad_columns_float32",
         blocks(y.size, BLOCK),
         BLOCK,
         x=x,

@@ -92,6 +92,8 @@ class CUDAOps(ReferenceOps):
     residual_backward = dropout.residual_backward
     cross_entropy_forward = cross_entropy.cross_entropy_forward
     cross_entropy_backward = cross_entropy.cross_entropy_backward
+    token_position_embedding_forward = embedding.token_position_embedding_forward
+    token_position_embedding_backward = ReferenceOps.token_position_embedding_backward  # of the same two caches
     mlp_forward = composites.mlp_forward
     mlp_backward = composites.mlp_backward
     dropout_add_layernorm_forward = layernorm.dropout_add_layernorm_forward

@@ -10,9 +10,9 @@ import numpy as np
 
 from tensorlite import loss_scale
 from tensorlite.arrays import Array, array_namespace
-from tensorlite.cuda.launch import BLOCK, blocks
+from tensorlite.cuda.launch import BLOCK, LARGE_BLOCK, blocks
 from tensorlite.cuda.layout import contiguous
-from tensorlite.cuda.reduce import finish_sums
+from tensorlite.cuda.reduce import PackedSquares, finish_sums, known_squares
 from tensorlite.cuda.runtime.device_key import DeviceStep
 from tensorlite.reference import optim
 
@@ -48,27 +48,40 @@ def cosine_lr(step: int | DeviceStep, lr: float, min_lr: float, warmup: int, tot
 def pack_grads(ops: "CUDAOps", leaves: Sequence[Array], slots: Sequence[Array], add: bool = False) -> None:
     """Finish the pending sums, then copy each gradient (or, with add, add it) into its slot, COPIES of them per launch.
 
-    A backend with a loss scale divides the gradients by it.
+    A backend with a loss scale divides the gradients by it. Within a step, the kernel also sums the squares of what it writes.
     """
     finish_sums(ops)
     ops.flat(*leaves, *slots)
     if len(leaves) != len(slots):
         raise ValueError(f"pack_grads: {len(leaves)} gradients for {len(slots)} slots")
     leaves = [contiguous(ops, leaf) for leaf in leaves]
+    largest = max((leaf.size for leaf in leaves), default=0)
+    partial = ops.float32(len(leaves), blocks(largest, 16 * BLOCK))
     for i in range(0, len(leaves), COPIES):
-        _launch_copies(ops, leaves[i : i + COPIES], slots[i : i + COPIES], add)
+        part = slice(i, i + COPIES)
+        _launch_copies(ops, leaves[part], slots[part], add, partial[part])
+    if ops.step_sums is not None:
+        ops.step_sums.squares = PackedSquares(slots, partial)
 
 
-def _launch_copies(ops: "CUDAOps", leaves: Sequence[Array], slots: Sequence[Array], add: bool) -> None:
-    """Launch pack_grads for at most COPIES arrays."""
+def _launch_copies(ops: "CUDAOps", leaves: Sequence[Array], slots: Sequence[Array], add: bool, partial: Array) -> None:
+    """Launch pack_grads for at most COPIES arrays. partial: (arrays, blocks per array)."""
     copies = np.zeros((), COPY_TABLE)
     for j, (leaf, slot) in enumerate(zip(leaves, slots, strict=True)):
         copies["from"][j] = ops.address(leaf)
         copies["to"][j] = ops.address(slot)
         copies["size"][j] = leaf.size
-    largest = max(leaf.size for leaf in leaves)
-    grid = (blocks(largest, 16 * BLOCK), len(leaves))
-    ops.launch(FILE, "pack_grads", grid, BLOCK, copies=copies, loss_scale=_loss_scale(ops), add=add, touches=[*leaves, *slots])
+    ops.launch(
+        FILE,
+        "pack_grads",
+        partial.shape[::-1],
+        BLOCK,
+        copies=copies,
+        loss_scale=_loss_scale(ops),
+        add=add,
+        partial=partial,
+        touches=[*leaves, *slots],
+    )
 
 
 def _loss_scale(ops: "CUDAOps") -> Array | None:
@@ -77,14 +90,15 @@ def _loss_scale(ops: "CUDAOps") -> Array | None:
 
 
 def global_norm(ops: "CUDAOps", grads: Array) -> Array:
-    """Return sqrt(sum of squares), a float32."""
+    """Return sqrt(sum of squares), a float32. Within a step, pack_grads has summed the squares of what it has written."""
     array_namespace(grads)
     ops.flat(grads)
-    n = grads.size
-    partial = ops.float32(blocks(n))
+    partial = known_squares(ops, grads)
+    if partial is None:
+        partial = ops.float32(blocks(grads.size))
+        ops.launch(FILE, "sum_squares", partial.size, BLOCK, grads=grads, partial=partial, n=grads.size)
     norm = ops.float32()
-    ops.launch(FILE, "sum_squares", partial.size, BLOCK, grads=grads, partial=partial, n=n)
-    ops.launch(FILE, "finish_norm", 1, BLOCK, partial=partial, count=partial.size, norm=norm)
+    ops.launch(FILE, "finish_norm", 1, LARGE_BLOCK, partial=partial, count=partial.size, norm=norm)
     return norm
 
 

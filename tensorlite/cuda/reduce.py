@@ -4,6 +4,7 @@ A sum over many rows is the sum of partial sums. Within a training step, the par
 needs the gradients; then one launch finishes them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 FILE = "reduce.cu"
 BLOCK_COLS = 32  # of reduce.cu: columns of threads in a block
 BLOCK = 1024  # threads per block
+LARGEST_GAP = 256  # bytes between two parameters in a flat buffer: less than this, and zero (gpt/params.py)
 ROWS_EACH = 256  # rows that are worth a block of their own
 FILL = 512  # blocks that fill any GPU
 SUMS = 64  # of reduce.cu: the most sums per launch of finish_sums
@@ -57,6 +59,13 @@ class PartialSum(NamedTuple):
     out: Array
 
 
+class PackedSquares(NamedTuple):
+    """What the last pack_grads has written, and its sums of squares."""
+
+    slots: Sequence[Array]
+    partial: Array  # their sum is that over all slots
+
+
 @dataclass
 class StepSums:
     """The sums of one training step.
@@ -64,11 +73,13 @@ class StepSums:
     pending: those that pack_grads finishes.
     summed, column_sums: an array that a kernel has summed over its rows while writing it, and these sums. Within a step only ops
         use arrays, and no op writes into one that another has returned, so the sums stay those of the array.
+    squares: those of the gradients, from the last pack_grads until their norm is computed. Clipping, which follows, changes them.
     """
 
     pending: list[PartialSum] = field(default_factory=list)
     summed: Array | None = None
     column_sums: Array | None = None
+    squares: PackedSquares | None = None
 
 
 def sum_later(ops: "CUDAOps", partial: Array) -> Array:
@@ -112,3 +123,25 @@ def known_sums(ops: "CUDAOps", x: Array) -> Array | None:
     """Return the sums of x over its rows if the kernel that wrote x within this step has computed them, else None."""
     known = ops.step_sums
     return known.column_sums if known is not None and known.summed is x else None
+
+
+def known_squares(ops: "CUDAOps", buffer: Array) -> Array | None:
+    """Return, once, the partial sums of squares of a flat buffer that the last pack_grads of this step has filled, else None."""
+    step = ops.step_sums
+    if step is None or step.squares is None or not _fill(ops, step.squares.slots, buffer):
+        return None
+    partial = step.squares.partial
+    step.squares = None
+    return partial
+
+
+def _fill(ops: "CUDAOps", slots: Sequence[Array], buffer: Array) -> bool:
+    """Whether the slots are all of a flat buffer, apart from the gaps between them."""
+    end = ops.address(buffer)
+    for slot in sorted(slots, key=ops.address):
+        gap = ops.address(slot) - end
+        if not 0 <= gap < LARGEST_GAP:
+            return False
+        end = ops.address(slot) + slot.nbytes
+    gap = ops.address(buffer) + buffer.nbytes - end
+    return 0 <= gap < LARGEST_GAP

@@ -78,6 +78,25 @@ class ReferenceOps:
     linear_cross_entropy_forward = composites.linear_cross_entropy_forward
     linear_cross_entropy_backward = composites.linear_cross_entropy_backward
 
+    def token_position_embedding_forward(self, ids: Array, wte: Array, wpe: Array, start: int = 0) -> tuple[Array, tuple]:
+        """x_t = wte[ids_t] + wpe_{start + t}
+
+        ids: (..., T) integers in [0, V).
+        wte: (V, C). wpe: (block_size, C).
+        start: position of the first token.
+        Returns x: (..., T, C), and the two caches.
+        """
+        tok, emb_cache = self.embedding_forward(ids, wte)  # (..., T) -> (..., T, C)
+        x, pos_cache = self.position_embedding_forward(tok, wpe, start)
+        return x, (emb_cache, pos_cache)
+
+    def token_position_embedding_backward(self, dx: Array, cache: tuple) -> tuple[Array, Array]:
+        """The chain rule, last step first. Returns dwte, dwpe."""
+        emb_cache, pos_cache = cache
+        dtok, dwpe = self.position_embedding_backward(dx, pos_cache)
+        dwte = self.embedding_backward(dtok, emb_cache)
+        return dwte, dwpe
+
     def activation_forward(self, x: Array, name: str) -> tuple[Array, Any]:
         """The activation of that name, "gelu" or "relu". Raises ValueError for another."""
         if name not in ("gelu", "relu"):

@@ -32,12 +32,14 @@ def arguments_of(name, machine):
         "residual": ((n(r, 6, 33), n(r, 6, 33)), n(r, 6, 33), {"p": 0.3, "key": KEY}),
         "attention": ((n(r, 2, 9, 3 * H * 16),), n(r, 2, 9, H * 16), {"n_head": H}),
         "cross_entropy": ((n(r, 6, 7), targets), 0.7, {}),
+        "token_position_embedding": ((r.integers(0, 11, (2, 3)), n(r, 11, 32), n(r, 4, 32)), n(r, 2, 3, 32), {"start": 1}),
         "mlp": ((n(r, 6, 16), n(r, 16, 40), n(r, 40), n(r, 40, 16), n(r, 16)), n(r, 6, 16), {}),
         "linear_cross_entropy": ((n(r, 6, 16), n(r, 16, 7), n(r, 7), targets), 0.7, {}),
     }[name]
 
 
-OPS = [name for name in cuda.CUDAOps.op_table if name != "softmax"] + ["mlp", "linear_cross_entropy", "dropout_add_layernorm"]
+COMPOSITES = ["token_position_embedding", "mlp", "linear_cross_entropy", "dropout_add_layernorm"]
+OPS = [name for name in cuda.CUDAOps.op_table if name != "softmax"] + COMPOSITES
 
 
 def changed(value, how):
@@ -108,7 +110,7 @@ def test_an_empty_batch(name, precision):
     machine = both(precision)
     inputs, dy, options = arguments_of(name, machine)
     weights = {"linear": (1, 2), "embedding": (1,), "position_embedding": (1,), "layernorm": (1, 2)}
-    weights |= {"dropout_add_layernorm": (2, 3), "mlp": (1, 2, 3, 4)}
+    weights |= {"token_position_embedding": (1, 2), "dropout_add_layernorm": (2, 3), "mlp": (1, 2, 3, 4)}
     inputs = tuple(a if i in weights.get(name, ()) else a[:0] for i, a in enumerate(inputs))
     if name == "position_embedding":
         inputs, dy = (np.zeros((0, 2, 32), machine.dtype), inputs[1]), np.zeros((0, 2, 32), machine.dtype)

@@ -69,6 +69,7 @@ ARGUMENTS = {  # float arrays and ids for each op that has kernels
     "dropout": (zeros(3, 4), 0.5, step_key(1, 2)),
     "residual": (zeros(3, 4), zeros(3, 4), 0.5, step_key(1, 2)),
     "cross_entropy": (zeros(3, 4), IDS),
+    "token_position_embedding": (IDS, zeros(7, 4), zeros(5, 4)),
     "mlp": (zeros(3, 4), zeros(4, 8), zeros(8), zeros(8, 4), zeros(4)),
     "dropout_add_layernorm": (zeros(3, 32), zeros(3, 32), zeros(32), zeros(32)),
     "linear_cross_entropy": (zeros(3, 4), zeros(4, 5), zeros(5), IDS),

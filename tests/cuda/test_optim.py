@@ -7,7 +7,7 @@ import pytest
 
 from cuda_bounds import REFERENCE
 from cuda_machines import both, generator, guarded
-from cuda_step_checks import SCHEDULE, UPDATE, adamw, clipped, cosine_lr, end_of_step, pack_grads
+from cuda_step_checks import SCHEDULE, UPDATE, adamw, clipped, cosine_lr, end_of_step, pack_grads, squares_of_a_step
 from tensorlite.cuda import optim
 from tensorlite.cuda.runtime.device_key import DeviceStep
 
@@ -50,6 +50,11 @@ def test_schedules_on_the_device(schedule):
 @pytest.mark.parametrize("max_norm", [0.0, 1.0, 1e9])
 def test_norm_and_clipping(n, max_norm):
     clipped(both("float32"), n, max_norm)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**20])
+def test_the_norm_of_packed_gradients(scale):
+    squares_of_a_step(both("float32"), scale=scale)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

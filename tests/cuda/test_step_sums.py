@@ -1,11 +1,13 @@
 """The sums that wait for the end of a step's backward, and those that one op hands on to the next."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from cuda_machines import both, generator
 from cuda_op_checks import sums_of_a_step
-from cuda_runs import QUICK, Run, every_precision, ops_of
+from cuda_runs import QUICK, TRAIN, Run, every_precision, ops_of
 from gpt.training.step import loss_and_gradients
 from shim.host import HostRuntime, KernelError
 from tensorlite import cuda
@@ -33,7 +35,7 @@ class Launches(HostRuntime):
 def norms(n, C=32):
     """Return layernorm gradients as arguments: n of (dy, cache), and the backend."""
     ops, r = cuda.CUDAOps("float32", runtime=Launches()), generator(n, C)
-    x, w, dy = (r.standard_normal(shape).astype(np.float32) for shape in ((n, 7, C), (n, C), (n, 7, C)))
+    x, w, dy = (r.standard_normal(shape).astype(np.float32) for shape in ((n, 9, C), (n, C), (n, 9, C)))  # rows for two blocks
     return ops, [(dy[i], ops.layernorm_forward(x[i], w[i], w[i])[1]) for i in range(n)]
 
 
@@ -125,6 +127,55 @@ def test_the_sums_are_of_the_array_itself():
         assert bias_grads(same=True)[0] == 0
 
 
+@every_precision
+def test_a_step_sums_the_squares_of_its_gradients_as_it_packs_them(precision):
+    """Its norm is that of the last micro-batch's sum. The gaps between parameters hold zeros, or they would be missing in it."""
+    run = Run(cuda.CUDAOps(precision, check=False, runtime=Launches()), "odd", dataclasses.replace(TRAIN, grad_clip=0.0))
+    for _ in range(2):
+        _, norm = run.step()
+        grads = run.state.grads.astype(np.float64)
+        np.testing.assert_allclose(norm, np.sqrt(np.square(grads).sum()), rtol=5 * 2.0**-24)
+    assert run.ops.runtime.kernels.count("finish_norm") == 2
+    assert "sum_squares" not in run.ops.runtime.kernels
+    gaps = np.ones(grads.size, bool)
+    for slot in run.state.table.slots.values():
+        gaps[slot] = False
+    assert gaps.any()
+    assert not grads[gaps].any()
+
+
+def test_squares_are_those_of_the_buffer_itself_and_known_once():
+    """Clipping changes the gradients, so a second norm is computed from them. Outside a step, others may have changed them."""
+    ops, leaf = cuda.CUDAOps("float32", runtime=Launches()), np.full(100, 0.5, np.float32)
+    buffer, other = np.zeros(128, np.float32), np.full(128, 0.25, np.float32)
+
+    def norms(*calls):
+        ops.runtime.kernels.clear()
+        return [float(call()) for call in calls], ops.runtime.kernels.count("sum_squares")
+
+    def clip():
+        return ops.clip_grad_norm_(buffer, 1.0)
+
+    def norm_of(x):
+        return lambda: ops.global_norm(x)
+
+    with ops.step():
+        ops.pack_grads([leaf], [buffer[:100]])
+        found, launched = norms(norm_of(other), norm_of(buffer[:64]), norm_of(buffer), norm_of(buffer))
+        np.testing.assert_allclose(found, [128**0.5 / 4, 4, 5, 5], rtol=1e-6)
+        assert launched == 3
+        ops.pack_grads([leaf], [buffer[:100]])
+        found, launched = norms(clip, clip)
+        np.testing.assert_allclose(found, [5, 1], rtol=1e-5)
+        assert launched == 1
+        ops.pack_grads([leaf], [buffer[:100]])
+    assert norms(clip)[1] == 1
+    for part in (buffer[64:], buffer[:64]):  # the rest of the buffer is larger than a gap, so it may hold anything
+        with ops.step():
+            ops.pack_grads([part], [part])
+            assert norms(norm_of(buffer))[1] == 1
+
+
 # ---- the tests above, or that of the ops, notice what would be wrong ----
 
 
@@ -179,6 +230,42 @@ def a_bias_that_is_not_there(monkeypatch):
     monkeypatch.setattr(linear, "weight_gradients", lambda ops, x, dy, _, known=None: gradients(ops, x, dy, True, known))
 
 
+def the_first_micro_batch_alone(monkeypatch):
+    pack = cuda.CUDAOps.pack_grads
+
+    def pack_grads(ops, leaves, slots, add=False):
+        squares = ops.step_sums.squares
+        pack(ops, leaves, slots, add)
+        ops.step_sums.squares = squares or ops.step_sums.squares
+
+    monkeypatch.setattr(cuda.CUDAOps, "pack_grads", pack_grads)
+
+
+def squares_of_any_buffer(monkeypatch):
+    monkeypatch.setattr(reduce, "_fill", lambda *_: True)
+
+
+def squares_known_twice(monkeypatch):
+    known = optim.known_squares
+
+    def known_squares(ops, buffer):
+        squares = ops.step_sums and ops.step_sums.squares
+        partial = known(ops, buffer)
+        if squares is not None:
+            ops.step_sums.squares = squares
+        return partial
+
+    monkeypatch.setattr(optim, "known_squares", known_squares)
+
+
+def gaps_of_any_size(monkeypatch):
+    monkeypatch.setattr(reduce, "LARGEST_GAP", 2**40)
+
+
+def squares():
+    test_squares_are_those_of_the_buffer_itself_and_known_once()
+
+
 MISTAKES = [
     (not_finished, lambda: sums_of_a_step(both("float32"))),
     (not_emptied, test_a_step_that_fails_leaves_nothing_to_the_next),
@@ -188,6 +275,10 @@ MISTAKES = [
     (sums_of_any_array, test_the_sums_are_of_the_array_itself),
     (the_sums_of_dw, lambda: sums_of_a_step(both("float32"))),
     (a_bias_that_is_not_there, test_a_bias_that_is_not_there_has_no_gradient),
+    (the_first_micro_batch_alone, lambda: test_a_step_sums_the_squares_of_its_gradients_as_it_packs_them("float32")),
+    (squares_of_any_buffer, squares),
+    (squares_known_twice, squares),
+    (gaps_of_any_size, squares),
 ]
 
 

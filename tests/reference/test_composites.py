@@ -17,6 +17,17 @@ def same(found, expected):
         np.testing.assert_array_equal(a, b)
 
 
+def test_token_position_embedding(ops):
+    ids, wte, wpe, dx = np.array([[0, 4, 4], [2, 4, 0]]), R((5, 6)), R((9, 6)), R((2, 3, 6))
+    tok, emb = ops.embedding_forward(ids, wte)
+    expected, pos = ops.position_embedding_forward(tok, wpe, 2)
+    x, cache = ops.token_position_embedding_forward(ids, wte, wpe, 2)
+    np.testing.assert_array_equal(x, expected)
+    dtok, dwpe = ops.position_embedding_backward(dx, pos)
+    same(ops.token_position_embedding_backward(dx, cache), (ops.embedding_backward(dtok, emb), dwpe))
+    same(ops.token_position_embedding_forward(ids, wte, wpe)[0], wte[ids] + wpe[:3])
+
+
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 def test_mlp(ops, activation):
     x, fc_w, fc_b, proj_w, proj_b, dy = R((2, 3)), R((3, 7)), R(7), R((7, 3)), R(3), R((2, 3))

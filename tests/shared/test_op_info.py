@@ -18,7 +18,7 @@ from tensorlite.cpu.memory_pool import SMALL
 from tensorlite.meta import MetaArray, MetaOps, cache_bytes
 from tensorlite.op_info import OP_INFO
 
-COMPOSITES = {"mlp", "self_attention", "dropout_add_layernorm", "linear_cross_entropy", "activation"}
+COMPOSITES = {"token_position_embedding", "mlp", "self_attention", "dropout_add_layernorm", "linear_cross_entropy", "activation"}
 
 
 def test_every_op_has_a_row_and_a_case_and_a_backward():

@@ -93,6 +93,17 @@ def position_embedding(both, rows=(3,), T=2, C=32, start=0, more=0, seed=0):
     return check(both, "position_embedding", inputs, both.draw(r, *rows, T, C), inexact, (both.dtype, None, FLOAT32), start=start)
 
 
+def token_position_embedding(both, rows=(3,), V=11, T=2, C=32, start=0, more=0, seed=0):
+    r = generator(*rows, V, T, C, start, seed)
+    inputs = {"ids": r.integers(0, V, (*rows, T)), "wte": both.draw(r, V, C), "wpe": both.draw(r, T + start + more, C)}
+
+    def inexact(ids, wte, wpe, dx):
+        return 0.0, bounds.embedding(ids, wte, dx)[1], bounds.position_embedding(dx, wpe, start, dx)[2]
+
+    dtypes = (both.dtype, FLOAT32, FLOAT32)
+    return check(both, "token_position_embedding", inputs, both.draw(r, *rows, T, C), inexact, dtypes, start=start)
+
+
 def spread_rows(both, r, rows, C):
     """Draw rows that have different means, and different spreads near 1."""
     return (both.draw(r, rows, C).astype(np.float64) * r.uniform(0.5, 2, (rows, 1)) + r.standard_normal((rows, 1))).astype(
@@ -313,6 +324,10 @@ CHECKS = {
             *[((3,), 0, 0, 2, 32), ((130,), 0, 3, 2, 32), ((2, 3), 2, 0, 1, 33), ((1,), 1, 1, 1, 33), ((3,), 0, 0, 16, 256)],
             seeds=2,
         ),
+    ),
+    "token_position_embedding": (
+        token_position_embedding,
+        shapes("rows start more T C", *[((3,), 0, 3, 17, 32), ((2, 3), 2, 0, 9, 33), ((), 1, 1, 1, 33), ((130,), 0, 0, 2, 256)]),
     ),
     "layernorm": (layernorm_alone, shapes("rows C bias", *ROWS, seeds=3) + shapes("eps", (0.5,))),
     "dropout_add_layernorm": (

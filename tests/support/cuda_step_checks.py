@@ -9,6 +9,7 @@ from cuda_machines import generator
 from tensorlite import Key, loss_scale
 from tensorlite.cuda.loss_scale import DeviceLossScale
 from tensorlite.cuda.runtime.device_key import DeviceStep
+from tensorlite.integers import round_up
 from tensorlite.loss_scale import LossScale
 from tensorlite.random import _lanes, fold_in, keep_mask, step_key
 
@@ -216,6 +217,28 @@ def pack_grads(both, add=True, count=301):
 
     for leaf, slot, found in zip(leaves, before, both.run(run, *leaves, *before), strict=True):
         np.testing.assert_array_equal(found, slot + leaf if add else leaf)
+
+
+def squares_of_a_step(both, count=130, scale=1.0):
+    """The norm of gradients that were packed twice within a step, in two launches. It is that of their sum, loss scale apart."""
+    r = generator(14)
+    sizes = [1 + 7 * i % 60 for i in range(count - 1)] + [21000]  # of some blocks; each slot begins at a multiple of 64
+    begins = np.cumsum([0, *(round_up(size, 64) for size in sizes)])
+    leaves = [r.standard_normal(size).astype(np.float32) * np.float32(scale) for size in sizes]
+
+    def run(ops, *leaves):
+        buffer = machines.guarded(ops, np.zeros(begins[-1], np.float32))
+        slots = [buffer[begin : begin + size] for begin, size in zip(begins[:-1], sizes, strict=True)]
+        with WithLossScale(ops, LossScale(scale)), ops.step():
+            for add in (False, True):
+                ops.pack_grads(leaves, slots, add=add)
+            assert ops.step_sums.squares is not None
+            norm = ops.global_norm(buffer)
+            assert ops.step_sums.squares is None
+        return norm, buffer
+
+    norm, buffer = both.run(run, *leaves)
+    machines.close(np.asarray(norm), np.sqrt(np.square(buffer.astype(np.float64)).sum()), FLOAT32, 4 * F * norm)
 
 
 class WithLossScale:

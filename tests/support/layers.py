@@ -443,6 +443,7 @@ OPS = (
     op("dropout", "x: B ... C", RANDOM, p=0.4, key=KEY),
     op("residual", "x: B ... C, y: B ... C", RANDOM, p=0.2, key=KEY),
     op("cross_entropy", "logits: B ... V, targets: B ... int<V", {"mean": True}),
+    op("token_position_embedding", "ids: B ... T int<V, wte: V C, wpe: T+S+1 C, start: =S"),
     op("mlp", "x: B ... C, fc_w: C F, fc_b: F?, proj_w: F C, proj_b: C?"),
     op("self_attention", "x: B T H*D, qkv_w: H*D 3*H*D, qkv_b: 3*H*D?, proj_w: H*D H*D, proj_b: H*D?, n_head: =H"),
     op("dropout_add_layernorm", "x: B ... C, y: B ... C?, w: C gain, b: C?"),

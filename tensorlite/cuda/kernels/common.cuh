@@ -110,3 +110,13 @@ __device__ inline void grid_stride_vec4(long long n, Body body) {
     for (long long i = 4 * thread; i + 4 <= n; i += 4 * threads) body(Chunk{i, 4});
     if (n / 4 * 4 + thread < n) body(Chunk{n / 4 * 4 + thread, 1});
 }
+
+// Return the sum of partial sums in a kernel of one block. Thread 0 receives it.
+__device__ inline float sum_partial(const float* partial, long long count) {
+    float sum = 0.0f;
+    grid_stride_vec4(count, [&](Chunk chunk) {
+        Vec4 x = chunk.load(partial);
+        for (int j = 0; j < 4; j++) sum += x[j];
+    });
+    return block_sum(sum);
+}

@@ -34,9 +34,7 @@ cross_entropy_forward(const logit_t* logits, long long stride, long long V, cons
 
 // loss = the sum of the blocks' partial sums, over rows. One block.
 extern "C" __global__ void mean_loss(const float* partial, long long count, long long rows, float* loss) {
-    float sum = 0.0f;
-    for (long long i = threadIdx.x; i < count; i += blockDim.x) sum += partial[i];
-    sum = block_sum(sum);
+    float sum = sum_partial(partial, count);
     if (threadIdx.x == 0) *loss = sum / rows;
 }
 

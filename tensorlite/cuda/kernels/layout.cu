@@ -1,4 +1,4 @@
-// Copies of an array in another layout, which kernels and GEMMs require.
+// Copies of an array in another layout or precision, which kernels and GEMMs require.
 // tensorlite/cuda/layout.py launches them. They replace no op of the reference.
 #include "common.cuh"
 
@@ -9,14 +9,21 @@ extern "C" __global__ void transpose(const scalar_t* x, scalar_t* y, long long r
 }
 
 // Copy the columns of x: (rows, x_width) to those of y: (rows, y_width) from column `at` on, as far as they fit; zeros elsewhere.
-extern "C" __global__ void pad_columns(const scalar_t* x, long long x_width, scalar_t* y, long long y_width,
-                                       long long at, long long rows) {
+template <class T>
+__device__ inline void place_columns(const scalar_t* x, long long x_width, T* y, long long y_width, long long at, long long rows) {
     for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < rows * y_width;
          i += gridDim.x * (long long)blockDim.x) {
         long long column = i % y_width - at;
-        if (0 <= column && column < x_width)
-            y[i] = x[i / y_width * x_width + column];
-        else
-            store(y + i, 0.0f);
+        store(y + i, 0 <= column && column < x_width ? to_float(x[i / y_width * x_width + column]) : 0.0f);
     }
+}
+
+extern "C" __global__ void pad_columns(const scalar_t* x, long long x_width, scalar_t* y, long long y_width, long long at,
+                                       long long rows) {
+    place_columns(x, x_width, y, y_width, at, rows);
+}
+
+extern "C" __global__ void pad_columns_float32(const scalar_t* x, long long x_width, float* y, long long y_width, long long at,
+                                               long long rows) {
+    place_columns(x, x_width, y, y_width, at, rows);
 }

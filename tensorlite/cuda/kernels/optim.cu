@@ -3,7 +3,8 @@
 //
 // A thread of pack_grads and adamw processes four neighbouring elements at a time. What differs from the reference: in a
 // captured step the step number is in device memory. So the schedule and the two bias corrections of Adam are computed here, in
-// double, by one thread of each block, with the reference's formulas.
+// double, by one thread of each block, with the reference's formulas. And pack_grads also sums the squares of what it writes, so
+// that the norm of a step needs no pass of its own.
 #include "common.cuh"
 
 constexpr int COPIES = 128;  // arrays per launch: their addresses and sizes take 3 of the 4 KiB that arguments may have
@@ -25,10 +26,11 @@ struct LossScale {
 
 // Copy many arrays, the gradients, into their slots of the flat buffer, or add them to it. One row of blocks per array.
 // The gradients are those of the scaled loss, and the buffer receives those of the loss itself.
-extern "C" __global__ void pack_grads(Copies copies, const LossScale* loss_scale, bool add) {
+// partial: (arrays, blocks per array) receives each block's sum of squares of what it has written.
+extern "C" __global__ void pack_grads(Copies copies, const LossScale* loss_scale, bool add, float* partial) {
     const float* from = copies.from[blockIdx.y];
     float* to = copies.to[blockIdx.y];
-    float unscale = loss_scale ? 1.0f / loss_scale->scale : 1.0f;
+    float unscale = loss_scale ? 1.0f / loss_scale->scale : 1.0f, sum = 0.0f;
     grid_stride_vec4(copies.size[blockIdx.y], [&](Chunk chunk) {
         Vec4 x = chunk.load(from);
         for (int j = 0; j < 4; j++) x[j] *= unscale;
@@ -37,7 +39,10 @@ extern "C" __global__ void pack_grads(Copies copies, const LossScale* loss_scale
             for (int j = 0; j < 4; j++) x[j] += y[j];
         }
         chunk.store_to(to, x);
+        for (int j = 0; j < 4; j++) sum += x[j] * x[j];
     });
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) partial[blockIdx.y * gridDim.x + blockIdx.x] = sum;
 }
 
 // partial = this block's sum of squares.
@@ -51,9 +56,7 @@ extern "C" __global__ void sum_squares(const float* grads, float* partial, long 
 
 // norm = the root of the sum of the blocks' partial sums. One block.
 extern "C" __global__ void finish_norm(const float* partial, long long count, float* norm) {
-    float sum = 0.0f;
-    for (long long i = threadIdx.x; i < count; i += blockDim.x) sum += partial[i];
-    sum = block_sum(sum);
+    float sum = sum_partial(partial, count);
     if (threadIdx.x == 0) *norm = sqrtf(sum);
 }
 

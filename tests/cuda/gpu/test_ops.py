@@ -132,6 +132,7 @@ def test_the_optimizers_end_of_a_step(counted, machine):
     step_checks.adamw(machine("float32"), counted=counted)
     step_checks.cosine_lr(machine("float32"), 0.02, 0.003, 4, 7)
     step_checks.end_of_step(machine("float32"))
+    step_checks.squares_of_a_step(machine("float32"))
     for n, max_norm in ((1, 0.0), (1003, 1.0), (10_800_000, 1.0)):
         step_checks.clipped(machine("float32"), n, max_norm)
 
@@ -149,6 +150,7 @@ OF_THE_MODEL = {  # the shapes of inputs and dy, and the options
     "linear_cross_entropy": (((B, T, C), (C, V), (V,), V), 0.7 * 2**16, {}),  # a loss scale, or fp16 loses the small gradients
     "embedding": ((V, (V, C)), (B, T, C), {}),
     "position_embedding": (((B, T, C), (T, C)), (B, T, C), {}),
+    "token_position_embedding": ((V, (V, C), (T, C)), (B, T, C), {}),
 }
 
 
