@@ -166,7 +166,7 @@ def check() -> int:
     try:
         from tensorlite.cuda.runtime.device import CudaRuntime
 
-        CudaRuntime()
+        CudaRuntime("bf16")
     except Exception as error:
         print(f"error: {error if isinstance(error, DeviceError) else said(error)}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""Train with the CUDA kernels on a CPU, to see what bf16 does to the loss. It says nothing about speed.
+"""Train with the CUDA kernels on a CPU, to see what 16 bits do to the loss. It says nothing about speed.
 
     python benchmarks/kernels_on_cpu.py [--preset laptop] [--precision bf16] [--steps 2000]
 

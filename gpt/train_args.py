@@ -45,7 +45,8 @@ class Args:
     """Which implementation of the ops to use.
     reference is written to be read; fast computes the same in less time; auto uses fast if it works here."""
     precision: PrecisionName = "auto"
-    """Precision of the fast backend on a GPU: float32, tf32 (float32 with TF32 matmuls) or bf16. auto uses bf16."""
+    """Precision of the fast backend on a GPU: float32, tf32 (float32 with TF32 matmuls), fp16 or bf16.
+    auto uses bf16 from compute capability 8.0 on, fp16 on 7.5, and float32 on older GPUs."""
     out: File = None
     """Folder for metrics.jsonl, loss.png, best.safetensors and last.safetensors.
     An earlier run in that folder is moved to a subfolder.

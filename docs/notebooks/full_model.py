@@ -11,8 +11,8 @@
 # Karpathy's lecture *Let's build GPT*, whose validation loss is 1.48. It then shows the curve of the
 # loss and a text that the model wrote.
 #
-# Choose a GPU of compute capability 8.0 or later, such as an L4, A100 or H100. On an older one (T4,
-# P100, V100) the program takes the reference backend, which is slower.
+# Any GPU of compute capability 6.0 or later will do. The program computes in bf16 on 8.0 and later
+# (L4, A100, H100), in fp16 on 7.5 (T4), and in float32 on older ones (P100, V100), which is slower.
 # [docs/gpu.md](../gpu.md) describes the backend.
 
 # %% [parameters]

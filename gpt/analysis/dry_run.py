@@ -27,6 +27,7 @@ from tensorlite import DeviceError
 from tensorlite.cuda import CUDAOps
 from tensorlite.cuda.attention import on_tensor_cores
 from tensorlite.cuda.ops import Precision
+from tensorlite.cuda.runtime.device import best_precision
 from tensorlite.cuda.runtime.device_key import DeviceStep
 from tensorlite.cuda.runtime.dry_run import DryRunRuntime, KernelCost
 from tensorlite.cuda.runtime.graph import RING_SIZE
@@ -37,22 +38,21 @@ COUNTED_COLUMNS = ("counted, us:>13.1f", "bound by:>12", "registers:>11", "occup
 ROOFLINE_COLUMNS = ("bound by:>12",)
 
 
-def step_table(config: ModelConfig, train: TrainConfig, precision: Precision | Literal["auto"], characters: int, gpu: str) -> str:
+def step_table(config: ModelConfig, train: TrainConfig, want: Precision | Literal["auto"], characters: int, gpu: str) -> str:
     """Return the table that `train.py --dry-run` prints.
 
-    precision: auto is bf16 if the GPU supports it, otherwise float32.
+    want: a precision; auto is the best that the GPU supports, as in training.
     characters: length of the training text.
     gpu: a name that lookup_gpu knows.
     Raises ConfigError for an unknown GPU, and for a precision that the GPU does not support.
     """
     name = lookup_gpu(gpu)
     card = GPUS[name]
-    if precision == "auto":
-        precision = "bf16" if card.bf16 else "float32"
+    precision: Any = best_precision(card.capability) if want == "auto" else want
     peak = getattr(card, precision)
     if peak is None:
-        raise ConfigError(f"precision {precision} is not supported by the tensor cores of the {name}; use --precision float32")
-    runtime = DryRunRuntime()
+        raise ConfigError(f"precision {precision} is not supported on the {name}; use --precision auto")
+    runtime = DryRunRuntime(card.shared_memory)
     ops = CUDAOps(precision, check=False, runtime=runtime)
     graph_bytes = trace_step(ops, config, train, characters)
     state_bytes = 16 * ParamTable(MODELS[config.model].init(config)).size  # four float32 buffers
@@ -62,9 +62,6 @@ def step_table(config: ModelConfig, train: TrainConfig, precision: Precision | L
     lines = [
         f"a step on one {name} in {precision}: {peak:g} TFLOP/s, {card.bandwidth:g} GB/s (datasheet); attention: {attention}",
     ]
-    if card.bf16 is None:
-        too_old = f"the kernels need compute capability 8.0 and the {name} has less; train.py uses the reference backend on it"
-        lines.insert(0, f"note     {too_old}")
     rooflines = {key: roofline(key[1], cost, card, precision, on_cores) for key, cost in runtime.costs.items()}
     try:
         estimates = estimate(runtime.launches, card, precision)
@@ -142,7 +139,7 @@ def _about_the_count(estimates: Sequence[KernelEstimate], steps: int, card: Gpu)
         f"counted, not measured: {seconds * 1e3:.2f} ms per step, {steps} steps in {human_seconds(steps * seconds)}; evaluations, "
         "compiling and autotuning come on top",
         "assumed  instructions: the machine code for compute capability "
-        f"{architecture / 10}, followed for one thread in each of up to {SAMPLES} blocks; masks: the part of the ALU's "
+        f"{architecture / 10}, followed for single threads of up to {SAMPLES} blocks; masks: the part of the ALU's "
         "instructions that draws dropout masks",
         f"         rates: {assume.CLOCK:.0%} of the boost clock, {assume.BANDWIDTH:.0%} of the bandwidth, {assume.PIPE:.0%} of an "
         f"arithmetic pipe, {assume.QUEUED:.0%} of load/store and issue slots, {assume.GEMM:.0%} of the peak in a GEMM's tiles",
@@ -166,9 +163,10 @@ def predict_step(
     gpu: a name that lookup_gpu knows.
     Raises DeviceError where NVRTC or nvdisasm is missing or fails, EndlessError, and ConfigError for an unknown GPU.
     """
-    runtime = DryRunRuntime()
+    card = GPUS[lookup_gpu(gpu)]
+    runtime = DryRunRuntime(card.shared_memory)
     trace_step(CUDAOps(precision, check=False, runtime=runtime), config, train, characters)
-    return estimate(runtime.launches, GPUS[lookup_gpu(gpu)], precision)
+    return estimate(runtime.launches, card, precision)
 
 
 def op_observer(runtime: Any) -> Observer:

@@ -13,6 +13,7 @@ from gpt.errors import ConfigError
 from tensorlite import Device
 
 DEFAULT_GPU = "H200"  # the GPU to show if the user names none and this machine has none
+RESERVED_SHARED = 1024  # bytes of shared memory per block that the system owns from compute capability 8.0 on
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,13 @@ class Gpu:
     @property
     def sm(self) -> Multiprocessor:
         return MULTIPROCESSORS[self.capability]
+
+    @property
+    def shared_memory(self) -> int:
+        """The most bytes of shared memory per block."""
+        if self.capability < 70:
+            return 48 << 10
+        return self.sm.shared - (RESERVED_SHARED if self.capability >= 80 else 0)
 
     @property
     def clock(self) -> float:

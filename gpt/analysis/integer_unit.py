@@ -149,11 +149,12 @@ def sort_operands(instruction: Instruction) -> Operation:
     if instruction.name == "R2P":
         mask = int(rest[2], 0)
         rest = [f"P{i}" for i in range(7) if mask >> i & 1] + rest[1:]
-    outs = _take_predicates(rest, 7 if instruction.name == "R2P" else 2)
+    most_outs = {"R2P": 7, "VOTE": 1, "VOTEU": 1}.get(instruction.name, 2)
+    outs = _take_predicates(rest, most_outs)
     to = ""
     if instruction.name.removeprefix("U") not in COMPARISONS and rest and (is_register(rest[0]) or rest[0] in ("RZ", "URZ")):
         to = rest.pop(0)
-        outs += _take_predicates(rest)
+        outs += _take_predicates(rest, most_outs)
     reads = [operand for operand in rest if not is_predicate(operand)]
     ins = [operand for operand in rest if is_predicate(operand)]
     modifiers = instruction.opcode.split(".")[1:]
@@ -177,7 +178,7 @@ def _words(name: str, modifiers: Sequence[str]) -> int:
 COMPARISONS = ("ISETP", "FSETP", "DSETP", "HSETP2", "PLOP3", "FCHK", "R2P")  # they set predicates and no register
 
 
-def _take_predicates(rest: list[str], most: int = 2) -> list[str]:
+def _take_predicates(rest: list[str], most: int) -> list[str]:
     """Remove the first predicates from a list, at most `most`, and return them."""
     taken: list[str] = []
     while len(taken) < most and rest and is_predicate(rest[0]):
@@ -324,6 +325,14 @@ def to_predicates(op: Operation, thread: Thread) -> Result:
     return None, [word >> 8 * int(byte or 0) + int(name[1:]) & 1 for name in op.outs]
 
 
+def vote(op: Operation, thread: Thread) -> Result:
+    """VOTE.ANY, VOTE.ALL: a word with a bit per lane of the warp, 1 where its predicate holds. The lanes are taken to agree."""
+    holds = thread.predicate(op.ins[0])
+    if holds is None:
+        return None, (None,)
+    return MASK * holds, (int(holds),)
+
+
 def permute(op: Operation, thread: Thread) -> Result:
     """PRMT: four bytes of the pair c:a, each chosen by four bits."""
     a, choice, c = (thread.value(x) for x in op.reads)
@@ -413,6 +422,7 @@ OPERATIONS: dict[str, Callable[[Operation, Thread], Result]] = {
     **dict.fromkeys(("IMNMX", "VIMNMX", "VIADDMNMX"), least),
     "R2P": to_predicates,
     "PRMT": permute,
+    **dict.fromkeys(("VOTE", "VOTEU"), vote),
     **dict.fromkeys(("MOV", "S2R", "S2UR", "CS2R", "R2UR", "LDC", "ULDC", "LDCU"), move),
     "HFMA2": constant_halves,
     "I2F": to_float,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gpt.analysis import assumptions as assume
-from gpt.analysis.gpus import Gpu
+from gpt.analysis.gpus import RESERVED_SHARED, Gpu
 from gpt.analysis.launch_count import LaunchCount, count
 from gpt.analysis.pipes import LOAD_STORE, TENSOR, WARP
 from tensorlite.cuda.runtime.dry_run import Gemm, Launch
@@ -21,7 +21,6 @@ from tensorlite.cuda.runtime.signature import kernel_signature
 from tensorlite.integers import ceil_div, round_up
 
 REGISTERS_PER_PARTITION = 16384  # an SM has four partitions with a scheduler and registers of their own
-RESERVED_SHARED = 1024  # bytes per block that the system owns from compute capability 8.0 on; code for 9.0 counts them itself
 
 
 @dataclass
@@ -114,7 +113,7 @@ def resident_blocks(registers: int, shared: int, block: int, gpu: Gpu) -> int:
     warps = ceil_div(block, WARP)
     per_warp = round_up(registers * WARP, 256)
     by_registers = REGISTERS_PER_PARTITION // per_warp * 4 // warps
-    bytes_per_block = shared + (RESERVED_SHARED if 80 <= gpu.capability < 90 else 0)
+    bytes_per_block = shared + (RESERVED_SHARED if 80 <= gpu.capability < 90 else 0)  # code for 9.0 counts them itself
     by_shared = sm.shared // round_up(bytes_per_block, 128) if bytes_per_block else sm.blocks
     return max(1, min(by_registers, by_shared, sm.threads // block, sm.blocks))
 

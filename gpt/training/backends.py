@@ -7,7 +7,7 @@ from typing import Any, Literal
 from gpt.errors import ConfigError
 from tensorlite import Device, DeviceError, Ops, ReferenceOps, cpu
 
-PrecisionName = Literal["auto", "float32", "tf32", "bf16"]
+PrecisionName = Literal["auto", "float32", "tf32", "fp16", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ def select_backend(want: str, device: Device, precision: PrecisionName = "auto")
     """Return the backend of that name for a device.
 
     want: reference, fast or auto. auto is fast where that works, else reference.
-    precision: what the fast backend computes in on a GPU; auto is bf16.
+    precision: what the fast backend computes in on a GPU; auto is the best that the GPU supports.
 
     Raises ConfigError for a precision that the backend does not have, and DeviceError for a fast backend that this GPU cannot run.
     """
     if device.name == "cuda" and want != "reference":
         try:
-            return _cuda("bf16" if precision == "auto" else precision)
+            return _cuda(precision)
         except DeviceError as error:
             if want == "fast" or precision not in ("auto", "float32"):
                 raise
@@ -54,20 +54,24 @@ def _cpu() -> Backend:
     )
 
 
-def _cuda(precision: Any) -> Backend:
+def _cuda(want: PrecisionName) -> Backend:
     """The CUDA backend. Its libraries are loaded here, so that a missing one is reported before any work."""
     from tensorlite.cuda import CUDAOps
     from tensorlite.cuda.loss_scale import DeviceLossScale
     from tensorlite.cuda.ops import SCALED
     from tensorlite.cuda.runtime.device import CudaRuntime
 
-    runtime = CudaRuntime()
+    runtime = CudaRuntime(want)
+    precision: Any = runtime.precision
     loss_scale = DeviceLossScale(runtime) if precision in SCALED else None  # one for all shards
+    kernels = f"kernels in {precision}"
+    if want == "auto":
+        kernels += f" (auto: the GPU has compute capability {runtime.capability / 10})"
     return Backend(
         "fast",
-        f"kernels in {precision} for {_overridden(CUDAOps)} and adamw, matmuls by cuBLASLt, a single shard's step as one graph",
+        f"{kernels} for {_overridden(CUDAOps)} and adamw, matmuls by cuBLASLt, a single shard's step as one graph",
         lambda: CUDAOps(precision, check=False, runtime=runtime, loss_scale=loss_scale),
-        itemsize=2 if precision == "bf16" else 4,
+        itemsize=2 if precision in ("bf16", "fp16") else 4,
     )
 
 

@@ -22,6 +22,7 @@ WARPS, TILE = 8, 32  # of attention.cu
 MMA_TILE, MMA_QUERIES, MMA_THREADS = 64, 32, 128  # of attention_tiles.cuh and attention_mma.cu
 MASK_TILE = 64  # of attention_mask.cuh
 MMA_MAX_D = 128  # the largest head size whose accumulators fit in registers
+QUERY_TILE_ROWS = 4 * MMA_TILE  # the rows of tiles of attention_backward_query, which needs the most shared memory
 MMA_MAX_SIZE = 2**31 - 1  # elements of one sequence of qkv, in which the kernels of attention_mma.cu count with 32 bits
 
 
@@ -42,6 +43,9 @@ def on_tensor_cores(ops: "CUDAOps", D: int, T: int, dropout: bool, kv_cache: boo
         return False, "float32 arithmetic"
     if D % 16 or D > MMA_MAX_D:
         return False, f"head size {D} is no multiple of 16 up to {MMA_MAX_D}"
+    needed, available = _tiles_nbytes(QUERY_TILE_ROWS, D), ops.runtime.shared_memory
+    if needed > available:
+        return False, f"backward with head size {D} needs {needed} bytes of shared memory per block, the GPU has {available}"
     if kv_cache:
         return False, "one position at a time"
     if dropout and T % 4:
@@ -107,7 +111,7 @@ def attention_backward(ops: "CUDAOps", dy: Array, cache: tuple) -> Array:
     if on_tensor_cores(ops, D, T, mask is not None)[0]:
         key_rows = 2 * MMA_TILE + 2 * MMA_QUERIES
         key_floats = 2 * MMA_QUERIES  # lse and delta of its queries
-        _launch_mma(ops, "attention_backward_query", *size, tile_rows=4 * MMA_TILE, **by_query)
+        _launch_mma(ops, "attention_backward_query", *size, tile_rows=QUERY_TILE_ROWS, **by_query)
         _launch_mma(ops, "attention_backward_key", *size, tile_rows=key_rows, more_floats=key_floats, **by_key)
     else:
         _launch_scalar(ops, "attention_backward_query", *size, rows_per_warp=2, **by_query)
@@ -141,10 +145,15 @@ def _launch_mma(
         MMA_THREADS,
         T=T,
         scale=1.0 / math.sqrt(D),
-        shared=2 * tile_rows * (D + 8) + 4 * more_floats,
+        shared=_tiles_nbytes(tile_rows, D) + 4 * more_floats,
         defines={"scalar_t": ops.c_scalar(), "D": D},
         **args,
     )
+
+
+def _tiles_nbytes(rows: int, D: int) -> int:
+    """Return the bytes of rows of tiles, whose pitch is D + 8 elements of 2 bytes."""
+    return 2 * rows * (D + 8)
 
 
 def _strides(x: Array) -> np.ndarray:

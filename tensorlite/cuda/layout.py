@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 FILE = "layout.cu"
 ALIGNED = 16  # bytes that kernels and GEMMs read at once
-WIDTH = 8  # bf16 values in 16 bytes: the fast GEMMs require rows of a multiple of this
+WIDTH = 8  # 16-bit values in 16 bytes: the fast GEMMs require rows of a multiple of this
 TILE_COLS = 64  # columns of the tensor cores' tiles
 INTEGERS = {
     "uint8": "unsigned char",
@@ -51,7 +51,7 @@ def whole_tiles(D: int) -> int:
 
 
 def padded_width(D: int) -> int:
-    """Return D if rows of D bf16 values are a multiple of 16 bytes, else D rounded up to a multiple of TILE_COLS."""
+    """Return D if rows of D 16-bit values are a multiple of 16 bytes, else D rounded up to a multiple of TILE_COLS."""
     return D if D % WIDTH == 0 else whole_tiles(D)
 
 

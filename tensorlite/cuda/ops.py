@@ -1,4 +1,4 @@
-"""class CUDAOps: the ops of the CUDA backend, their precision, and the bf16 copy of the parameters."""
+"""class CUDAOps: the ops of the CUDA backend, their precision, and the 16-bit copy of the parameters."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,15 +22,15 @@ from tensorlite.cuda import (
     optim,
     reduce,
 )
-from tensorlite.cuda.launch import launch_elementwise
+from tensorlite.cuda.launch import BLOCK, blocks
 from tensorlite.cuda.loss_scale import DeviceLossScale
 from tensorlite.cuda.op_info import OP_INFO
 from tensorlite.cuda.runtime import device_key
 from tensorlite.cuda.runtime.graph import CapturedStep
 from tensorlite.reference.ops import ReferenceOps
 
-Precision = Literal["float32", "tf32", "bf16"]
-PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bf16")
+Precision = Literal["float32", "tf32", "fp16", "bf16"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "fp16", "bf16")
 SCALED = ("fp16",)  # precisions in which small gradients are zero unless the loss is scaled
 MAX_IN_FLIGHT = 32  # how many steps may be running, or finished but unread
 
@@ -38,8 +38,9 @@ MAX_IN_FLIGHT = 32  # how many steps may be running, or finished but unread
 class CUDAOps(ReferenceOps):
     """The functions of `tensorlite.cuda`, on the arrays of a runtime, which on a GPU are CuPy's.
 
-    precision: "float32"; "tf32", where GEMMs round their float32 operands to 11 significant bits; or "bf16", where activations and
-        operands have 8. In all three, sums are computed in float32, and parameters and their gradients are float32.
+    precision: "float32"; "tf32", where GEMMs round their float32 operands to 11 significant bits; "fp16", where activations and
+        operands have 11 significant bits and are at most 65504; or "bf16", where they have 8 bits and the range of float32. In all
+        of them, sums are computed in float32, and parameters and their gradients are float32.
     check: as for ReferenceOps.
     runtime: the object that launches kernels; by default a `CudaRuntime` on the current device.
     loss_scale: the loss scale of a training step. By default fp16 has one of its own, and the other precisions have none.
@@ -60,9 +61,11 @@ class CUDAOps(ReferenceOps):
         if runtime is None:
             from tensorlite.cuda.runtime.device import CudaRuntime
 
-            runtime = CudaRuntime()
+            runtime = CudaRuntime(precision)
         self.precision, self.runtime = precision, runtime
-        self.dtype = runtime.bfloat16 if precision == "bf16" else np.dtype(np.float32)
+        float32, float16 = np.dtype(np.float32), np.dtype(np.float16)
+        self.dtype = {"fp16": float16, "bf16": runtime.bfloat16}.get(precision, float32)
+        self._c_scalars = {float32: "float", float16: "fp16", runtime.bfloat16: "bf16"}
         self.launch, self.address = runtime.launch, runtime.address
         self.step_sums: reduce.StepSums | None = None  # None outside a step
         self.loss_scale = loss_scale
@@ -140,13 +143,13 @@ class CUDAOps(ReferenceOps):
         return self.operand(w)
 
     def cast(self, x: Array, dtype: Any) -> Array:
-        """Return x, which is C-contiguous, as float32 or bf16: itself or a copy."""
+        """Return x, which is C-contiguous, as an array of a dtype: itself or a copy."""
         if x.dtype == dtype:
             return x
-        self.c_scalar(x)
         y = self.runtime.empty(x.shape, dtype)
-        kernel = "to_float32" if dtype == np.float32 else "to_bf16"
-        launch_elementwise(self, layout.FILE, kernel, x, x=x, y=y)
+        defines = {"source_t": self.c_scalar(x), "scalar_t": self.c_scalar(y)}
+        if x.size:
+            self.launch("convert.cu", "convert", blocks(x.size), BLOCK, x=x, y=y, n=x.size, defines=defines)
         return y
 
     def vector(self, x: Array | None) -> Array | None:
@@ -156,9 +159,11 @@ class CUDAOps(ReferenceOps):
     def c_scalar(self, x: Array | None = None) -> str:
         """Return the C++ name of the dtype of x, or of the precision. Raises TypeError where no kernel takes it."""
         dtype = self.dtype if x is None else x.dtype
-        if dtype not in (np.float32, self.runtime.bfloat16):
-            raise TypeError(f"the CUDA backend computes in float32 and bfloat16, not {dtype}; use ReferenceOps for other dtypes")
-        return "float" if dtype == np.float32 else "bf16"
+        if dtype not in self._c_scalars:
+            raise TypeError(
+                f"the CUDA backend computes in float32, float16 and bfloat16, not {dtype}; use ReferenceOps for other dtypes"
+            )
+        return self._c_scalars[dtype]
 
     def flat(self, *buffers: Array) -> None:
         """Raise TypeError unless all buffers are float32, as parameters and their gradients are in every precision."""
@@ -167,7 +172,7 @@ class CUDAOps(ReferenceOps):
                 raise TypeError(f"the CUDA backend computes in float32 on parameters and their gradients, not in {buffer.dtype}")
 
     def compute_params(self, params: Array) -> Array:  # type: ignore[override]  # static in ReferenceOps: the same to a caller
-        """Return the parameters that the model reads. In bf16 this is a copy of the whole flat buffer, made once per step."""
+        """Return the parameters that the model reads. In 16 bits, this is a copy of the whole flat buffer, made once per step."""
         return self.operand(params)
 
     def scale_loss(self, dloss: float) -> Array | float:

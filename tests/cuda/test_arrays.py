@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import cuda_bounds as bounds
-from cuda_bounds import BF16, FLOAT32
-from cuda_machines import KEY, as_bytes, both, every_precision, generator, guarded
-from cuda_op_checks import check, results
+from cuda_bounds import BF16, FLOAT32, FP16
+from cuda_machines import KEY, SM75, as_bytes, both, every_precision, generator, guarded
+from cuda_op_checks import check, convert, results
 from cuda_step_checks import every_second, off_by_one, transposed
 from tensorlite import cuda
 
@@ -73,20 +73,28 @@ def test_add_and_pack_grads_of_arrays_in_any_layout(how):
         np.testing.assert_array_equal(slot, a)
 
 
+@pytest.mark.parametrize("precision", ["bf16", pytest.param(SM75, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", [name for name in OPS if name != "cross_entropy"])
-def test_float32_arrays_are_rounded_to_the_precision(name):
-    """They are rounded once, to bf16, as if the caller had done it. Logits stay as they are, float32 from a head."""
-    machine = both("bf16")
+def test_float32_arrays_are_rounded_to_the_precision(name, precision):
+    """They are rounded once, to 16 bits, as if the caller had done it. Logits stay as they are, float32 from a head."""
+    machine = both(precision)
     inputs, dy, options = arguments_of(name, machine)
 
     def widened(a):
-        return a.astype(np.float32) if a.dtype == BF16 else a
+        return a.astype(np.float32) if a.dtype == machine.dtype else a
 
     for ops in machine.ops:
         expected = results(ops, name, inputs, dy, options)
         for a, b in zip(expected, results(ops, name, changed(inputs, widened), changed(dy, widened), options), strict=True):
             assert a.dtype == b.dtype or b.dtype == np.float32  # where dx is dy itself
             np.testing.assert_array_equal(a.astype(np.float32), b.astype(np.float32))
+
+
+@pytest.mark.long
+@every_precision
+@pytest.mark.parametrize("source", [FLOAT32, FP16, BF16])
+def test_arrays_of_other_precisions_are_converted(source, precision):
+    convert(both(precision), source=source)
 
 
 def test_float32_logits_stay_float32_in_bf16():

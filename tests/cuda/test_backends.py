@@ -1,4 +1,4 @@
-"""The backend that gpt.training.backends chooses where CUDA is: the kernels in bf16, or the reference with a reason."""
+"""The backend that gpt.training.backends chooses where CUDA is: the kernels and their precision, or the reference."""
 
 import re
 
@@ -13,27 +13,43 @@ from gpt.training.backends import select_backend
 from shim.host import HostRuntime
 from tensorlite import Device, DeviceError
 from tensorlite.cuda import CUDAOps
+from tensorlite.cuda.runtime.device import best_precision
 from tensorlite.loss_scale import LossScale
 
 GPU = Device("cuda", np, "a GPU of the tests")
 
 
-def fake_cuda(monkeypatch, error=None):
-    def make():
+def fake_cuda(monkeypatch, error=None, capability=90):
+    def make(precision):
         if error:
             raise DeviceError(error)
-        return HostRuntime()
+        host = HostRuntime()
+        host.capability = capability
+        host.precision = best_precision(capability) if precision == "auto" else precision
+        return host
 
     monkeypatch.setattr(tensorlite.cuda.runtime.device, "CudaRuntime", make)
 
 
-def test_a_gpu_gets_the_kernels_in_bf16(monkeypatch):
-    fake_cuda(monkeypatch)
+@pytest.mark.parametrize(
+    ("capability", "precision", "itemsize"), [(90, "bf16", 2), (80, "bf16", 2), (75, "fp16", 2), (70, "float32", 4)]
+)
+def test_a_gpu_gets_the_kernels_in_the_best_precision_that_it_supports(capability, precision, itemsize, monkeypatch):
+    """The description says which, and why."""
+    fake_cuda(monkeypatch, capability=capability)
     backend = select_backend("auto", GPU)
-    assert (backend.name, backend.make().precision, backend.itemsize) == ("fast", "bf16", 2)
-    assert select_backend("fast", GPU, "tf32").make().precision == "tf32"
+    assert (backend.name, backend.make().precision, backend.itemsize) == ("fast", precision, itemsize)
+    why = rf"\(auto: the GPU has compute capability {capability // 10}\.{capability % 10}\)"
+    assert re.match(rf"kernels in {precision} {why} for .*attention", backend.description)
+
+
+def test_a_precision_that_is_named(monkeypatch):
+    fake_cuda(monkeypatch)
+    backend = select_backend("fast", GPU, "tf32")
+    assert (backend.make().precision, backend.itemsize) == ("tf32", 4)
+    assert re.match("kernels in tf32 for .*attention", backend.description)
+    assert select_backend("fast", GPU, "fp16").itemsize == 2
     assert select_backend("reference", GPU).make().name == "reference"
-    assert "attention" in backend.description
 
 
 def test_the_shards_of_a_run_have_one_loss_scale(monkeypatch):
@@ -51,12 +67,12 @@ def test_the_shards_of_a_run_have_one_loss_scale(monkeypatch):
 
 def test_a_gpu_that_cannot_run_them(monkeypatch):
     """auto falls back to the reference and says why; a run that asks for the kernels gets the reason as an error."""
-    fake_cuda(monkeypatch, "Tesla T4 has compute capability 7.5")
+    fake_cuda(monkeypatch, "Tesla M60 has compute capability 5.2")
     backend = select_backend("auto", GPU)
     assert backend.name == "reference"
-    assert "Tesla T4" in backend.description
-    for want, precision in (("fast", "auto"), ("auto", "bf16"), ("auto", "tf32")):
-        with pytest.raises(DeviceError, match="Tesla T4"):
+    assert "Tesla M60" in backend.description
+    for want, precision in (("fast", "auto"), ("auto", "bf16"), ("auto", "tf32"), ("auto", "fp16")):
+        with pytest.raises(DeviceError, match="Tesla M60"):
             select_backend(want, GPU, precision)
 
 

@@ -33,7 +33,7 @@ class Refusing(HostRuntime):
         super().gemm(a, b, out, compute=compute, **extras)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("precision", ["float32", "bf16", pytest.param("fp16", marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", UNFUSED)
 def test_the_gpu_suite_asks_for_epilogues_that_the_library_has(name, precision):
     """For each op and precision in that suite, some size must work; for each that it leaves out, no size does."""

@@ -32,10 +32,10 @@ def test_every_override_has_its_pair():
 
 
 def test_precisions():
-    assert PRECISIONS == ("float32", "tf32", "bf16")
-    assert [str(ops_of(precision).dtype) for precision in PRECISIONS] == ["float32", "float32", "bfloat16"]
-    for bad in ("fp16", "float64", None):
-        with pytest.raises(ValueError, match=f"precision must be one of float32, tf32, bf16, not {bad!r}"):
+    assert PRECISIONS == ("float32", "tf32", "fp16", "bf16")
+    assert [str(ops_of(precision).dtype) for precision in PRECISIONS] == ["float32", "float32", "float16", "bfloat16"]
+    for bad in ("fp8", "float64", None):
+        with pytest.raises(ValueError, match=f"precision must be one of float32, tf32, fp16, bf16, not {bad!r}"):
             ops_of(bad)
 
 
@@ -98,7 +98,7 @@ def test_float64_is_refused(name, precision):
     ops = ops_of(precision)
     forward = getattr(ops, f"{name}_forward")
     for arguments in with_each(ARGUMENTS[name], lambda a: a.astype(np.float64)):
-        with pytest.raises(TypeError, match="the CUDA backend computes in float32 and bfloat16, not float64; use ReferenceOps"):
+        with pytest.raises(TypeError, match="the CUDA backend computes in float32, float16 and bfloat16, not float64; use Ref"):
             forward(*arguments)
 
 

@@ -162,6 +162,37 @@ def test_an_overflow_in_a_replayed_step():
     check_planted_overflow()
 
 
+# ---- fp16 itself ----
+
+
+@pytest.mark.parametrize(("scale", "lost"), [(1.0, 0.5), (2.0**16, 0.0)])
+def test_small_gradients_are_lost_in_fp16_without_a_loss_scale(scale, lost):
+    """A gradient below half of 2^-24 becomes zero. What fp16 can hold has an error of at most one rounding."""
+    r, dloss, targets = np.random.default_rng(0), 2.0**-14, np.arange(16)
+    logits = (2.0 * r.standard_normal((16, 65))).astype(np.float16)
+    ops = scaled_ops("fp16", scale, runtime=HostRuntime)
+    _, cache = ops.cross_entropy_forward(logits, targets)
+    found = ops.cross_entropy_backward(ops.scale_loss(dloss), cache).astype(np.float64) / scale
+    _, cache = ReferenceOps().cross_entropy_forward(logits.astype(np.float64), targets)
+    exact = ReferenceOps().cross_entropy_backward(dloss, cache)
+    float32 = 2.0**-18  # of the exponential of a difference of numbers below 16
+    np.testing.assert_array_less(np.abs(found - exact), (2.0**-11 + float32) * np.abs(exact) + 2.0**-25 / scale)
+    assert (np.mean(found == 0) > lost) == (scale == 1.0)
+
+
+def test_a_captured_run_in_fp16_has_the_bits_of_the_run():
+    """The overflows are fp16's own, from a loss scale that is too large."""
+    eager, captured = (
+        Run(scaled_ops("fp16", 2.0**19, order, runtime=HostRuntime), "small", QUICK, captured=order == "reversed")
+        for order in ("forward", "reversed")
+    )
+    found = captured.steps(8)
+    assert same(found, eager.steps(8))
+    assert_same_bits(eager, captured)
+    assert overflows(norm for _, norm in found)[0] == 0
+    assert 0 < value_on(captured.ops.loss_scale).skipped_steps < 8
+
+
 # ---- shards and ranks ----
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import cuda_bounds as bounds
 from cases import CASES
 from cuda_bounds import FLOAT32, REFERENCE, UNIT, F
-from cuda_machines import KEY, PRECISIONS, as_bytes, both, every_precision, generator, in_float64
+from cuda_machines import KEY, PRECISIONS, SM75, as_bytes, both, every_precision, generator, in_float64
 from cuda_op_checks import CHECKS, UNFUSED, check, check_all, cross_entropy_alone, embedding, linear, linear_cross_entropy, results
 from tensorlite.cuda import attention, cross_entropy, launch, layernorm, reduce
 from tensorlite.cuda.attention import on_tensor_cores
@@ -21,8 +21,17 @@ from tensorlite.kv_cache import LayerCache
 from tensorlite.meta import MetaArray, MetaOps, cache_bytes
 
 
-@every_precision
-@pytest.mark.parametrize(("name", "separate"), [(name, False) for name in CHECKS] + [(name, True) for name in UNFUSED])
+def cases_of_ops():
+    """Return (op, separate, precision). By default, fp16 has one case, of the tensor cores."""
+    cases = []
+    for precision in PRECISIONS:
+        for name, separate in [*((name, False) for name in CHECKS), *((name, True) for name in UNFUSED)]:
+            quick = "fp16" not in precision or (name, precision) == ("attention 16", SM75)
+            cases.append(pytest.param(name, separate, precision, marks=() if quick else pytest.mark.long))
+    return cases
+
+
+@pytest.mark.parametrize(("name", "separate", "precision"), cases_of_ops())
 def test_an_op_and_its_gradients(name, separate, precision):
     """And no bound is loose: over these few draws some error of each result comes to a fifth of it; most come to 0.4 to 1.
 
@@ -87,7 +96,7 @@ def test_few_blocks_do_the_work_of_many(name, monkeypatch):
     monkeypatch.setattr(cross_entropy, "BLOCKS", 2)
     monkeypatch.setattr(reduce, "ROWS_EACH", 5)
     monkeypatch.setattr(reduce, "FILL", 7)
-    for precision in PRECISIONS:
+    for precision in ("float32", "bf16"):
         check_all(name, both(precision, name == "linear"))
 
 
@@ -164,6 +173,28 @@ def test_which_attention_is_on_tensor_cores():
         found, reason = on_tensor_cores(bf16, *arguments)
         assert not found
         assert why in reason
+
+
+def test_attention_on_tensor_cores_of_7_5():
+    """The tiles of backward must fit in 64 KiB of shared memory."""
+    ops = both(SM75).ops[0]
+    assert on_tensor_cores(ops, 112, 8, True) == (True, "tensor cores")
+    found, reason = on_tensor_cores(ops, 128, 8, True)
+    assert not found
+    assert reason == "backward with head size 128 needs 69632 bytes of shared memory per block, the GPU has 65536"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("D", [16, 64])
+def test_two_halves_of_an_mma_are_the_whole(D):
+    """On the shim, whose sums have one order, the path of compute capability 7.5 is bitwise identical to that of 8.0."""
+    found = []
+    for precision in ("fp16", SM75):
+        r, machine = generator(D), both(precision)
+        qkv, dy = machine.draw(r, 2, 72, 3 * 2 * D), machine.draw(r, 2, 72, 2 * D)
+        found.append(machine.run(lambda ops, qkv, dy: tuple(results(ops, "attention", (qkv, 2, 0.3, KEY), dy, {})), qkv, dy))
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(as_bytes(a), as_bytes(b))
 
 
 @every_precision

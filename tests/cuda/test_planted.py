@@ -5,9 +5,10 @@ import re
 
 import pytest
 
-from cuda_machines import Both, both
+from cuda_machines import SM75, Both, both
 from cuda_op_checks import (
     attention,
+    convert,
     cross_entropy_alone,
     dropout,
     dropout_add_layernorm,
@@ -16,6 +17,7 @@ from cuda_op_checks import (
     linear_cross_entropy,
     position_embedding,
     relu,
+    residual,
     sums_of_a_step,
     token_position_embedding,
 )
@@ -35,7 +37,7 @@ from cuda_step_checks import (
 from shim.host import KERNELS, KernelError
 from tensorlite import Key
 
-MMA, SCALAR, TILES, MASK = "attention_mma.cu", "attention.cu", "attention_tiles.cuh", "attention_mask.cuh"
+MMA, SCALAR, TILES, MASK, PTX = "attention_mma.cu", "attention.cu", "attention_tiles.cuh", "attention_mask.cuh", "ptx.cuh"
 BARRIER = "__syncthreads();"
 tiles = functools.partial(attention, B=1, T=76, H=1)  # two of the tensor cores' tiles, the second with 12 of 64 rows
 masked = functools.partial(attention, B=1, T=76, p=0.3)  # and two heads, with three earlier rows of the batch
@@ -125,6 +127,10 @@ PLANTED = [
      functools.partial(dropout_add_layernorm, p=0.3)),
     ("layernorm.cu", "if (dropout.threshold) apply_dropout(g, dropout, key, dropout.offset + n * C);", "", "float32",
      functools.partial(dropout_add_layernorm, p=0.3)),
+    # fp16 on compute capability 7.5
+    (PTX, "(c, a + 2, b[1])", "(c, a + 2, b[0])", SM75, tiles),
+    (PTX, "*(uint4*)to_shared = *(const uint4*)from_global", "*(uint2*)to_shared = *(const uint2*)from_global", SM75, tiles),
+    (PTX, "round_fp16(low) | (unsigned)round_fp16(high)", "round_fp16(high) | (unsigned)round_fp16(low)", SM75, residual),
     # a few others
     ("layernorm.cu", "if (channel(i) < C) row", "row", "float32", layernorm_alone),
     ("layernorm.cu", "+ (warp ? sums[1][c] : 0.0f)", "", "float32", layernorm_alone),
@@ -187,7 +193,18 @@ def planted_name(planted):
     return f"{file}: {old[:50]} -> {new[:50] or 'nothing'}"
 
 
-@pytest.mark.parametrize("planted", PLANTED, ids=planted_name)
+LONG = [  # fp16 on compute capability 7.5, whose copies to shared memory are plain ones
+    *(planted[:3] + (SM75,) + planted[4:] for planted in PLANTED[:6]),  # the barriers
+    (PTX, "(c, a, b[0]);", "(c, a + 1, b[0]);", SM75, tiles),
+    (PTX, "    mma_16x8x8_fp16(c, a + 2, b[1]);\n", "", SM75, tiles),
+    ("common.cuh", "widen_fp16((unsigned short)(pair >> 16))", "widen_fp16((unsigned short)pair)", SM75, residual),
+    ("common.cuh", "{ return pack_fp16(low, high); }", "{ return pack_fp16(low, low); }", SM75, residual),
+    ("common.cuh", "{ return pack_fp16(low, high); }", "{ return pack_bf16(low, high); }", "fp16", residual),
+    ("convert.cu", "chunk.load(x)", "chunk.load(y)", SM75, convert),
+]
+
+
+@pytest.mark.parametrize("planted", [*PLANTED, *(pytest.param(p, marks=pytest.mark.long) for p in LONG)], ids=planted_name)
 def test_a_planted_mistake_is_noticed(planted):
     file, old, new, precision, function = planted
     source = (KERNELS / file).read_text()

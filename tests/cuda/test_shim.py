@@ -30,6 +30,12 @@ def host(request, kernels):
     return HostRuntime(request.param, kernels=kernels)
 
 
+@pytest.fixture(params=["8.0", "7.5"])
+def either_path(request, kernels):
+    """Return a machine on the path of that compute capability."""
+    return HostRuntime(kernels=kernels, sm75=request.param == "7.5")
+
+
 def launch(host, kernel, grid, block, **args):
     host.launch("right.cu", kernel, grid, block, defines={"SIZE": 5}, **args)
 
@@ -118,20 +124,23 @@ def test_blocks_in_both_orders(kernels):
     assert results == [[0, 1, 2, 3], [0, 0, 0, 0]]  # reversed: -1, the poison, + 1
 
 
-def fragments(x, rows, columns):
-    """Return the pairs of bf16 that the lanes own, as uint32. Element [lane, i] is x[rows, columns] and x[rows, columns + 1]."""
-    bits = x.astype(BF16).view(np.uint16).astype(np.uint32)
+def fragments(x, dtype, rows, columns):
+    """Return the pairs of 16 bits that the lanes own, as uint32. Element [lane, i] is x[rows, columns] and x[rows, columns + 1]."""
+    bits = x.astype(dtype).view(np.uint16).astype(np.uint32)
     return bits[rows, columns] | bits[rows, columns + 1] << 16
 
 
-def test_mma_by_the_documented_layout(host):
-    a, b, c = numbers(16, 16), numbers(16, 8, seed=1), numbers(16, 8, seed=2)
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "K"), [("mma_of_bf16", BF16, 16), ("mma_of_fp16", np.float16, 16), ("half_an_mma", np.float16, 8)]
+)
+def test_mma_by_the_documented_layout(kernel, dtype, K, either_path):
+    host, a, b, c = either_path, numbers(16, K), numbers(K, 8, seed=1), numbers(16, 8, seed=2)
     r, t, i = np.arange(32)[:, None] // 4, np.arange(32)[:, None] % 4, np.arange(4)
-    a_lanes = fragments(a, r + 8 * (i % 2), 2 * t + 8 * (i // 2))
-    b_lanes = fragments(b.T.copy(), r + 0 * i[:2], 2 * t + 8 * i[:2])
+    a_lanes = fragments(a, dtype, r + 8 * (i[: K // 4] % 2), 2 * t + 8 * (i[: K // 4] // 2))
+    b_lanes = fragments(b.T.copy(), dtype, r + 0 * i[: K // 8], 2 * t + 8 * i[: K // 8])
     at = r + 8 * (i // 2), 2 * t + i % 2
     c_lanes = filled(host, c[at])
-    launch(host, "one_mma", 1, 32, a=filled(host, a_lanes, np.uint32), b=filled(host, b_lanes, np.uint32), c=c_lanes)
+    launch(host, kernel, 1, 32, a=filled(host, a_lanes, np.uint32), b=filled(host, b_lanes, np.uint32), c=c_lanes)
     np.testing.assert_array_equal(c_lanes, (c + a @ b)[at])
 
 
@@ -149,7 +158,7 @@ def test_pack_bf16_rounds_as_ml_dtypes(host):
     low = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
     x = (np.arange(1 << 16, dtype=np.uint32)[:, None] << 16 | low).ravel().view(np.float32)
     out = host.empty(x.shape, np.uint32)
-    launch(host, "pack", ceil_div(x.size, 256), 256, x=filled(host, x), out=out, n=x.size)
+    launch(host, "to_bf16", ceil_div(x.size, 256), 256, x=filled(host, x), out=out, n=x.size)
     with np.errstate(over="ignore", invalid="ignore"):
         expected = x.astype(BF16).view(np.uint16)
     got = out.astype(np.uint16)
@@ -157,6 +166,27 @@ def test_pack_bf16_rounds_as_ml_dtypes(host):
     number = ~np.isnan(x)
     np.testing.assert_array_equal(got[number], expected[number])
     assert np.isnan(got[~number].view(BF16).astype(np.float32)).all()
+
+
+def test_fp16_rounds_as_numpy(either_path):
+    """Test every fp16 and the float32 next to it, every tie and its neighbours, and what is beyond 65504. Widening is exact."""
+    host = either_path
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    wide = host.empty(halves.shape, np.float32)
+    launch(host, "widen", 256, 256, x=filled(host, halves.view(np.uint16), np.uint16), out=wide, n=halves.size)
+    np.testing.assert_array_equal(wide, halves.astype(np.float32))
+    finite = np.sort(wide[np.isfinite(wide)])
+    ties = np.concatenate([(finite[1:] + finite[:-1]) / 2, np.float32([65520, -65520, 1e-9, -1e-9, 1e30, np.inf, -np.inf])])
+    x = np.concatenate([wide] + [np.nextafter(y, np.float32(to)) for y in (finite, ties) for to in (-np.inf, np.inf)] + [ties])
+    out = host.empty(x.shape, np.uint32)
+    launch(host, "to_fp16", ceil_div(x.size, 256), 256, x=filled(host, x), out=out, n=x.size)
+    with np.errstate(over="ignore"):
+        expected = x.astype(np.float16)
+    got = out.astype(np.uint16).view(np.float16)
+    np.testing.assert_array_equal(out >> 16, got.view(np.uint16)[::-1])
+    np.testing.assert_array_equal(got, expected)
+    number = ~np.isnan(x)
+    np.testing.assert_array_equal(np.signbit(got[number]), np.signbit(expected[number]))
 
 
 PAIR = np.dtype([("n", np.int32), ("x", np.float32), ("m", np.int64)])

@@ -28,7 +28,7 @@ class Recorder(DryRunRuntime):
 
 
 def files_of_a_run():
-    """What the full Shakespeare model needs, in float32 and bf16, to train and to write; more head sizes; the rest."""
+    """What the full Shakespeare model needs, in each precision, to train and to write; more head sizes; the rest."""
     preset, files = PRESETS["shakespeare"], {}
     table = ParamTable(MODELS["gpt"].init(preset.model))
     train = TrainConfig(batch_size=2, grad_clip=1.0)
@@ -40,7 +40,8 @@ def files_of_a_run():
         kv_cache = KVCache(preset.model.n_layer, preset.model.block_size)
         MODELS["gpt"].logits(ops, table.tree(ops.compute_params(state.params)), task.data[None, :1], preset.model, kv_cache)
         files |= ops.runtime.files
-    files |= {("attention_mma.cu", (("D", D), ("scalar_t", "bf16"))): True for D in (16, 32, 64, 128)}
-    files |= {("dropout.cu", (("scalar_t", scalar_t),)): True for scalar_t in ("float", "bf16")}  # of the stage `residual`
+    halves = ("bf16", "fp16")
+    files |= {("attention_mma.cu", (("D", D), ("scalar_t", half))): True for D in (16, 32, 64, 128) for half in halves}
+    files |= {("dropout.cu", (("scalar_t", scalar_t),)): True for scalar_t in ("float", *halves)}  # of the stage `residual`
     files |= {(f"simple/{name}.cu", ()): True for name in ("attention", "cross_entropy", "layernorm")}
     return sorted(files | {("spin.cu", ()): True})

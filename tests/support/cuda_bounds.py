@@ -3,10 +3,13 @@
 Both sides start from the same values, which the precision can hold. Every value that the kernels store is a sum of terms, and each
 term has an error of some roundings of its size. One rounding is at most UNIT of the rounded value, half of its last bit. So
 
-    |found - expected| <= UNIT[dtype] |expected| + inexact
+    |found - expected| <= rounding(expected, dtype) + inexact
 
 where the first part is the rounding of the stored value itself, and `inexact` is the error of its terms. Per op, the functions
 below return `inexact` for the value and each gradient, as arrays: a small entry has a small bound, however large its neighbours.
+
+Below 2^-14, fp16 holds only multiples of 2^-24, so there a rounding is at most LEAST, half of that. No test comes near 65504, above
+which an fp16 is infinite.
 
 The factors in front of the sizes are counts of roundings, or constants set by what was measured: the tests keep the worst error of
 each op over all draws between 1/4 of its bound and the bound itself, so that no bound can be loosened.
@@ -19,8 +22,9 @@ import numpy as np
 
 from tensorlite import ReferenceOps
 
-BF16, FLOAT32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)
-UNIT = {FLOAT32: 2.0**-24, BF16: 2.0**-8}
+BF16, FP16, FLOAT32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32)
+UNIT = {FLOAT32: 2.0**-24, FP16: 2.0**-11, BF16: 2.0**-8}
+LEAST = {FLOAT32: 0.0, FP16: 2.0**-25, BF16: 0.0}  # those of float32 and bf16 are below TINY
 F = UNIT[FLOAT32]  # all arithmetic is in float32
 TINY = 2.0**-120  # an error below this is allowed: floats below 2^-126 lose bits or become zero before they are multiplied
 REFERENCE = ReferenceOps()
@@ -30,7 +34,7 @@ def close(found, expected, dtype, inexact=0.0):
     """Assert the bound in this file's docstring, the dtype and the shape. Return the worst error in units of the bound."""
     assert (found.dtype, found.shape) == (dtype, expected.shape)
     error = np.abs(found.astype(np.float64) - expected)
-    allowed = np.broadcast_to(UNIT[np.dtype(dtype)] * np.abs(expected) + inexact, error.shape)
+    allowed = np.broadcast_to(rounding(expected, dtype) + inexact, error.shape)
     ratio = np.where(error > TINY, error / np.maximum(allowed, TINY), 0.0)
     ratio = np.where(np.isfinite(found.astype(np.float64)), ratio, np.inf)
     if not ratio.size:
@@ -42,6 +46,11 @@ def close(found, expected, dtype, inexact=0.0):
         f"instead of {expected[at]}, an error of {error[at]:.3g} where {allowed[at]:.3g} is allowed"
     )
     return worst
+
+
+def rounding(x, dtype):
+    """Bound the error of rounding x to a dtype. None: x is not rounded."""
+    return 0.0 if dtype is None else UNIT[np.dtype(dtype)] * np.abs(x) + LEAST[np.dtype(dtype)]
 
 
 # ---- sums of terms ----
@@ -89,12 +98,12 @@ def flat(x):
 # ---- ops: the errors of the value and of each gradient, in the op's order, before they are stored ----
 
 
-def linear(x, w, b, dy, unfused_unit=0.0):
-    """Products of two bf16 values are exact in float32 and those of float32 values round, so the sums dominate.
+def linear(x, w, b, dy, unfused=None):
+    """Products of two 16-bit values are exact in float32 and those of float32 values round, so the sums dominate.
 
-    unfused_unit: the UNIT of the GEMM's output, where it is stored, and so rounded, before a separate kernel adds the bias.
+    unfused: the dtype of the GEMM's output, where it is stored, and so rounded, before a separate kernel adds the bias.
     """
-    y = added(matmul_terms(x, w), 0 if b is None else np.abs(b)) + (0 if b is None else unfused_unit * np.abs(x @ w))
+    y = added(matmul_terms(x, w), 0 if b is None else np.abs(b)) + (0 if b is None else rounding(x @ w, unfused))
     return y, added(matmul_terms(dy, w.T)), *weights_of(x, dy, b)
 
 
@@ -159,7 +168,9 @@ def layernorm(x, w, b, dy, eps=1e-5, skip=None):
 
 
 def attention(qkv, n_head, dy, y_dtype, rounds_p, p=0.0, key=None):
-    """Bound y and dqkv. The scores' sums round; p has the error of its exponent, relatively. Tensor cores round p to bf16.
+    """Bound y and dqkv. The scores' sums round; p has the error of its exponent, relatively. Tensor cores round p and ds.
+
+    Forward rounds p before it is divided by the sum of its row, which is at least 1, so the bound for p itself holds.
 
     delta = dy . y is computed from the stored y. Its error is the same for all keys of a row.
     """
@@ -168,22 +179,25 @@ def attention(qkv, n_head, dy, y_dtype, rounds_p, p=0.0, key=None):
     q, k, v = qkv.reshape(B, T, 3, n_head, D).transpose(2, 0, 3, 1, 4)
     y, (_, _, probs, mask) = REFERENCE.attention_forward(qkv, n_head, p, key)
     y, dy = (a.reshape(B, T, n_head, D).transpose(0, 2, 1, 3) for a in (y, dy))
-    scale, bf16 = 1 / math.sqrt(D), UNIT[BF16] if rounds_p else 0.0
-    p_dropped = probs if mask is None else np.where(mask[0], mask[1], 0.0) * probs
+    scale, operand = 1 / math.sqrt(D), y_dtype if rounds_p else None
+
+    def dropped(x):
+        return x if mask is None else np.where(mask[0], mask[1], 0.0) * x
+
+    p_dropped, off_operand = dropped(probs), dropped(rounding(probs, operand))
     exponent = np.abs(np.log(np.maximum(probs, 1e-99)))
     off = F * (2 * scale * matmul_terms(q, t(k)) + exponent + 1)  # the relative error of exp(score)
     off = off + (probs * off).sum(-1, keepdims=True)  # that of p, which is divided by the sum of its row
-    out = through(off * p_dropped, v) + through(bf16 * p_dropped, v) + added(matmul_terms(p_dropped, v))
+    out = through(off * p_dropped, v) + through(off_operand * np.ones_like(probs), v) + added(matmul_terms(p_dropped, v))
 
-    dp_dropped = dy @ t(v)
-    dp = dp_dropped if mask is None else np.where(mask[0], mask[1], 0.0) * dp_dropped
+    dp = dropped(dy @ t(v))
     delta = (dy * y).sum(-1, keepdims=True)
     ds = probs * (dp - delta)
-    off_delta = UNIT[np.dtype(y_dtype)] * through(np.abs(dy * y), np.ones((D, 1))) + added(np.abs(dy * y).sum(-1, keepdims=True))
-    off_ds = off * np.abs(ds) + probs * added(matmul_terms(dy, t(v)), np.abs(delta)) + bf16 * np.abs(ds)
+    off_delta = through(np.abs(dy) * rounding(y, y_dtype), np.ones((D, 1))) + added(np.abs(dy * y).sum(-1, keepdims=True))
+    off_ds = off * np.abs(ds) + probs * added(matmul_terms(dy, t(v)), np.abs(delta)) + rounding(ds, operand)
     dq = scale * (through(off_ds, k) + off_delta * np.abs(probs @ k) + added(matmul_terms(ds, k)))
     dk = scale * (through(t(off_ds), q) + through(t(off_delta * probs), q) + added(matmul_terms(t(ds), q)))
-    dv = through(t(off * p_dropped + bf16 * p_dropped), dy) + added(matmul_terms(t(p_dropped), dy))
+    dv = through(t(off * p_dropped + off_operand), dy) + added(matmul_terms(t(p_dropped), dy))
     dqkv = np.stack([dq, dk, dv]).transpose(1, 3, 0, 2, 4).reshape(B, T, C3)
     return out.transpose(0, 2, 1, 3).reshape(B, T, C), dqkv
 
@@ -211,20 +225,19 @@ def softmax(logits):
 # ---- composites that are one kernel or one GEMM: intermediate roundings carry over ----
 
 
-def mlp(x, fc_w, fc_b, proj_w, proj_b, dy, dtype, unfused_unit=0.0):
+def mlp(x, fc_w, fc_b, proj_w, proj_b, dy, dtype, unfused=None):
     """h is rounded when it is saved for backward; gelu(h) and dh are rounded as operands of the next GEMM."""
-    unit = UNIT[np.dtype(dtype)]
     h = x @ fc_w + (0 if fc_b is None else fc_b)
     a, slope = REFERENCE.gelu_forward(h)[0], REFERENCE.gelu_backward(np.ones_like(h), h)
     curve = (REFERENCE.gelu_backward(np.ones_like(h), h + 1e-4) - REFERENCE.gelu_backward(np.ones_like(h), h - 1e-4)) / 2e-4
-    off_h = usual(added(matmul_terms(x, fc_w), 0 if fc_b is None else np.abs(fc_b))) + unfused_unit * np.abs(x @ fc_w)
-    off_gelu, off_slope = map(usual, gelu(h, np.ones_like(h))) if unfused_unit else gelu(h, np.ones_like(h), F)
-    off_a = unit * np.abs(a) + np.abs(slope) * (off_h + unfused_unit * np.abs(h)) + off_gelu
-    y = through(off_a, proj_w) + linear(a, proj_w, proj_b, dy, unfused_unit)[0]
+    off_h = usual(added(matmul_terms(x, fc_w), 0 if fc_b is None else np.abs(fc_b))) + rounding(x @ fc_w, unfused)
+    off_gelu, off_slope = map(usual, gelu(h, np.ones_like(h))) if unfused else gelu(h, np.ones_like(h), F)
+    off_a = rounding(a, dtype) + np.abs(slope) * (off_h + rounding(h, unfused)) + off_gelu
+    y = through(off_a, proj_w) + linear(a, proj_w, proj_b, dy, unfused)[0]
     da = dy @ proj_w.T
-    off_da = usual(added(matmul_terms(dy, proj_w.T))) + unfused_unit * np.abs(da)
-    off_slope = off_slope + np.abs(curve) * (unit * np.abs(h) + off_h)
-    off_dh = unit * np.abs(da * slope) + off_da * np.abs(slope) + np.abs(da) * off_slope
+    off_da = usual(added(matmul_terms(dy, proj_w.T))) + rounding(da, unfused)
+    off_slope = off_slope + np.abs(curve) * (rounding(h, dtype) + off_h)
+    off_dh = rounding(da * slope, dtype) + off_da * np.abs(slope) + np.abs(da) * off_slope
     dx = through(off_dh, fc_w.T) + added(matmul_terms(da * slope, fc_w.T))
     dproj_w = through(t(flat(off_a)), flat(dy)) + weights_of(a, dy, proj_b)[0]
     dfc = weights_of(x, da * slope, fc_b, off_dh)
@@ -237,7 +250,7 @@ def linear_cross_entropy(x, w, b, targets, dloss, dtype):
     off = added(matmul_terms(flat(x), w), 0 if b is None else np.abs(b))
     loss, off_z = cross_entropy(logits, targets, dloss, off)
     dz = REFERENCE.cross_entropy_backward(dloss, REFERENCE.cross_entropy_forward(logits, targets)[1])
-    off_z = usual(off_z) + UNIT[np.dtype(dtype)] * np.abs(dz)
+    off_z = usual(off_z) + rounding(dz, dtype)
     return loss, through(off_z, w.T) + added(matmul_terms(dz, w.T)), *weights_of(x, dz, b, off_z)
 
 
@@ -248,7 +261,7 @@ def as_rounded(function, params, dtype, draws=8):
     """Bound the errors of the arrays of function(params) by their change when all parameters are rounded once.
 
     A step rounds about as many values of about the same size, so it is as sensitive to these roundings. Measured errors are 0.2 to
-    1 of the change for bf16, and 1 to 3 for float32, whose matmuls also round each term.
+    1 of the change for 16 bits, and 1 to 3 for float32, whose matmuls also round each term.
 
     Return function(params) and a bound per array.
     """

@@ -14,9 +14,11 @@ from cuda_bounds import close as close  # for the checks
 from shim.host import HostRuntime, require_compiler
 from tensorlite import Key, cuda
 
-PRECISIONS = ("float32", "bf16")
+SM75 = "fp16 on 7.5"  # the kernels' path for compute capability 7.5
+PRECISIONS = ("float32", "bf16", "fp16", SM75)
 KEY = Key(5, 6, 3)
-every_precision = pytest.mark.parametrize("precision", PRECISIONS)
+long_in_fp16 = [pytest.param(name, marks=pytest.mark.long if "fp16" in name else ()) for name in PRECISIONS]
+every_precision = pytest.mark.parametrize("precision", long_in_fp16)
 
 
 def as_arrays(value):
@@ -35,7 +37,7 @@ def surrounded(a):
     """Copy an array into the middle of large values, so that a read out of bounds shows. NaN would look like a guard zone."""
     if not isinstance(a, np.ndarray):
         return a
-    room = np.full(a.nbytes + 1024, 0x7E, np.uint8)  # 8e37 in float32 and bf16, and too large for an id
+    room = np.full(a.nbytes + 1024, 0x7B, np.uint8)  # 1e36 in float32 and bf16, 6e4 in fp16, and too large for an id
     start = 256 + -room.ctypes.data % 256
     copy = room[start : start + a.nbytes].view(a.dtype).reshape(a.shape)
     copy[...] = a
@@ -43,14 +45,15 @@ def surrounded(a):
 
 
 class Both:
-    """The backend on two machines whose threads run in opposite orders."""
+    """The backend on two machines whose threads run in opposite orders. precision: one of PRECISIONS."""
 
     def __init__(self, precision, edits=None, separate=False):
         require_compiler()
-        orders = [HostRuntime(order, edits=edits, separate=separate) for order in ("forward", "reversed")]
-        self.ops = [cuda.CUDAOps(precision, runtime=host) for host in orders]
+        self.sm75 = precision == SM75
+        orders = [HostRuntime(order, edits=edits, separate=separate, sm75=self.sm75) for order in ("forward", "reversed")]
+        self.ops = [cuda.CUDAOps(precision.split()[0], runtime=host) for host in orders]
         self.dtype = self.ops[0].dtype
-        self.unfused_unit = UNIT[self.dtype] if separate else 0.0
+        self.unfused = self.dtype if separate else None
 
     def run(self, function, *arrays):
         """Return function(ops, *arrays) as a flat list. Assert that both machines agree bitwise and leave the arrays unchanged."""

@@ -13,7 +13,7 @@ from small import config_of, start
 from tensorlite import ReferenceOps, cuda
 
 REFERENCE = ReferenceOps(check=False)
-every_precision = pytest.mark.parametrize("precision", ["float32", "bf16"])
+every_precision = pytest.mark.parametrize("precision", ["float32", "bf16", pytest.param("fp16", marks=pytest.mark.long)])
 TRAIN = TrainConfig(
     batch_size=3, max_iters=10, learning_rate=0.01, min_lr=0.001, warmup_iters=3, grad_clip=1.0, gradient_accumulation_steps=2
 )

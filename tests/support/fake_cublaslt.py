@@ -32,13 +32,20 @@ def desc(library, plan, attribute, ctype):
     return get(library, "MatmulDesc", plan.desc, attribute, ctype)
 
 
-def to_bfloat16(x):
+TYPES = {"float32": 0, "float16": 2, "bfloat16": 14}  # cudaDataType_t
+IN_MEMORY = {0: np.dtype(np.float32), 2: np.dtype(np.float16), 14: np.dtype(np.uint16)}
+
+
+def encode(x, type_):
+    """Return float32 values as they are in memory."""
+    if type_ != 14:
+        return np.asarray(x, IN_MEMORY[type_])
     bits = np.asarray(x, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)  # to the nearest, ties to even
 
 
-def from_bfloat16(bits):
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+def decode(raw, type_):
+    return (raw.astype(np.uint32) << 16).view(np.float32) if type_ == 14 else raw.astype(np.float32)
 
 
 class Memory:
@@ -47,14 +54,14 @@ class Memory:
     known: ClassVar = {}  # address -> the number of its type, and its number of elements
 
     def __init__(self, values, dtype):
-        values = np.ascontiguousarray(values, np.float32)
-        self.raw, self.dtype = (to_bfloat16(values) if dtype == "bfloat16" else values.copy()), dtype
+        self.type = TYPES[dtype]
+        self.raw = encode(np.ascontiguousarray(values, np.float32), self.type).copy()
         self.pointer = self.raw.ctypes.data
-        self.known[self.pointer] = 14 if dtype == "bfloat16" else 0, self.raw.size
+        self.known[self.pointer] = self.type, self.raw.size
 
     @property
     def values(self):
-        return from_bfloat16(self.raw) if self.dtype == "bfloat16" else self.raw
+        return decode(self.raw, self.type)
 
 
 class Matrix:
@@ -63,17 +70,17 @@ class Matrix:
     def __init__(self, pointer, type_, rows, columns, ld):
         assert ld >= rows
         assert Memory.known[pointer] == (type_, (columns - 1) * ld + rows)
-        self.bfloat16 = type_ == 14
-        element = ctypes.c_uint16 if self.bfloat16 else ctypes.c_float
-        flat = np.ctypeslib.as_array((element * ((columns - 1) * ld + rows)).from_address(pointer))
-        size = ctypes.sizeof(element)
+        self.type = type_
+        size = IN_MEMORY[type_].itemsize
+        memory = (ctypes.c_ubyte * (((columns - 1) * ld + rows) * size)).from_address(pointer)
+        flat = np.frombuffer(memory, IN_MEMORY[type_])
         self.raw = np.lib.stride_tricks.as_strided(flat, (rows, columns), (size, ld * size))
 
     def read(self):
-        return from_bfloat16(self.raw).astype(float) if self.bfloat16 else self.raw.astype(float)
+        return decode(self.raw, self.type).astype(float)
 
     def write(self, values):
-        self.raw[...] = to_bfloat16(values) if self.bfloat16 else values
+        self.raw[...] = encode(values, self.type)
 
 
 def fake_matmul(

@@ -197,11 +197,11 @@ class Gpus:
     """A machine's devices, as `cupy` sees them: `Gpus(2).cupy`. `used` notes which device each thing that makes a context was on.
 
     count: how many CUDA lists. pci: their numbers on the machine's bus. driver, compiler: major versions of CUDA. load: what
-    happens to the driver when it is given code.
+    happens to the driver when it is given code. capability: the compute capability of all of them, 90 for 9.0.
     """
 
-    def __init__(self, count=1, pci=None, driver=13, compiler=13, load=lambda code: None):
-        self.current, self.used, self.pci, self.load = 0, [], pci or range(count), load
+    def __init__(self, count=1, pci=None, driver=13, compiler=13, load=lambda code: None, capability=90):
+        self.current, self.used, self.pci, self.load, self.capability = 0, [], pci or range(count), load, capability
         self.cupy = module()
         self.cupy.ones = self.ones
         self.cupy.empty = lambda shape, dtype: StandIn("cupy.ndarray", data=self.pointer(), shape=shape)
@@ -240,7 +240,7 @@ class Gpus:
             id=own,
             use=use,
             synchronize=lambda: self.note("synchronize"),
-            compute_capability="90",
+            compute_capability=str(self.capability),
             pci_bus_id=f"0000:{self.pci[own]:02X}:00.0",
         )
 

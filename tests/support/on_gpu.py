@@ -1,25 +1,38 @@
 """Runs the checks of the CUDA backend's ops on a real GPU. It also computes what they are compared with."""
 
 import numpy as np
+import pytest
 
-from cuda_bounds import BF16, UNIT
+from cuda_bounds import BF16
 from cuda_machines import as_arrays
 from cuda_op_checks import UNFUSED
 from tensorlite import to_numpy
 from tensorlite.cuda import CUDAOps
+from tensorlite.cuda.runtime.device import MIN_ARCHITECTURE
 
 # What cuBLASLt is asked to fuse, (op, precision); a GELU in float32 it is never asked for.
-FUSED_BY_CUBLASLT = [(name, precision) for name in UNFUSED for precision in ("float32", "bf16")]
+FUSED_BY_CUBLASLT = [(name, precision) for name in UNFUSED for precision in ("float32", "fp16", "bf16")]
 FUSED_BY_CUBLASLT.remove(("mlp", "float32"))
 
 
+def require(runtime, precision):
+    """Skip the test unless the GPU supports this precision."""
+    needed = MIN_ARCHITECTURE[precision.split()[0]]
+    if runtime.capability < needed:
+        pytest.skip(f"{precision} needs compute capability {needed / 10}, the GPU has {runtime.capability / 10}")
+
+
 class Machine:
-    """In the place of cuda_machines.Both: what it runs, it runs twice on the GPU, for the same bits."""
+    """In the place of cuda_machines.Both: what it runs, it runs twice on the GPU, for the same bits.
+
+    runtime: that of cuda_machines.SM75 takes the kernels' path for compute capability 7.5.
+    """
 
     def __init__(self, precision, runtime, xp, unfused=True):
-        self.ops, self.xp = CUDAOps(precision, runtime=runtime), xp
+        self.ops, self.xp = CUDAOps(precision.split()[0], runtime=runtime), xp
         self.dtype = np.dtype(self.ops.dtype)
-        self.unfused_unit = UNIT[self.dtype] if unfused else 0.0  # the output of a GEMM may be stored before its bias is added
+        self.unfused = self.dtype if unfused else None  # the output of a GEMM may be stored before its bias is added
+        self.sm75 = runtime.capability == 75
 
     def run(self, function, *arrays):
         """function(ops, *arrays), as a flat list of NumPy arrays; the arrays stay as they were."""
@@ -39,8 +52,9 @@ class Machine:
         return self.xp.asarray(a.view(np.uint16)).view(BF16) if a.dtype == BF16 else self.xp.asarray(a)
 
     def draw(self, random, *shape, size=1.0):
-        """Normal numbers that every precision can hold."""
-        return np.asarray(size * random.standard_normal(shape)).astype(BF16).astype(self.dtype)
+        """Normal numbers that the precision can hold. In float32 they are bfloat16's, which tf32 can hold, too."""
+        held = self.dtype if self.dtype.itemsize == 2 else BF16
+        return np.asarray(size * random.standard_normal(shape)).astype(held).astype(self.dtype)
 
 
 def on_host(a):

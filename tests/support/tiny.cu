@@ -33,7 +33,7 @@ extern "C" __global__ void masked(const unsigned* x, unsigned* y, int steps, uns
 #pragma unroll 1
     for (int i = 0; i < steps; i++) {
         for (int j = 0; j < 4; j++) kept ^= mask4(make_uint2(k0, k1), 13107, 128 * i + 4 * threadIdx.x + j);
-        mma_16x8x16(c, a, b);
+        scalar_t::mma_16x8x16(c, a, b);
     }
     y[threadIdx.x] = kept + __float_as_uint(c[0] + c[1] + c[2] + c[3]);
 }

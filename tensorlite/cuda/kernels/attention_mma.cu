@@ -1,4 +1,4 @@
-// Causal attention, forward and backward, in bf16 on the tensor cores, for head sizes of 16 k.
+// Causal attention, forward and backward, in bf16 or fp16 on the tensor cores, for head sizes of 16 k.
 // It computes what attention.cu computes, with q, k and v packed in one array. That file says what differs from
 // tensorlite/reference/attention.py, and what the names mean.
 //
@@ -7,7 +7,7 @@
 // `row + 8`; they are r = 0 and r = 1 where an array has an index [r].
 //
 // What differs from attention.cu: exponentials have base 2, so scores, m and lse_t are also scaled by log2(e). Probabilities
-// and ds are rounded to bf16 as operands of the second GEMM. Backward is two kernels, one over blocks of queries and one over
+// and ds are rounded to scalar_t as operands of the second GEMM. Backward is two kernels, one over blocks of queries and one over
 // blocks of keys. So each result has one owner and no kernel uses atomics; the price is that scores and dp_dropped are computed
 // twice.
 #include "attention_tiles.cuh"
@@ -17,6 +17,10 @@ constexpr float LOG2_E = 1.4426950408889634f;
 constexpr int QUERIES = TILE / 2;
 // Whether the registers of attention_backward_key also hold the warp's rows of k and v, from tile to tile.
 constexpr bool HOLD_ROWS = D <= 64;
+// The blocks of each kernel that an SM shall hold at a time, which limits the registers of a thread.
+// On 7.5, the shared memory holds at most two at head size 64, and the registers of more would spill.
+constexpr int FORWARD_BLOCKS = D > 64 ? 1 : SM75_PATH ? 2 : 4;
+constexpr int BACKWARD_BLOCKS = D > 64 ? 1 : SM75_PATH ? 2 : 3;
 
 // Return x times scale, or 0 where the bit of the mask is 0.
 __device__ inline float apply_mask(float x, unsigned mask_bits, int bit, float scale) {
@@ -26,7 +30,7 @@ __device__ inline float apply_mask(float x, unsigned mask_bits, int bit, float s
 // y = dropout(softmax(mask(q k^T scale))) v, and lse. qkv: (B, T, 3 H D). y: (B, T, H D). lse: (B, H, T).
 // mask: receives the bits of the dropout mask, see attention_mask.cuh; null without dropout.
 // Grid: (B H, tiles of queries). Shared memory: 3 tiles.
-extern "C" __global__ void __launch_bounds__(THREADS, D > 64 ? 1 : 4)
+extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
 attention_forward(const scalar_t* qkv, scalar_t* y, float* lse, unsigned* mask, int H, int T, float scale,
                   DropoutParams dropout) {
     DYNAMIC_SHARED(memory);
@@ -96,7 +100,7 @@ attention_forward(const scalar_t* qkv, scalar_t* y, float* lse, unsigned* mask, 
 // A block owns 64 queries. dq: the first third of the last axis of an array of qkv's shape. delta: (B, H, T), which
 // attention_backward_key reads. mask: that of forward, or null; inv_keep is 1 without dropout. Grid: (B H, tiles). Shared memory:
 // 4 tiles.
-extern "C" __global__ void __launch_bounds__(THREADS, D > 64 ? 1 : 3)
+extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS)
 attention_backward_query(const scalar_t* qkv, const scalar_t* y, const scalar_t* dy, const float* lse, float* delta, scalar_t* dq,
                          const unsigned* mask, int H, int T, float scale, float inv_keep) {
     DYNAMIC_SHARED(memory);
@@ -149,7 +153,7 @@ attention_backward_query(const scalar_t* qkv, const scalar_t* y, const scalar_t*
 // dk = sum over the queries of ds^T q scale,  dv = sum over the queries of p_dropped^T dy. A block owns 64 keys. Fragments are
 // transposed: their rows are keys and their columns are queries. dkv: the other two thirds of the array that dq is part of.
 // Shared memory: 2 tiles of keys and values, 2 half tiles of queries and dy, and lse and delta of these QUERIES.
-extern "C" __global__ void __launch_bounds__(THREADS, D > 64 ? 1 : 3)
+extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS)
 attention_backward_key(const scalar_t* qkv, const scalar_t* dy, const float* lse, const float* delta, scalar_t* dkv,
                        const unsigned* mask, int H, int T, float scale, float inv_keep) {
     DYNAMIC_SHARED(memory);

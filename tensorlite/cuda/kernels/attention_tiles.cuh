@@ -1,6 +1,6 @@
 // GEMMs of tiles on the tensor cores, from which attention_mma.cu is built.
 //
-// A tile is 64 or 32 rows of D bf16 elements in shared memory. A warp computes 16 rows of a matmul in registers, as an
+// A tile is 64 or 32 rows of D bf16 or fp16 elements in shared memory. A warp computes 16 rows of a matmul in registers, as an
 // accumulator fragment of N8 pieces of 8 columns each; N8 is 8 or 4, as the other tile has 64 or 32 rows. The lanes own the
 // fragment in the layout of mma_16x8x16 (ptx.cuh). Of piece j, lane 4r + t owns
 //   acc[j][0], acc[j][1]   row r,     columns 8j + 2t, 8j + 2t + 1
@@ -71,27 +71,27 @@ __device__ inline void gemm_nt(float (&acc)[N8][4], const Rows& a, const scalar_
 #pragma unroll
         for (int j = 0; j < N8; j += 2) {  // 16 rows of b: two pieces
             ldmatrix_x4(right, b + (8 * j + tile_row<ORDER>(lane % 8 + lane / 16 * 8)) * PITCH + d + lane / 8 % 2 * 8);
-            mma_16x8x16(acc[j], a.left[d / 16], right);
-            mma_16x8x16(acc[j + 1], a.left[d / 16], right + 2);
+            scalar_t::mma_16x8x16(acc[j], a.left[d / 16], right);
+            scalar_t::mma_16x8x16(acc[j + 1], a.left[d / 16], right + 2);
         }
     }
 }
 
-// acc (16 x D) += p (16 x 8 N8) b, for a fragment p in registers, which is rounded to bf16, and a tile b in shared memory, whose
+// acc (16 x D) += p (16 x 8 N8) b, for a fragment p in registers, which is rounded to scalar_t, and a tile b in shared memory, whose
 // rows have the order of p's columns.
 template <Order ORDER, int N8>
 __device__ inline void gemm_rs(float (&acc)[D / 8][4], const float (&p)[N8][4], const scalar_t* b) {
     int lane = threadIdx.x % 32;
 #pragma unroll
     for (int j = 0; j < N8; j += 2) {
-        unsigned left[4] = {pack_bf16(p[j][0], p[j][1]), pack_bf16(p[j][2], p[j][3]), pack_bf16(p[j + 1][0], p[j + 1][1]),
-                            pack_bf16(p[j + 1][2], p[j + 1][3])};
+        unsigned left[4] = {scalar_t::pack(p[j][0], p[j][1]), scalar_t::pack(p[j][2], p[j][3]),
+                            scalar_t::pack(p[j + 1][0], p[j + 1][1]), scalar_t::pack(p[j + 1][2], p[j + 1][3])};
 #pragma unroll
         for (int d = 0; d < D; d += 16) {
             unsigned right[4];
             ldmatrix_x4_trans(right, b + (8 * j + tile_row<ORDER>(lane % 16)) * PITCH + d + lane / 16 * 8);
-            mma_16x8x16(acc[d / 8], left, right);
-            mma_16x8x16(acc[d / 8 + 1], left, right + 2);
+            scalar_t::mma_16x8x16(acc[d / 8], left, right);
+            scalar_t::mma_16x8x16(acc[d / 8 + 1], left, right + 2);
         }
     }
 }
@@ -114,9 +114,9 @@ __device__ inline void store_fragment(scalar_t* to, long long row_stride, int va
 #pragma unroll
     for (int j = 0; j < D / 8; j++) {
         if (r < valid_rows)
-            *(unsigned*)(to + r * row_stride + 8 * j + 2 * t) = pack_bf16(acc[j][0] * scale0, acc[j][1] * scale0);
+            *(unsigned*)(to + r * row_stride + 8 * j + 2 * t) = scalar_t::pack(acc[j][0] * scale0, acc[j][1] * scale0);
         if (r + 8 < valid_rows)
-            *(unsigned*)(to + (r + 8) * row_stride + 8 * j + 2 * t) = pack_bf16(acc[j][2] * scale1, acc[j][3] * scale1);
+            *(unsigned*)(to + (r + 8) * row_stride + 8 * j + 2 * t) = scalar_t::pack(acc[j][2] * scale1, acc[j][3] * scale1);
     }
 }
 

@@ -1,27 +1,47 @@
 // Types, vector loads and stores, and sums over a warp or block, which every kernel file includes. It needs no CUDA header, so
 // the run-time compiler alone can build it.
 //
-// scalar_t is the type in which activations are stored, float or bf16. A file is compiled once per type, with -Dscalar_t=float or
+// scalar_t is the type in which activations are stored: float, bf16 or fp16. A file is compiled once per type, such as with
 // -Dscalar_t=bf16. All arithmetic is in float32. An absent array is a null pointer.
 #pragma once
 #include "ptx.cuh"
 
 #define INFINITE __uint_as_float(0x7f800000u)
 
+// The 16-bit types. Two neighbouring elements are loaded, stored and multiplied as a pair, in the halves of an unsigned.
 struct bf16 {
     unsigned short bits;  // the upper half of a float32
+
+    static __device__ float low(unsigned pair) { return __uint_as_float(pair << 16); }
+    static __device__ float high(unsigned pair) { return __uint_as_float(pair & 0xffff0000u); }
+    static __device__ unsigned pack(float low, float high) { return pack_bf16(low, high); }
+    static __device__ void mma_16x8x16(float c[4], const unsigned a[4], const unsigned b[2]) { mma_16x8x16_bf16(c, a, b); }
+};
+
+struct fp16 {
+    unsigned short bits;  // IEEE 754's binary16: 11 significant bits, from 2^-14 to 65504, and multiples of 2^-24 below
+
+    static __device__ float low(unsigned pair) { return widen_fp16((unsigned short)pair); }
+    static __device__ float high(unsigned pair) { return widen_fp16((unsigned short)(pair >> 16)); }
+    static __device__ unsigned pack(float low, float high) { return pack_fp16(low, high); }
+    static __device__ void mma_16x8x16(float c[4], const unsigned a[4], const unsigned b[2]) { mma_16x8x16_fp16(c, a, b); }
 };
 
 __device__ inline float to_float(float x) { return x; }
-__device__ inline float to_float(bf16 x) { return __uint_as_float((unsigned)x.bits << 16); }
+template <class Half>
+__device__ inline float to_float(Half x) { return Half::low(x.bits); }
+
 __device__ inline void store(float* p, float x) { *p = x; }
-__device__ inline void store(bf16* p, float x) { p->bits = (unsigned short)pack_bf16(x, 0.0f); }
+template <class Half>
+__device__ inline void store(Half* p, float x) { p->bits = (unsigned short)Half::pack(x, 0.0f); }
 
 // Return x as it reads after a store through a pointer of this type.
 __device__ inline float round_to_storage(const float*, float x) { return x; }
-__device__ inline float round_to_storage(const bf16*, float x) { return __uint_as_float(pack_bf16(x, 0.0f) << 16); }
+template <class Half>
+__device__ inline float round_to_storage(const Half*, float x) { return Half::low(Half::pack(x, 0.0f)); }
 
-// Four neighbouring elements, loaded or stored at once. The address is a multiple of their size, 16 bytes of float or 8 of bf16.
+// Four neighbouring elements, loaded or stored at once. The address is a multiple of their size, 16 bytes of float or 8 of a
+// 16-bit type.
 struct Vec4 {
     float elements[4];
 
@@ -34,16 +54,15 @@ __device__ inline Vec4 load4(const float* p) {
     return {x.x, x.y, x.z, x.w};
 }
 
-__device__ inline Vec4 load4(const bf16* p) {
+template <class Half>
+__device__ inline Vec4 load4(const Half* p) {
     uint2 x = *(const uint2*)p;
-    return {__uint_as_float(x.x << 16), __uint_as_float(x.x & 0xffff0000u), __uint_as_float(x.y << 16),
-            __uint_as_float(x.y & 0xffff0000u)};
+    return {Half::low(x.x), Half::high(x.x), Half::low(x.y), Half::high(x.y)};
 }
 
 __device__ inline void store4(float* p, Vec4 x) { *(float4*)p = make_float4(x[0], x[1], x[2], x[3]); }
-__device__ inline void store4(bf16* p, Vec4 x) {
-    *(uint2*)p = make_uint2(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]));
-}
+template <class Half>
+__device__ inline void store4(Half* p, Vec4 x) { *(uint2*)p = make_uint2(Half::pack(x[0], x[1]), Half::pack(x[2], x[3])); }
 
 // Return the sum, or the largest value, over the 32 lanes of a warp. All lanes receive it.
 __device__ inline float warp_sum(float x) {

@@ -1,4 +1,4 @@
-// Copies of an array in another layout or precision, which kernels and GEMMs require.
+// Copies of an array in another layout, which kernels and GEMMs require.
 // tensorlite/cuda/layout.py launches them. They replace no op of the reference.
 #include "common.cuh"
 
@@ -26,12 +26,4 @@ extern "C" __global__ void pad_columns(const scalar_t* x, long long x_width, sca
 extern "C" __global__ void pad_columns_float32(const scalar_t* x, long long x_width, float* y, long long y_width, long long at,
                                                long long rows) {
     place_columns(x, x_width, y, y_width, at, rows);
-}
-
-extern "C" __global__ void to_bf16(const float* x, bf16* y, long long n) {
-    grid_stride_vec4(n, [&](Chunk chunk) { chunk.store_to(y, chunk.load(x)); });
-}
-
-extern "C" __global__ void to_float32(const bf16* x, float* y, long long n) {
-    grid_stride_vec4(n, [&](Chunk chunk) { chunk.store_to(y, chunk.load(x)); });
 }

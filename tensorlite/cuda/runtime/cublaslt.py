@@ -30,7 +30,7 @@ CUBLAS_STATUS_SUCCESS, CUBLAS_STATUS_NOT_INITIALIZED = 0, 1
 CUBLAS_STATUS_INVALID_VALUE, CUBLAS_STATUS_NOT_SUPPORTED = 7, 15
 CUBLAS_OP_N, CUBLAS_OP_T = 0, 1
 CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_FAST_TF32 = 68, 77
-CUDA_R_32F, CUDA_R_16BF = 0, 14
+CUDA_R_32F, CUDA_R_16F, CUDA_R_16BF = 0, 2, 14
 
 CUBLASLT_MATMUL_DESC_TRANSA = 3  # int32
 CUBLASLT_MATMUL_DESC_TRANSB = 4  # int32
@@ -53,10 +53,11 @@ CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES = 5  # uint32; B, C and D follow: 6, 
 CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE = 2
 CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE = 4
 
-DTYPES = {"float32": CUDA_R_32F, "bfloat16": CUDA_R_16BF}
+DTYPES = {"float32": CUDA_R_32F, "float16": CUDA_R_16F, "bfloat16": CUDA_R_16BF}
 COMPUTE = {  # (operands, compute); sums are float32 in all of them
     ("float32", "float32"): CUBLAS_COMPUTE_32F,
     ("float32", "tf32"): CUBLAS_COMPUTE_32F_FAST_TF32,
+    ("float16", "fp16"): CUBLAS_COMPUTE_32F,
     ("bfloat16", "bf16"): CUBLAS_COMPUTE_32F,
 }
 BIAS = CUBLASLT_MATMUL_DESC_BIAS_POINTER
@@ -95,9 +96,9 @@ class MatmulProblem:
     """The problem out = epilogue(a b), for a: (M, K), b: (K, N) and out: (M, N), which is C-contiguous.
 
     a_t, b_t: whether that operand is the transpose (.T) of a C-contiguous array; otherwise it is C-contiguous itself.
-    operands: "float32" or "bfloat16", the dtype of a and b.
-    out: "float32" or "bfloat16", the dtype of out.
-    compute: "float32", "tf32" or "bf16".
+    operands: the dtype of a and b, one of DTYPES.
+    out: the dtype of out, one of DTYPES.
+    compute: "float32", "tf32", "fp16" or "bf16".
     epilogue: one of EPILOGUES.
     alignment: bytes of which all addresses are multiples, those of the epilogue included: a power of two, at most ALIGNMENT.
         cuBLASLt reads the leading dimensions, which also decide what an algorithm can load at once, from the layouts.
@@ -265,7 +266,7 @@ class MatmulPlan:
     def candidates(self, handle: Owned, workspace_bytes: int = WORKSPACE_BYTES, count: int = 16) -> list[Algo]:
         """Return at most `count` algorithms, the fastest first by cuBLASLt's own estimate; none where it supports none.
 
-        Split-K is allowed only with a reduction out of place, in the workspace, of parts that are not rounded to bfloat16. This
+        Split-K is allowed only with a reduction out of place, in the workspace, of parts that are not rounded to 16 bits. This
         makes results bitwise reproducible. A reduction in place takes turns in the output, but no document says in which order.
         """
         p = self.problem

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import gc
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,12 +17,15 @@ import numpy as np
 from tensorlite.arrays import INSTALL_CUDA, Array, DeviceError, pick_device
 from tensorlite.cuda.runtime import nvrtc
 from tensorlite.cuda.runtime.autotune import AutotuneCache, first_that_runs
-from tensorlite.cuda.runtime.cublaslt import ALIGNMENT, WORKSPACE_BYTES, Algo, Library, MatmulPlan, MatmulProblem
+from tensorlite.cuda.runtime.cublaslt import ALIGNMENT, COMPUTE, WORKSPACE_BYTES, Algo, Library, MatmulPlan, MatmulProblem
 from tensorlite.cuda.runtime.memory_pool import GraphMemoryPool
 from tensorlite.cuda.runtime.signature import kernel_signature
 from tensorlite.version import __version__
 
-MIN_ARCHITECTURE = 80  # compute capability 8.0: bf16 on tensor cores, asynchronous copies
+MIN_ARCHITECTURE = {"bf16": 80, "tf32": 80, "fp16": 75, "float32": 60}  # the least compute capability, 80 for 8.0, per precision
+AUTO = ("bf16", "fp16", "float32")  # the precisions from which `auto` takes the first that the device supports
+SM75_PATH = "TENSORLITE_SM75_PATH"  # environment variable: if set, a newer device is used as one of compute capability 7.5
+SM75_SHARED_MEMORY = 64 << 10  # bytes per block of a device of compute capability 7.5
 STATIC_SHARED = 64  # the most bytes of static shared memory in a kernel that also uses dynamic: the key of a dropout
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 TIMED_FLOPS = 2**33  # a smaller matmul is over in some 20 microseconds, so its algorithms are not timed
@@ -33,10 +37,12 @@ UNFUSED = "unfused"  # the name of a plain GEMM with kernels of our own, among t
 class CudaRuntime:
     """The current CUDA device.
 
-    Raises DeviceError, with the reason and the way out, where there is no device, it is too old, or a library is missing.
+    precision: what it will compute in, or "auto" for the best that it supports. The attribute of this name is never "auto".
+    Raises DeviceError, with the reason and the way out, where there is no device, it is too old for the precision, or a library is
+    missing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, precision: str = "auto") -> None:
         self.xp = pick_device("cuda").xp
         try:
             import ml_dtypes
@@ -47,8 +53,14 @@ class CudaRuntime:
         self.architecture = int(self.xp.cuda.Device().compute_capability)
         properties = self.xp.cuda.runtime.getDeviceProperties(self.device)
         self.name = properties["name"].decode()
-        self.shared_memory = properties["sharedMemPerBlockOptin"]  # bytes
-        check_device(self.name, self.architecture)
+        self.shared_memory = properties["sharedMemPerBlockOptin"]  # bytes per block
+        self.capability = self.architecture  # that of the kernels' path
+        self._defines: dict[str, int] = {}  # for all kernel files
+        if os.environ.get(SM75_PATH) and self.architecture > 75:
+            self._use_sm75_path()
+        self.precision = best_precision(self.capability) if precision == "auto" else precision
+        check_device(self.name, self.capability, self.precision)
+        self.target = target_architecture(self.architecture)
         self._kernels: dict[tuple, Any] = {}
         self._modules: dict[tuple, Any] = {}
         self._plans: dict[tuple, tuple[MatmulPlan, Algo | None]] = {}  # None: unfused is faster
@@ -63,12 +75,20 @@ class CudaRuntime:
         self.autotune_cache = AutotuneCache(f"{self.name} driver {driver} {versions}")
         self._probe()
 
+    def _use_sm75_path(self) -> None:
+        """Compile the kernels' path for compute capability 7.5, with its limits, for this newer device."""
+        self.name += " on the path of compute capability 7.5"
+        self.capability = 75
+        self.shared_memory = SM75_SHARED_MEMORY
+        self._defines = {"SM75_PATH": 1}
+
     def _probe(self) -> None:
         """Run a kernel and a matmul. Raises DeviceError if one fails, so that a caller can fall back to another backend."""
         try:
             self.launch("spin.cu", "spin", 1, 1, clocks=0)
-            a, b, out = (self.empty((16, 16), self.bfloat16) for _ in range(3))
-            problem = MatmulProblem(M=16, N=16, K=16, a_t=False, b_t=False, operands="bfloat16", out="bfloat16", compute="bf16")
+            a, b, out = (self.empty((16, 16), np.dtype(np.float32)) for _ in range(3))  # memory for values of any type
+            dtype = next(operands for operands, compute in COMPUTE if compute == self.precision)
+            problem = MatmulProblem(M=16, N=16, K=16, a_t=False, b_t=False, operands=dtype, out=dtype, compute=self.precision)
             plan = MatmulPlan(self.library, problem)
             self._run(plan, self._algos(plan)[0], a, b, out, ())
             self.synchronize()
@@ -143,7 +163,7 @@ class CudaRuntime:
         key = (file, *defines.values())
         if key not in self._modules:
             module = self.xp.cuda.function.Module()
-            code = nvrtc.cubin(file, target_architecture(self.architecture), defines)
+            code = nvrtc.cubin(file, self.target, {**defines, **self._defines})
             try:
                 module.load(code)
             except Exception as error:  # CuPy's CUDADriverError
@@ -288,14 +308,21 @@ class CudaRuntime:
         self.xp.cuda.Device().synchronize()
 
 
-def check_device(name: str, architecture: int) -> None:
-    """Raise DeviceError unless kernels can be compiled for this device and run on it. name: of the device, for the message."""
-    if architecture < MIN_ARCHITECTURE:
+def best_precision(capability: int) -> str:
+    """Return the precision that `auto` means on a device: bf16 from 8.0 on, fp16 on 7.5, and float32 on an older one."""
+    return next((precision for precision in AUTO if MIN_ARCHITECTURE[precision] <= capability), AUTO[-1])
+
+
+def check_device(name: str, capability: int, precision: str) -> None:
+    """Raise DeviceError if the kernels of this precision need a newer device. name: of the device, for the message."""
+    needed = MIN_ARCHITECTURE[precision]
+    if capability < needed:
+        supported = capability >= MIN_ARCHITECTURE["float32"]
+        instead = f"--precision {best_precision(capability)}" if supported else "--backend reference"
         raise DeviceError(
-            f"{name} has compute capability {architecture / 10}, the fast backend needs {MIN_ARCHITECTURE / 10} or later; "
-            "use --backend reference"
+            f"{name} has compute capability {capability / 10}, and the fast backend in {precision} needs {needed / 10} or later; "
+            f"use {instead}"
         )
-    target_architecture(architecture)
 
 
 def target_architecture(architecture: int) -> int:
@@ -303,11 +330,13 @@ def target_architecture(architecture: int) -> int:
 
     That is one of the same major version, and of the same or an earlier minor version.
     """
-    known = [known for known in nvrtc.architectures() if known // 10 == architecture // 10 and known <= architecture]
-    if not known:
+    known = nvrtc.architectures()
+    runs = [target for target in known if target // 10 == architecture // 10 and target <= architecture]
+    if not runs:
         version = "{}.{}".format(*nvrtc.version())
-        raise DeviceError(f"CUDA {version} has no compiler for compute capability {architecture / 10}; {INSTALL_CUDA}")
-    return max(known)
+        way_out = INSTALL_CUDA if architecture > min(known) else 'that of CUDA 12 has one: pip install -e ".[cuda12x]"'
+        raise DeviceError(f"the compiler of CUDA {version} has no code for compute capability {architecture / 10}; {way_out}")
+    return max(runs)
 
 
 def epilogue_name(bias: Array | None, pre_gelu: Array | None, dgelu_input: Array | None, bias_grad: Array | None) -> str:

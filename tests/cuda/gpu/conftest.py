@@ -2,6 +2,7 @@
 
 import pytest
 
+from on_gpu import require
 from tensorlite import DeviceError, pick_device
 
 
@@ -22,3 +23,23 @@ def gpu(cupy):
         return CudaRuntime()
     except DeviceError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def gpu_sm75(gpu):
+    """Return a runtime that takes the kernels' path for compute capability 7.5, on a newer device."""
+    from tensorlite.cuda.runtime.device import SM75_PATH, CudaRuntime
+
+    if gpu.capability <= 75:
+        pytest.skip("the path of compute capability 7.5 is this GPU's own, or needs a newer one")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SM75_PATH, "1")
+        return CudaRuntime()
+
+
+@pytest.fixture(autouse=True)
+def a_precision_that_the_gpu_supports(request):
+    """Skip a test of a precision that needs a newer GPU."""
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if "precision" in parameters:
+        require(request.getfixturevalue("gpu"), parameters["precision"])

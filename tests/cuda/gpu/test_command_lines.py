@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gpt.training import checkpoint
+from on_gpu import require
 from paths import ROOT
 from small import PANGRAMS
 
@@ -33,13 +34,13 @@ def run(folder, command):
     return done
 
 
-def test_the_full_model_from_the_command_line(folder):
+def test_the_full_model_from_the_command_line(folder, gpu):
     """Two runs, each in a process of its own, are bitwise identical. Then the checkpoint generates text."""
     said = []
     for name in ("one", "two"):
         done = run(folder, f"train.py --preset shakespeare --max-iters 20 --eval-batches 1 --data text --out {name}")
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "backend  fast: kernels in bf16" in done.stdout
+        assert f"backend  fast: kernels in {gpu.precision}" in done.stdout
         said.append(re.findall(r"^step .*", done.stdout, re.MULTILINE))
     assert said[0] == said[1]
     assert [line.split(":")[0] for line in said[0]] == ["step 0", "step 20"]
@@ -52,7 +53,9 @@ def test_the_full_model_from_the_command_line(folder):
 
 
 @pytest.mark.parametrize("flags", ["--backend reference --max-iters 3", "--precision tf32 --profile"])
-def test_other_ways_to_run_it(flags, folder):
+def test_other_ways_to_run_it(flags, folder, gpu):
+    if "tf32" in flags:
+        require(gpu, "tf32")
     done = run(folder, f"train.py --preset shakespeare --eval-batches 1 --data text --out other --device cuda {flags}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert ("adamw_" if "profile" in flags else "done: step 3 |") in done.stdout

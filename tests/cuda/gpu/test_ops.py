@@ -11,7 +11,7 @@ import cuda_machines
 import cuda_op_checks as op_checks
 import cuda_step_checks as step_checks
 from cuda_bounds import BF16, close
-from on_gpu import FUSED_BY_CUBLASLT, ForcedEpilogues, Machine, on_host
+from on_gpu import FUSED_BY_CUBLASLT, ForcedEpilogues, Machine, on_host, require
 from simple_kernels import AGAINST_REFERENCE, SimpleOps
 from tensorlite import DeviceError, Key, ReferenceOps, to_numpy
 from tensorlite.cuda import CUDAOps
@@ -23,18 +23,22 @@ SLACK = 4  # times the bounds: a tensor core truncates where a CPU rounds, and s
 ROUNDINGS = {
     "float32": 64,
     "tf32": 16,
+    "fp16": 8,
     "bf16": 8,
 }  # of a whole array at the full model's size, whose sums have 16384 terms
-ONE = {"float32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-8}  # one rounding, relative to the value
+ONE = {"float32": 2.0**-24, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8}  # one rounding, relative to the value
 every_precision = pytest.mark.parametrize("precision", PRECISIONS)
+every_path = pytest.mark.parametrize("precision", cuda_machines.PRECISIONS)
 
 
 @pytest.fixture
-def machine(gpu, cupy, monkeypatch):
+def machine(gpu, cupy, monkeypatch, request):
     """Return a function that makes a Machine of a precision. During the test, checks copy, read and compare arrays of the GPU."""
 
     def make(precision, separate=False):
-        return Machine(precision, ForcedEpilogues(gpu, fused=False) if separate else gpu, cupy)
+        require(gpu, precision)
+        runtime = request.getfixturevalue("gpu_sm75") if precision == cuda_machines.SM75 else gpu
+        return Machine(precision, ForcedEpilogues(runtime, fused=False) if separate else runtime, cupy)
 
     monkeypatch.setattr(cuda_machines, "guarded", lambda ops, a: cupy.array(a))
     monkeypatch.setattr(cuda_machines, "as_bytes", lambda a: np.frombuffer(b"" if a is None else on_host(a).tobytes(), np.uint8))
@@ -56,7 +60,7 @@ def fused(cupy, gpu, tmp_path_factory):
     return ForcedEpilogues(runtime, fused=True)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@every_path
 @pytest.mark.parametrize("name", [name for name in op_checks.CHECKS if name not in op_checks.UNFUSED])
 def test_an_op_and_its_gradients(name, precision, machine):
     op_checks.check_all(name, machine(precision))
@@ -69,7 +73,7 @@ def test_the_simple_kernels(name, machine):
     op_checks.check_all(name, simple, AGAINST_REFERENCE)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@every_path
 @pytest.mark.parametrize("name", op_checks.UNFUSED)
 def test_epilogues_by_separate_kernels(name, precision, machine):
     op_checks.check_all(name, machine(precision, separate=True))
@@ -96,15 +100,16 @@ def test_gemms_in_tf32(name, machine):
     op_checks.check_all(name, machine("tf32"))
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16", cuda_machines.SM75])
 @pytest.mark.parametrize("D", [16, 32, 64, 128])
 @pytest.mark.parametrize("p", [0.0, 0.3])
-def test_attention_on_tensor_cores(D, p, machine):
+def test_attention_on_tensor_cores(D, p, precision, machine):
     for T in (1, 4, 63, 64, 65, 128, 200):
         if p == 0 or T % 4 == 0:
-            op_checks.attention(machine("bf16"), B=1, T=T, H=2, D=D, p=p)
+            op_checks.attention(machine(precision), B=1, T=T, H=2, D=D, p=p)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@every_path
 def test_masks_and_keys_are_numpys(precision, machine):
     for shape, row0 in step_checks.MASKED:
         step_checks.masks_of_dropout_and_residual(machine(precision), shape, row0, 0.2)
@@ -142,7 +147,7 @@ OF_THE_MODEL = {  # the shapes of inputs and dy, and the options
     "residual": (((B, T, C), (B, T, C)), (B, T, C), {"p": 0.2, "key": Key(5, 6)}),
     "attention": (((B, T, 3 * C),), (B, T, C), {"n_head": H, "p": 0.2, "key": Key(5, 6)}),
     "mlp": (((B, T, C), (C, 4 * C), (4 * C,), (4 * C, C), (C,)), (B, T, C), {}),
-    "linear_cross_entropy": (((B, T, C), (C, V), (V,), V), 0.7, {}),
+    "linear_cross_entropy": (((B, T, C), (C, V), (V,), V), 0.7 * 2**16, {}),  # a loss scale, or fp16 loses the small gradients
     "embedding": ((V, (V, C)), (B, T, C), {}),
     "position_embedding": (((B, T, C), (T, C)), (B, T, C), {}),
     "token_position_embedding": ((V, (V, C), (T, C)), (B, T, C), {}),

@@ -13,7 +13,9 @@ from on_gpu import on_host
 from small import config_of, start
 from tensorlite import ReferenceOps, device_failure, to_numpy
 from tensorlite.cuda import CUDAOps
+from tensorlite.cuda.loss_scale import DeviceLossScale
 from tensorlite.cuda.ops import PRECISIONS
+from tensorlite.loss_scale import LossScale
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]  # CuPy's own warnings do not fail a test
 every_precision = pytest.mark.parametrize("precision", PRECISIONS)
@@ -39,6 +41,19 @@ def curve(ops, xp, captured, between=lambda state: None, dtype=np.float32, train
         seen += step(ops, task, state)
         between(state)
     return [float(x) for x in seen], [to_numpy(a) for a in (state.params, state.grads, state.m, state.v)]
+
+
+def test_a_captured_run_that_overflows_is_the_run(gpu, cupy):
+    """In fp16, from a loss scale that is too large, the same updates are skipped, and all values are bitwise identical."""
+    results = []
+    for captured in (False, True):
+        ops = CUDAOps("fp16", check=False, runtime=gpu, loss_scale=DeviceLossScale(gpu, LossScale(2.0**24)))
+        seen, state = curve(ops, cupy, captured)
+        results.append([seen, *state, to_numpy(ops.loss_scale.array)])
+    for eager, replayed in zip(*results, strict=True):
+        np.testing.assert_array_equal(eager, replayed)
+    skipped_steps = results[0][-1][2]
+    assert 0 < skipped_steps < 12
 
 
 @every_precision
@@ -67,7 +82,7 @@ def test_a_captured_step_is_the_step(precision, gpu, cupy):
 
 def test_a_state_put_back_is_gone_on_from(gpu, cupy):
     """train.py does this after it has timed some steps: the device counts from another step, in the same graph."""
-    ops, state, task = CUDAOps("bf16", check=False, runtime=gpu), fresh(cupy), task_on(cupy)
+    ops, state, task = CUDAOps(gpu.precision, check=False, runtime=gpu), fresh(cupy), task_on(cupy)
     step, saved, runs = ops.compile(train_step), state.copy(), []
     for _ in range(3):
         for buffer, values in zip(state.buffers(), saved.buffers(), strict=True):
@@ -101,12 +116,12 @@ def test_a_choice_is_made_once(gpu, cupy, monkeypatch):
 
     r, results = np.random.default_rng(0), []
     x, w, b = (cupy.asarray(r.standard_normal(shape).astype(np.float32)) for shape in ((2048, 2048), (2048, 2048), (2048,)))
-    results.append(on_host(CUDAOps("tf32", runtime=gpu).linear_forward(x, w, b)[0]))
+    results.append(on_host(CUDAOps("float32", runtime=gpu).linear_forward(x, w, b)[0]))
     if not gpu.autotune_cache.path.exists():
         pytest.skip(f"{gpu.autotune_cache.path} cannot be written")
     other = CudaRuntime()
     monkeypatch.setattr(other, "time_call", lambda work: pytest.fail("it was timed again"))
-    results.append(on_host(CUDAOps("tf32", runtime=other).linear_forward(x, w, b)[0]))
+    results.append(on_host(CUDAOps("float32", runtime=other).linear_forward(x, w, b)[0]))
     np.testing.assert_array_equal(*results)
 
 

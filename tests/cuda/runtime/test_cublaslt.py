@@ -55,7 +55,7 @@ def run(library, problem, a, b, out, *extra, **keywords):
 
 
 @pytest.mark.parametrize(("a_t", "b_t"), FOUR)
-@pytest.mark.parametrize("out", ["float32", "bfloat16"])
+@pytest.mark.parametrize("out", cublaslt.DTYPES)
 @pytest.mark.parametrize(("operands", "compute"), cublaslt.COMPUTE)
 def test_the_result_is_a_b(library, stand_in, operands, compute, out, a_t, b_t):
     problem = MatmulProblem(16, 24, 8, a_t, b_t, operands, out, compute)
@@ -65,11 +65,14 @@ def test_the_result_is_a_b(library, stand_in, operands, compute, out, a_t, b_t):
 
 
 @pytest.mark.parametrize(("a_t", "b_t"), FOUR)
-@pytest.mark.parametrize("out", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("operands", "compute", "out"),
+    [("bfloat16", "bf16", "float32"), ("bfloat16", "bf16", "bfloat16"), ("float16", "fp16", "float16")],
+)
 @pytest.mark.parametrize("epilogue", EPILOGUES)
-def test_epilogues(library, stand_in, epilogue, out, a_t, b_t):
+def test_epilogues(library, stand_in, epilogue, operands, compute, out, a_t, b_t):
     b_t = b_t and epilogue != "bias_grad"  # BGRADA sums a matrix that is not transposed: candidates() offers none
-    problem = MatmulProblem(16, 24, 8, a_t, b_t, "bfloat16", out, "bf16", epilogue)
+    problem = MatmulProblem(16, 24, 8, a_t, b_t, operands, out, compute, epilogue)
     a, b, a_, b_, out_ = arrays(problem)
     rng = np.random.default_rng(1)
     row = Memory(rng.integers(-4, 5, problem.N), out)
@@ -155,6 +158,7 @@ def test_numbers_are_those_of_the_headers(library):
     assert known == {name: number(named[name]) for name in known}
     assert not {name for name in ours if name not in named} - {
         "CUDA_R_32F",
+        "CUDA_R_16F",
         "CUDA_R_16BF",
     }  # these are in a header of another package
     assert len(known) > 20
@@ -262,7 +266,7 @@ def test_without_the_library(monkeypatch, error):
         Library()
 
 
-@pytest.mark.parametrize("wrong", [{"compute": "bf16"}, {"operands": "bfloat16"}, {"out": "float16"}, {"epilogue": "relu"}])
+@pytest.mark.parametrize("wrong", [{"compute": "bf16"}, {"operands": "bfloat16"}, {"out": "float64"}, {"epilogue": "relu"}])
 def test_problems_that_are_none(wrong):
     with pytest.raises(ValueError, match="one of"):
         replace(PLAIN, **wrong)

@@ -20,6 +20,7 @@ from small import config_of
 from tensorlite import Device, DeviceError
 from tensorlite.cuda import CUDAOps
 from tensorlite.cuda.op_info import OP_INFO
+from tensorlite.cuda.runtime.device import best_precision
 from tensorlite.cuda.runtime.dry_run import DryRunRuntime
 from tensorlite.meta import cache_bytes
 
@@ -78,18 +79,24 @@ def test_a_plan_of_the_full_model(uncounted):
 
 
 def test_every_card_has_a_plan(monkeypatch, uncounted):
-    """The table needs no package that only users of GPUs have. Cards that are too old get float32 and a note."""
+    """The table needs no package that only users of GPUs have. Cards that are too old for bf16 get fp16 or float32."""
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     config = config_of("gpt", n_embd=48, block_size=16)
-    for name, gpu in gpus.GPUS.items():
+    for name in gpus.GPUS:
         text = dry_run.step_table(config, TRAIN, "auto", 300, name)
-        assert f"a step on one {name} in {'bf16' if gpu.bf16 else 'float32'}: " in text
-        assert ("compute capability 8.0" in text) == (gpu.bf16 is None)
-    for precision in ("bf16", "tf32"):
-        with pytest.raises(
-            ConfigError, match=f"precision {precision} is not supported by the tensor cores of the T4; use --precision"
-        ):
-            dry_run.step_table(config, TRAIN, precision, 300, "Tesla T4")
+        assert f"a step on one {name} in {best_precision(gpus.GPUS[name].capability)}: " in text
+    for card, precision in (("T4", "bf16"), ("T4", "tf32"), ("V100", "fp16")):
+        with pytest.raises(ConfigError, match=f"precision {precision} is not supported on the {card}; use --precision auto"):
+            dry_run.step_table(config, TRAIN, precision, 300, f"Tesla {card}")
+
+
+def test_the_attention_of_a_plan_fits_into_the_cards_shared_memory(uncounted):
+    """In fp16, heads of 128 run on the tensor cores of every card but those of compute capability 7.5."""
+    config = config_of("gpt", n_embd=256, n_head=2, block_size=16)
+    for name, attention in (("T4", "without tensor cores, backward with head size 128 needs"), ("RTX 3060", "tensor cores")):
+        assert f"attention: {attention}" in dry_run.step_table(config, TRAIN, "fp16", 300, name)
+    kib = {name: gpus.GPUS[name].shared_memory >> 10 for name in ("P100", "V100", "T4", "A100", "RTX 3060", "H200")}
+    assert kib == {"P100": 48, "V100": 96, "T4": 64, "A100": 163, "RTX 3060": 99, "H200": 227}
 
 
 def test_train_takes_the_device_of_its_rank_and_plans_for_any_card(monkeypatch, uncounted, capsys, corpus):

@@ -18,6 +18,8 @@ from tensorlite.cuda.runtime.dry_run import DryRunRuntime, Gemm, Launch
 
 H200 = gpus.GPUS["H200"]
 T4 = gpus.GPUS["T4"]
+HALVES = ("bf16", "fp16")
+OF_OTHER_PRECISIONS = (("H200", "float32"), ("H200", "fp16"), ("T4", "fp16"), ("T4", "float32"), ("P100", "float32"))
 ARCHITECTURES = (90, *(pytest.param(architecture, marks=pytest.mark.long) for architecture in (75, 80, 89, 100, 120)))
 
 
@@ -188,11 +190,11 @@ def check_estimates(runtime, estimates, gpu, precision, exempt=()):
         cost = runtime.costs[entry.op, entry.kernel]
         if entry.kernel.startswith(exempt):
             cost = dataclasses.replace(cost, flops=0.0)
-        least_us, _ = dry_run.roofline(entry.kernel, cost, gpu, precision, on_cores=precision == "bf16")
+        least_us, _ = dry_run.roofline(entry.kernel, cost, gpu, precision, on_cores=precision in HALVES)
         assert entry.seconds * 1e6 > least_us, entry
 
 
-@pytest.mark.parametrize(("name", "precision"), [("H200", "bf16"), ("T4", "float32"), ("RTX 4090", "tf32")])
+@pytest.mark.parametrize(("name", "precision"), [("H200", "bf16"), ("T4", "fp16"), ("T4", "float32"), ("RTX 4090", "tf32")])
 def test_every_kernel_has_an_estimate_above_its_roofline(name, precision, monkeypatch):
     """Even where no instruction is counted."""
     nothing = launch_count.LaunchCount(dict.fromkeys(pipes.PIPES, 0.0), registers=32)
@@ -216,7 +218,7 @@ def test_launches_that_differ_in_addresses_are_counted_once(monkeypatch):
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [*((name, "bf16") for name in ("H200", "A100", "RTX 4090", "B200", "RTX 5090")), ("H200", "float32")],
+    [*((name, "bf16") for name in ("H200", "A100", "RTX 4090", "B200", "RTX 5090")), *OF_OTHER_PRECISIONS],
 )
 def test_every_kernel_of_a_run_is_counted(name, precision, compiler):
     """All loops of all kernels end, and attention executes whole tiles on the tensor cores."""
@@ -225,11 +227,11 @@ def test_every_kernel_of_a_run_is_counted(name, precision, compiler):
     estimates = step_model.estimate(runtime.launches, gpu, precision)
     check_estimates(runtime, estimates, gpu, precision)
     assert not [entry.kernel for entry in estimates if entry.undecided]
-    if precision == "bf16":
+    if precision in HALVES:
         forward = next(x for _, x in runtime.launches if isinstance(x, Launch) and x.kernel == "attention_forward")
-        counted = launch_count.count(forward, gpu, gpu.bf16)
+        counted = launch_count.count(forward, gpu, gpu.fp16)
         per_pair = 2 * 2 * 64 * 64 * 64 / 4  # FLOPs of a warp for a pair of tiles, of which a block has 2.5 on average
-        clocks = 2.5 * per_pair / (gpu.bf16 * 1e12 / gpu.sms / gpu.clock)
+        clocks = 2.5 * per_pair / (gpu.fp16 * 1e12 / gpu.sms / gpu.clock)
         assert counted.clocks[pipes.TENSOR] == pytest.approx(clocks)
 
 
@@ -257,8 +259,8 @@ def test_the_table_of_counted_times(monkeypatch):
     assert kernels > 30
     seconds = kernels * (3e-6 + 2 * assumptions.GAP)
     assert f"counted, not measured: {seconds * 1e3:.2f} ms per step, 100000 steps in {1e5 * seconds:.0f} s;" in text
-    assert "dropout's integer arithmetic bounds to_bf16" in text
-    assert "a loop whose end is unknown counts once in to_bf16" in text
+    assert "dropout's integer arithmetic bounds convert" in text
+    assert "a loop whose end is unknown counts once in convert" in text
 
 
 def test_predictions_have_the_names_that_a_run_measures(monkeypatch):

@@ -33,11 +33,17 @@ def test_the_backends_of_a_cpu(want, kind, name, sharded, told):
     assert backend.make() is not ops  # one per shard
 
 
-@pytest.mark.parametrize(("precision", "itemsize"), [("bf16", 2), ("tf32", 4), ("float32", 4)])
+@pytest.mark.parametrize(("precision", "itemsize"), [("bf16", 2), ("fp16", 2), ("tf32", 4), ("float32", 4)])
 def test_the_shards_of_a_gpu_share_its_runtime(precision, itemsize, monkeypatch):
     """The libraries are loaded once, before any work."""
     runtimes = []
-    monkeypatch.setattr(tensorlite.cuda.runtime.device, "CudaRuntime", lambda: runtimes.append(HostRuntime()) or runtimes[-1])
+
+    def make(precision):
+        runtimes.append(HostRuntime())
+        runtimes[-1].precision = precision
+        return runtimes[-1]
+
+    monkeypatch.setattr(tensorlite.cuda.runtime.device, "CudaRuntime", make)
     backend = select_backend("fast", GPU, precision)
     assert len(runtimes) == 1
     assert (backend.sharded, backend.itemsize) == (False, itemsize)

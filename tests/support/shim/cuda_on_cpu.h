@@ -29,6 +29,9 @@
 // Blocks run in turn, so one copy of each shared variable serves all of them. They are in a section of their own, which gives their
 // addresses; `used` tells the compiler that other code, which poisons them, writes there.
 #define __shared__ static __attribute__((section("shared_memory"), used))
+#ifndef SM75_PATH // -DSM75_PATH=1: the kernels take their path for compute capability 7.5, otherwise that for 8.0
+#define SM75_PATH 0
+#endif
 #define DYNAMIC_SHARED(name) unsigned char* name = shim::dynamic_memory + shim::guard
 
 extern "C" {
@@ -436,6 +439,21 @@ inline unsigned pack_bf16(float low, float high) {
     return round(low) | round(high) << 16;
 }
 
+// To nearest with ties to even: below 2^-14 a multiple of 2^-24, otherwise 11 significant bits.
+inline unsigned short round_fp16(float x) {
+    unsigned bits = __float_as_uint(fabsf(x)), sign = __float_as_uint(x) >> 16 & 0x8000u;
+    if (x != x) return 0x7FFF;
+    if (fabsf(x) >= 65520.0f) return sign | 0x7C00; // infinite
+    if (fabsf(x) < 0x1p-14f) return sign | (unsigned)nearbyintf(fabsf(x) * 0x1p24f);
+    return sign | ((bits + 0xFFF + (bits >> 13 & 1)) >> 13) - (112u << 10); // exponents begin at -14 in place of -126
+}
+inline float widen_fp16(unsigned short half) {
+    unsigned bits = half & 0x7FFFu, sign = (half & 0x8000u) << 16;
+    float size = bits < 0x400 ? bits * 0x1p-24f : __uint_as_float((bits << 13) + ((bits < 0x7C00 ? 112u : 224u) << 23));
+    return __uint_as_float(__float_as_uint(size) | sign);
+}
+inline float widen_bf16(unsigned short half) { return __uint_as_float((unsigned)half << 16); }
+
 namespace shim {
 inline void need_16(const Place& place, const void* p, bool shared) {
     if ((size_t)p % 16) fail("%s (%s:%d): %p is no multiple of 16", place.what, place.file, place.line, p);
@@ -459,23 +477,25 @@ template <bool trans> void ldmatrix(void* const* data, unsigned lanes) {
     for (int l = 0; l < 32; l++) memcpy(((Rows*)data[l])->m, all[l], sizeof all[l]);
 }
 struct Fragments { float* c; const unsigned *a, *b; };
+// c (16 x 8) += a (16 x K) b (K x 8), of 16-bit elements that `widen` makes floats.
+template <int K, float (*widen)(unsigned short)>
 __attribute__((optimize("O3"), no_sanitize("bounds", "alignment"))) void mma(void* const* data, unsigned lanes) {
     if (lanes != ~0u) fail("mma needs all 32 lanes");
-    float a[16][16], b[16][8], c[16][8];
-    auto low = [](unsigned pair) { return __uint_as_float(pair << 16); };
-    auto high = [](unsigned pair) { return __uint_as_float(pair & 0xFFFF0000u); };
+    float a[16][K], b[K][8], c[16][8];
+    auto low = [](unsigned pair) { return widen((unsigned short)pair); };
+    auto high = [](unsigned pair) { return widen((unsigned short)(pair >> 16)); };
     for (int l = 0; l < 32; l++) {
         const Fragments& f = *(Fragments*)data[l];
         int r = l / 4, t = 2 * (l % 4);
-        for (int i = 0; i < 4; i++) {
+        for (int i = 0; i < K / 4; i++) {
             int row = r + 8 * (i % 2), column = t + 8 * (i / 2);
             a[row][column] = low(f.a[i]), a[row][column + 1] = high(f.a[i]);
         }
-        for (int i = 0; i < 2; i++) b[t + 8 * i][r] = low(f.b[i]), b[t + 8 * i + 1][r] = high(f.b[i]);
+        for (int i = 0; i < K / 8; i++) b[t + 8 * i][r] = low(f.b[i]), b[t + 8 * i + 1][r] = high(f.b[i]);
         for (int i = 0; i < 4; i++) c[r + 8 * (i / 2)][t + i % 2] = f.c[i];
     }
     for (int i = 0; i < 16; i++)
-        for (int k = 0; k < 16; k++)
+        for (int k = 0; k < K; k++)
             for (int j = 0; j < 8; j++) c[i][j] += a[i][k] * b[k][j];
     for (int l = 0; l < 32; l++)
         for (int i = 0; i < 4; i++) ((Fragments*)data[l])->c[i] = c[l / 4 + 8 * (i / 2)][2 * (l % 4) + i % 2];
@@ -492,9 +512,20 @@ inline void ldmatrix_x4_trans(unsigned m[4], const void* row, HERE("ldmatrix_x4_
     shim::Rows mine = {row, m};
     shim::collective(place, ~0u, &mine, shim::ldmatrix<true>);
 }
-inline void mma_16x8x16(float c[4], const unsigned a[4], const unsigned b[2], HERE("mma_16x8x16")) {
+inline void mma_16x8x16_bf16(float c[4], const unsigned a[4], const unsigned b[2], HERE("mma_16x8x16_bf16")) {
     shim::Fragments mine = {c, a, b};
-    shim::collective(place, ~0u, &mine, shim::mma);
+    shim::collective(place, ~0u, &mine, shim::mma<16, widen_bf16>);
+}
+inline void mma_16x8x8_fp16(float c[4], const unsigned a[2], unsigned b, HERE("mma_16x8x8_fp16")) {
+    shim::Fragments mine = {c, a, &b};
+    shim::collective(place, ~0u, &mine, shim::mma<8, widen_fp16>);
+}
+
+#if !SM75_PATH
+inline unsigned pack_fp16(float low, float high) { return round_fp16(low) | (unsigned)round_fp16(high) << 16; }
+inline void mma_16x8x16_fp16(float c[4], const unsigned a[4], const unsigned b[2], HERE("mma_16x8x16_fp16")) {
+    shim::Fragments mine = {c, a, b};
+    shim::collective(place, ~0u, &mine, shim::mma<16, widen_fp16>);
 }
 
 // Nothing arrives before the wait, and a thread that reads earlier reads NaN.
@@ -514,6 +545,7 @@ inline void copy_async_wait() {
     for (int i = 0; i < t.copy_count; i++) memcpy(t.copies[i].to, t.copies[i].from, 16);
     t.copy_count = 0;
 }
+#endif
 
 // ------------------------------------------------------------------------------------------------------------ arithmetic
 #define SHIM_MIN_MAX(T) \

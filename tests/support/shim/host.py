@@ -56,14 +56,14 @@ def require_compiler():
         pytest.skip("no Linux with g++: the CUDA kernels are not run on the CPU", allow_module_level=True)
 
 
-def build(sources, file, defines, optimize):
-    """Return the path of the shared library of one kernel file, from the cache or compiled. optimize: such as "-O2"."""
+def build(sources, file, defines, flags):
+    """Return the path of the shared library of one kernel file, from the cache or compiled. flags: more of the compiler's."""
     used = {name: text for name, text in sources.items() if name == file or name.endswith(".cuh")}
     entries = ", ".join(f"shim::Kernel<{name}>::entry" for name in read_signatures(file, sources[file]))
     lines = "\n".join(f"#define {key} {int(value) if isinstance(value, bool) else value}" for key, value in sorted(defines.items()))
     used["entry.cpp"] = SOURCE.format(file=file, entries=entries, defines=lines)
     used[SHIM.name] = SHIM.read_text()
-    key = hashlib.sha256(repr((sorted(used.items()), COMPILE, optimize)).encode()).hexdigest()[:24]
+    key = hashlib.sha256(repr((sorted(used.items()), COMPILE, flags)).encode()).hexdigest()[:24]
     cache = Path(tempfile.gettempdir()) / f"tensorlite-shim-{os.getuid()}"
     cache.mkdir(mode=0o700, exist_ok=True)
     library = cache / f"{Path(file).stem}-{key}.so"
@@ -74,7 +74,7 @@ def build(sources, file, defines, optimize):
                 Path(folder, name).write_text(text)
             # In two steps, because with -fsanitize the linker would add a library that we replace.
             for command in (
-                [*COMPILE, optimize, "-include", SHIM.name, "-c", "entry.cpp", "-o", "entry.o"],
+                [*COMPILE, *flags, "-include", SHIM.name, "-c", "entry.cpp", "-o", "entry.o"],
                 ["g++", "-shared", "entry.o", "-o", "entry.so"],
             ):
                 done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -221,12 +221,13 @@ class HostRuntime:
     order: "forward" or "reversed", the order in which threads and blocks run.
     edits: changes of kernel files before they are compiled, for planted mistakes: {"layernorm.cu": [(old, new), ...]}.
     separate: run every epilogue of a GEMM unfused, by separate kernels.
+    sm75: take the kernels' path for compute capability 7.5, and its shared memory.
     """
 
     xp = np
     bfloat16 = np.dtype(ml_dtypes.bfloat16)
 
-    def __init__(self, order="forward", edits=None, kernels=KERNELS, separate=False):
+    def __init__(self, order="forward", edits=None, kernels=KERNELS, separate=False, sm75=False):
         assert order in ("forward", "reversed")
         self.reversed, self.separate = order == "reversed", separate
         self.sources = {path.relative_to(kernels).as_posix(): path.read_text() for path in sorted(Path(kernels).rglob("*.cu*"))}
@@ -235,7 +236,10 @@ class HostRuntime:
                 assert old in self.sources[file], f"{file} has no {old!r}"
                 self.sources[file] = self.sources[file].replace(old, new)
         self.signatures = {file: read_signatures(file, source) for file, source in self.sources.items()}
-        self.optimize = "-O0" if edits else "-O2"  # a planted mistake runs once, so its time is that of the compiler
+        self.flags = ("-O0" if edits else "-O2",)  # a planted mistake runs once, so its time is that of the compiler
+        if sm75:
+            self.flags += ("-DSM75_PATH=1",)
+        self.shared_memory = (64 if sm75 else 227) << 10  # bytes per block
         self.recorded = None  # a list while capturing
         self.pool = None
         self.kernel = functools.cache(self._kernel)
@@ -264,7 +268,7 @@ class HostRuntime:
 
     def _kernel(self, file, name, defines):
         signatures = self.signatures[file]
-        library = load(build(self.sources, file, dict(defines), self.optimize))
+        library = load(build(self.sources, file, dict(defines), self.flags))
         return Kernel(library, list(signatures).index(name), signatures[name])
 
     def launch(self, file, kernel, grid, block, /, *, defines=None, shared=0, flops=0, touches=(), **args):
@@ -272,6 +276,8 @@ class HostRuntime:
         assert kernel in names, f"{file} has the kernels {[*names]}, not {kernel!r}"
         values = names[kernel].arguments(args, defines)
         kernel = self.kernel(file, kernel, tuple(sorted(defines.items())))
+        if shared > self.shared_memory:
+            raise KernelError(f"{kernel.name}: more shared memory than a block can have")
         packed = kernel.pack(values)
         pointers = (ctypes.c_void_p * len(packed))(*(value.ctypes.data for value in packed))
         size = (ctypes.c_uint * 6)(*three(grid), *three(block))

@@ -62,10 +62,16 @@ extern "C" __global__ void in_block_order(int* out) { // wrong: blocks have no o
     if (threadIdx.x == 0) out[blockIdx.x] = blockIdx.x == 0 ? 0 : out[blockIdx.x - 1] + 1;
 }
 
-extern "C" __global__ void one_mma(const unsigned* a, const unsigned* b, float* c) {
-    mma_16x8x16(c + 4 * threadIdx.x, a + 4 * threadIdx.x, b + 2 * threadIdx.x);
+extern "C" __global__ void mma_of_bf16(const unsigned* a, const unsigned* b, float* c) {
+    mma_16x8x16_bf16(c + 4 * threadIdx.x, a + 4 * threadIdx.x, b + 2 * threadIdx.x);
 }
-// c = a b, (16, 64) (64, 16); b as it is or, with b_transposed, as (16, 64).
+extern "C" __global__ void mma_of_fp16(const unsigned* a, const unsigned* b, float* c) {
+    mma_16x8x16_fp16(c + 4 * threadIdx.x, a + 4 * threadIdx.x, b + 2 * threadIdx.x);
+}
+extern "C" __global__ void half_an_mma(const unsigned* a, const unsigned* b, float* c) {
+    mma_16x8x8_fp16(c + 4 * threadIdx.x, a + 2 * threadIdx.x, b[threadIdx.x]);
+}
+// c = a b, (16, 64) (64, 16), in bf16; b as it is or, with b_transposed, as (16, 64).
 extern "C" __global__ void tile(const unsigned short* a, const unsigned short* b, float* c, bool b_transposed) {
     __shared__ __align__(16) unsigned short a_tile[16 * 72], b_tile[64 * 72];
     int t = threadIdx.x, b_rows = b_transposed ? 16 : 64, b_columns = b_transposed ? 64 : 16;
@@ -83,16 +89,24 @@ extern "C" __global__ void tile(const unsigned short* a, const unsigned short* b
         int n = t / 16 * 8, deep = k + t / 8 % 2 * 8;
         if (b_transposed) ldmatrix_x4(bt, b_tile + (n + t % 8) * 72 + deep);
         else ldmatrix_x4_trans(bt, b_tile + (deep + t % 8) * 72 + n);
-        mma_16x8x16(acc[0], at, bt);
-        mma_16x8x16(acc[1], at, bt + 2);
+        mma_16x8x16_bf16(acc[0], at, bt);
+        mma_16x8x16_bf16(acc[1], at, bt + 2);
     }
     for (int j = 0; j < 2; j++)
         for (int i = 0; i < 4; i++) c[(t / 4 + i / 2 * 8) * 16 + 8 * j + t % 4 * 2 + i % 2] = acc[j][i];
 }
 
-extern "C" __global__ void pack(const float* x, unsigned* out, long long n) {
+extern "C" __global__ void to_bf16(const float* x, unsigned* out, long long n) {
     long long i = blockIdx.x * 256LL + threadIdx.x;
     if (i < n) out[i] = pack_bf16(x[i], x[n - 1 - i]);
+}
+extern "C" __global__ void to_fp16(const float* x, unsigned* out, long long n) {
+    long long i = blockIdx.x * 256LL + threadIdx.x;
+    if (i < n) out[i] = pack_fp16(x[i], x[n - 1 - i]);
+}
+extern "C" __global__ void widen(const unsigned short* x, float* out, long long n) {
+    long long i = blockIdx.x * 256LL + threadIdx.x;
+    if (i < n) out[i] = widen_fp16(x[i]);
 }
 extern "C" __global__ void by_value(Pair pair, float f, bool b, double* out) { out[0] = (double)pair.n + pair.x + pair.m + f + b; }
 extern "C" __global__ void scale(float* x, float by) { x[threadIdx.x] *= by; }
