@@ -44,7 +44,7 @@ class Args:
     """Measure the CUDA backend on a GPU, in under ten minutes."""
 
     quick: bool = False
-    """Take only a few minutes: fewer rounds, no torch.compile, 300 training steps."""
+    """Take only a few minutes: fewer rounds, no torch.compile, 250 training steps."""
     out: Path = Path("runs/benchmark-gpu")
     """Folder for gpu.json, gpu.md, gpu.png and tests.log."""
     only: tuple[str, ...] = ()
@@ -172,12 +172,12 @@ def precisions_here() -> tuple[str, ...]:
 
 
 def check() -> int:
-    """Create a CudaRuntime and print the precisions of the card. Returns the exit status."""
+    """Create a CudaRuntime and print the precisions of the card as JSON. Returns the exit status."""
     try:
         from tensorlite.cuda.runtime.device import CudaRuntime
 
         runtime = CudaRuntime()
-        print(json.dumps(card_precisions(runtime.architecture, runtime.name)))
+        print(json.dumps(card_precisions(runtime.capability, runtime.name)))
     except Exception as error:
         print(f"error: {error if isinstance(error, DeviceError) else said(error)}", file=sys.stderr)
         return 2

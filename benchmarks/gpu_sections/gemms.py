@@ -134,7 +134,7 @@ def candidates(ops: Any, sets: Sequence[Mapping[str, Any]], epilogue: str) -> di
 
         return run
 
-    return {algo.name: [call(algo, arrays) for arrays in sets] for algo in plan.candidates(runtime.handle, alignment=16)}
+    return {algo.name: [call(algo, arrays) for arrays in sets] for algo in plan.candidates(runtime.handle)}
 
 
 def chosen(ops: Any, arrays: Mapping[str, Any], epilogue: str) -> str:

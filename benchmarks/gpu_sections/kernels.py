@@ -1,7 +1,7 @@
 """What each kernel of a step takes, beside its counted time and its roofline, the largest gaps first."""
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gpt.analysis import dry_run
@@ -43,12 +43,14 @@ def kernels(section: Section) -> None:
     for precision in precisions[:1] if section.args.quick else precisions:
         with section.attempt(precision):
             seconds, host = timed_steps(KernelTimer(runtime, mark, between), precision, CONFIG, TRAIN, data, steps, cover)
-            costs = step_costs(precision, CONFIG, TRAIN, len(data))
-            counted, note = counted_times(precision, runtime.name)
-            listed = [entry(key, seconds, costs, counted, event) for key in dict.fromkeys([*seconds, *counted])]
+            traced = traced_step(precision, CONFIG, TRAIN, len(data))
+            listed = entries(seconds, traced.costs, {}, event)
+            section.row(precision, kernels=listed, host=host, note="no kernel's time is counted yet")  # counting may take long
+            counted, note = counted_times(traced, precision, runtime.name)
+            listed = entries(seconds, traced.costs, counted, event)
             for kernel in listed:
                 kernel["roofline"] = roofline(kernel, ceilings, precision)
-            section.row(precision, kernels=listed, host=host, note=note)
+            section.row(precision, kernels=listed, note=note)
 
 
 def ceilings_of(section: Section, gpu: str, precisions: Iterable[str]) -> dict[str, float]:
@@ -66,22 +68,27 @@ def ceilings_of(section: Section, gpu: str, precisions: Iterable[str]) -> dict[s
     return {name: rate * 1e12 for name, rate in rates.items() if rate} | {"copy": peaks.bandwidth * 1e9} | measured
 
 
-def step_costs(precision: str, config: ModelConfig, train: TrainConfig, characters: int) -> dict[Key, Any]:
-    """Return the calls, FLOPs and bytes of the same step, by the same keys."""
+def traced_step(precision: str, config: ModelConfig, train: TrainConfig, characters: int) -> dry_run.DryRunRuntime:
+    """Return a runtime with the costs and launches of the same step, by the same keys."""
     ops = fast(precision, dry_run.DryRunRuntime())
     dry_run.trace_step(ops, config, train, characters)
-    return ops.runtime.costs
+    return ops.runtime
 
 
-def counted_times(precision: str, gpu: str) -> tuple[dict[Key, tuple[float, str]], str]:
+def counted_times(traced: Any, precision: str, gpu: str) -> tuple[dict[Key, tuple[float, str]], str]:
     """Return the seconds and the bound of each kernel that gpt/analysis/step_model.py counts, or none and the reason."""
     try:
-        from gpt.analysis.step_model import predict_step
+        from gpt.analysis.step_model import estimate
 
-        estimates = predict_step(CONFIG, TRAIN, precision, gpu)
-    except Exception as error:  # a package that reads machine code is missing, or the card is unknown
+        estimates = estimate(traced.launches, dry_run.GPUS[dry_run.lookup_gpu(gpu)], precision)
+    except Exception as error:  # the package that reads machine code is missing, or the card is unknown
         return {}, f"no kernel's time is counted: {said(error)}"
     return {(e.op, e.kernel): (e.seconds, e.bound) for e in estimates}, ""
+
+
+def entries(seconds: Mapping[Key, float], costs: Mapping[Key, Any], counted: Mapping[Key, tuple[float, str]], event: float) -> list:
+    """Return all kernels that were measured or counted."""
+    return [entry(key, seconds, costs, counted, event) for key in dict.fromkeys([*seconds, *counted])]
 
 
 def entry(
@@ -140,14 +147,15 @@ def show_kernels(found: dict) -> str:
         total, counted, least, host = (1e3 * seconds for seconds in (*sums(row["kernels"]), row["host"]))
         lines += [
             f"kernels of a step in {precision}: {total:.2f} ms measured, {counted:.2f} ms counted, {least:.2f} ms at the ceilings; "
-            f"the host launches them in {host:.1f} ms; {found['event'] * 1e6:.1f} us of an event are taken off each call",
+            f"the host launches them in {host:.1f} ms; {found['event'] * 1e6:.1f} us of an event are taken off each measured call, and "
+            "a counted one includes the gap before the next",
             *([row["note"]] if row["note"] else []),
             table([kernel_row(k) for k in largest_gaps_first(row["kernels"])], COLUMNS),
         ]
     return "\n".join(lines)
 
 
-def sums(listed: Iterable[Mapping[str, Any]]) -> list[float]:
+def sums(listed: Sequence[Mapping[str, Any]]) -> list[float]:
     """Return the measured, the counted and the least seconds of all kernels."""
     return [sum(kernel.get(what) or 0.0 for kernel in listed) for what in ("seconds", "counted", "roofline")]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from gpu_sections.gradients import WITHIN
 from gpu_sections.implementations import GRAPH, PLAIN
-from gpu_sections.kernels import gap, largest_gaps_first
+from gpu_sections.kernels import gap, largest_gaps_first, sums
 from gpu_sections.pipes import verdict
 from gpu_sections.steps import fair, median_step
 from gpu_sections.tests import show_tests
@@ -101,16 +101,13 @@ def new_processes(found: Found) -> str:
 
 
 def worst_gradient(found: Found) -> str:
-    listed = (
-        f"{name} {row['roundings']:.1f} of {WITHIN[name]} roundings ({row['worst']})"
-        for name, row in found["gradients"]["rows"].items()
-    )
-    return ", ".join(listed)
+    rows = found["gradients"]["rows"].items()
+    return ", ".join(f"{name} {row['roundings']:.1f} of {WITHIN[name]} roundings ({row['worst']})" for name, row in rows)
 
 
 def all_kernels(found: Found) -> str:
     listed = found["kernels"]["rows"][precision_of(found)]["kernels"]
-    measured, counted = (sum(kernel.get(what, 0.0) for kernel in listed) for what in ("seconds", "counted"))
+    measured, counted, _ = sums(listed)
     return f"{ms(measured)} measured" + (f", {ms(counted)} counted" if counted else "")
 
 

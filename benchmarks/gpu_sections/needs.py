@@ -3,6 +3,7 @@
 This file imports the standard library alone, because it runs where packages are missing.
 """
 
+import importlib.metadata
 import importlib.util
 import platform
 import re
@@ -16,7 +17,7 @@ from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
 IMPORT_NAMES = {"cupy-cuda12x": "cupy", "cupy-cuda13x": "cupy", "pytest-xdist": "xdist"}  # where pip has another name
-OPTIONAL = ["torch"]  # the baseline to compare with
+OPTIONAL = {"the comparison with PyTorch": ["torch"], "the counted times": ["nvidia-cuda-nvdisasm"]}
 CORPUS = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"  # as in gpt/data.py
 OLDEST_GLIBC = 17  # 2.17, the oldest that wheels for Linux are built for
 DEFAULT_CUDA = 12  # its libraries also work with a driver of CUDA 13
@@ -51,14 +52,24 @@ def driver_cuda() -> int:
 
 
 def missing(needs: Iterable[str]) -> list[str]:
-    """Return the requirements whose package this Python cannot import."""
-    return [need for need in needs if importlib.util.find_spec(import_name(need)) is None]
+    """Return the requirements that this Python can neither import nor find installed, as is a package of programs alone."""
+    return [need for need in needs if importlib.util.find_spec(import_name(need)) is None and not is_installed(pip_name(need))]
+
+
+def is_installed(name: str) -> bool:
+    try:
+        return bool(importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def pip_name(need: str) -> str:
+    """Return the package of a requirement such as "cupy-cuda12x[ctk]>=14"."""
+    return re.match(r"[\w-]+", need)[0]  # type: ignore[index]
 
 
 def import_name(need: str) -> str:
-    """Return the name under which a requirement such as "cupy-cuda12x[ctk]>=14" is imported."""
-    name = re.match(r"[\w-]+", need)[0]  # type: ignore[index]
-    return IMPORT_NAMES.get(name, name.replace("-", "_"))
+    return IMPORT_NAMES.get(pip_name(need), pip_name(need).replace("-", "_"))
 
 
 def corpus_is_here() -> bool:
@@ -102,7 +113,7 @@ def how_to_carry_the_corpus() -> str:
 
 def all_needs() -> str:
     """Return the answer to --needs: every package, whether it is here, and how to carry those that are not."""
-    groups = {"all sections": required(), "the section tests": for_tests(), "the comparison with PyTorch": OPTIONAL}
+    groups = {"all sections": required(), "the section tests": for_tests(), **OPTIONAL}
     lines = [f"benchmarks/gpu.py on Python {platform.python_version()} with a driver of CUDA {driver_cuda()} needs"]
     lacking: list[str] = []
     for purpose, needs in groups.items():
@@ -126,7 +137,8 @@ def answer(arguments: Sequence[str]) -> int | None:
     lacking += missing(for_tests())
     here = [f"error: this Python lacks packages that benchmarks/gpu.py needs: {', '.join(map(import_name, lacking))}"]
     here += [how_to_carry(lacking), "With a package index in reach, the second line works without --no-index --find-links wheels."]
-    here += ["PyTorch, to compare with, is optional: add torch to both lines."] if missing(OPTIONAL) else []
+    optional = [f"{' '.join(absent)} for {purpose}" for purpose, needs in OPTIONAL.items() if (absent := missing(needs))]
+    here += [f"Optional in both lines: {', '.join(optional)}."] if optional else []
     here += [] if corpus_is_here() else [how_to_carry_the_corpus()]
     print("\n".join(here), file=sys.stderr)
     return 2

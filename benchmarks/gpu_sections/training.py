@@ -22,7 +22,8 @@ from gpu_sections.steps import median_step
 from gpu_sections.workload import ROOT, TOKENS, TRAIN
 
 TARGET = 1.48  # the validation loss that the lecture reports
-QUICK_STEPS = 300
+UNIT = TRAIN.eval_interval  # the steps of a run are a multiple of it, unless it is very short
+QUICK_STEPS = UNIT
 PROBE_STEPS = 50  # of a run that only measures how long a step takes
 REPEATED = 500  # steps of the second run where two whole ones do not fit
 START = 15.0  # seconds of a run before its first step and after its last
@@ -49,30 +50,34 @@ def run(section: Section) -> None:
         if "tf32" in others:
             in_tf32 = median_step(section.report.found.get("steps", {}).get("rows", {}), GRAPH.format("tf32"))
             fits = fitting(section.left - MARGIN, in_tf32 if math.isfinite(in_tf32) else SLOWER * step)
-            attempted(section, "tf32", "tf32", min(wanted, fits), folders)
+            attempted(section, "tf32", "tf32", rounded_down(min(wanted, fits), UNIT), folders)
 
 
 def planned(left: float, step: float, wanted: int) -> tuple[int, int]:
     """Return the steps of the first run and of the second: both whole if they fit, else a short second one.
 
+    The second run ends at a step at which the first one is evaluated, so that both can be compared there.
+
     left: seconds for both.
-    step: seconds per step.
+    step: seconds per step, NaN if it is not known.
     wanted: steps of a whole run.
     """
     both = fitting(left - START, step)
-    first = rounded_down(min(wanted, both - min(REPEATED, both / 4)))
-    return first, min(first, rounded_down(both - first))
+    if both < 2 * UNIT:
+        half = rounded_down(both / 2, UNIT // 5)
+        return half, half
+    again = max(UNIT, min(REPEATED, both / 4))
+    first = rounded_down(min(wanted, both - again), UNIT)
+    return first, min(first, rounded_down(both - first, UNIT))
 
 
-def fitting(left: float, step: float) -> int:
+def fitting(left: float, step: float) -> float:
     """Return how many steps fit into so many seconds, with their evaluations: none if it is not known how long one takes."""
-    return rounded_down((left - START) / (EVALUATIONS * step)) if math.isfinite(step) else 0
+    return max(0.0, (left - START) / (EVALUATIONS * step)) if math.isfinite(step) else 0.0
 
 
-def rounded_down(steps: float) -> int:
-    """Return a multiple of the interval of evaluations, or, below that, of a fifth of it."""
-    unit = TRAIN.eval_interval if steps >= TRAIN.eval_interval else TRAIN.eval_interval // 5
-    return max(0, int(steps // unit) * unit)
+def rounded_down(steps: float, unit: int) -> int:
+    return int(steps // unit) * unit
 
 
 def attempted(section: Section, name: str, precision: str, steps: int, folders: Iterator[Path]) -> None:
@@ -95,7 +100,7 @@ def compare(section: Section, main: str) -> None:
     pairs = [(a, b) for a, b in zip(first["losses"], again["losses"], strict=False) if a[0] == b[0]]
     whole = first["steps"] == again["steps"]
     same = all(a == b for a, b in pairs) and (not whole or first["sha256"] == again["sha256"])
-    section.put(same_bits=same, compared=f"{'parameters and ' if whole else ''}losses of {pairs[-1][0]:,} steps")
+    section.put(same_bits=same, compared=f"{'parameters and ' if whole else ''}losses of {pairs[-1][0][0]:,} steps")
     if not same:
         section.fail(f"{main} again", "its parameters or losses are not bitwise equal to those of the first run")
 
@@ -104,7 +109,7 @@ def training(section: Section, precision: str, steps: int, out: Path) -> dict[st
     """Run train.py once and return its results. Raises RuntimeError with its last words if it fails."""
     command = [sys.executable, str(ROOT / "train.py"), "--preset", "shakespeare", "--device", "cuda", "--backend", "fast"]
     command += ["--precision", precision, "--out", str(out), "--max-iters", str(steps)]
-    command += ["--eval-interval", str(min(steps, 100 if section.args.quick else TRAIN.eval_interval))]
+    command += ["--eval-interval", str(min(steps, 100 if section.args.quick else UNIT))]
     command += ["--eval-batches", "5"] if section.args.quick else []
     command += ["--data", str(section.args.data.resolve())] if section.args.data else []
     out.mkdir(parents=True)
