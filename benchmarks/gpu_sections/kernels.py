@@ -147,8 +147,8 @@ def show_kernels(found: dict) -> str:
         total, counted, least, host = (1e3 * seconds for seconds in (*sums(row["kernels"]), row["host"]))
         lines += [
             f"kernels of a step in {precision}: {total:.2f} ms measured, {counted:.2f} ms counted, {least:.2f} ms at the ceilings; "
-            f"the host launches them in {host:.1f} ms; {found['event'] * 1e6:.1f} us of an event are taken off each measured call, and "
-            "a counted one includes the gap before the next",
+            f"the host launches them in {host:.1f} ms; {found['event'] * 1e6:.1f} us of an event are taken off each measured call; "
+            "a counted call includes the gap after it",
             *([row["note"]] if row["note"] else []),
             table([kernel_row(k) for k in largest_gaps_first(row["kernels"])], COLUMNS),
         ]

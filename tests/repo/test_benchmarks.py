@@ -20,6 +20,7 @@ from gpu_sections import (
     conductor,
     first_steps,
     gemms,
+    gradients,
     implementations,
     interleaved_timing,
     kernel_timer,
@@ -334,22 +335,109 @@ class OnHost:
         return 77
 
 
+class OnDevice(HostRuntime):
+    """A runtime on the host with what the sections ask a device for. Its clock is the host's."""
+
+    name, device = "NVIDIA H200", 0
+
+    def __init__(self):
+        super().__init__()
+        self.xp = DeviceNames()
+
+
+class DeviceNames(OnHost):
+    """NumPy, and the names of CuPy's device functions."""
+
+    runtime = SimpleNamespace(memGetInfo=lambda: (1 << 30, 1 << 30), getDeviceProperties=lambda device: {"l2CacheSize": 1000})
+
+    def Event(self):
+        event = SimpleNamespace(synchronize=lambda: None)
+        event.record = lambda: setattr(event, "at", time.perf_counter())
+        return event
+
+    def get_elapsed_time(self, start, end):
+        return 1e3 * (end.at - start.at)
+
+    def free_all_blocks(self):
+        pass
+
+
+@pytest.fixture
+def on_device(monkeypatch):
+    """Let the sections use a small model on the host."""
+    require_compiler()
+    device = OnDevice()
+    for module in (gemms, gradients, kernel_timer, kernels):
+        monkeypatch.setattr(
+            module, "fast", lambda precision, runtime=None: CUDAOps(precision, check=False, runtime=runtime or device)
+        )
+    for module in (gemms, gradients, kernels, workload):
+        monkeypatch.setattr(module, "CONFIG", SMALL)
+    for module in (gemms, gradients, kernels):
+        monkeypatch.setattr(module, "TRAIN", TRAIN)
+    launch = device.launch
+    device.launch = lambda file, *args, **options: None if file == "spin.cu" else launch(file, *args, **options)
+    return device
+
+
 @pytest.mark.long
-def test_pytorchs_implementations():
-    """Its names are those of torch_baseline.py. On a CPU the plain one trains as on a GPU, in fp16 with a loss scale."""
+def test_sections_on_the_host(on_device, monkeypatch, tmp_path):
+    """All gradients are within their bounds. All kernels and GEMMs have rows, and their tables are made."""
+    section = section_of(tmp_path, "gradients")
+    gradients.gradients(section)
+    assert "failures" not in section.found
+    assert list(section.found["rows"]) == ["bf16", "tf32", "float32"]
+    assert "worst" in gradients.show_gradients(section.found)
+
+    section = section_of(tmp_path, "kernels")
+    section.args.quick = True
+    kernels.kernels(section)
+    assert "failures" not in section.found
+    listed = section.found["rows"]["bf16"]["kernels"]
+    assert all(kernel["seconds"] >= 0 and kernel["roofline"] > 0 for kernel in listed)
+    assert "attention_forward" in kernels.show_kernels(section.found)
+
+    def one_algorithm(ops, sets, epilogue):
+        extras = gemms.EXTRAS if epilogue != "none" else ()
+        return {"0x0": [lambda s=s: ops.gemm(**{k: v for k, v in s.items() if k in ("a", "b", "out", *extras)}) for s in sets]}
+
+    monkeypatch.setattr(gemms, "candidates", one_algorithm)
+    monkeypatch.setattr(gemms, "chosen", lambda ops, arrays, epilogue: str(gemms.problem_of(ops, arrays, epilogue)) and "fused")
+    section = section_of(tmp_path, "gemms")
+    gemms.gemms(section)
+    assert "failures" not in section.found
+    assert len(section.found["rows"]) == len(gemms.gemms_of_a_step("bf16", SMALL, TRAIN))
+    assert "epilogue bias_grad (BGRADA)" in gemms.show_gemms(section.found)
+    section.end = time.monotonic()
+    gemms.gemms(section)
+    assert section.found["failures"]["the rest"].startswith("left out")
+
+
+@pytest.mark.long
+def test_pytorchs_implementations(monkeypatch):
+    """Its names are those of torch_baseline.py. On a CPU the plain one trains as on a GPU, in fp16 with a loss scale.
+
+    The gradients that are clipped are those of the loss, not of the scaled loss.
+    """
     torch = pytest.importorskip("torch")
     import torch_baseline as baseline
 
     assert set(baseline.CUDA) == set(implementations.TORCH)
     assert set(implementations.FAIR) < set(implementations.TORCH)
     data = torch.from_numpy(np.random.default_rng(0).integers(0, 3, 500))
-    train = TrainConfig(batch_size=8, learning_rate=3e-3, grad_clip=1.0)
-    for precision in baseline.DTYPES:
+    norms, clip = [], torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *args: norms.append(float(clip(*args))))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for precision, grad_clip in (("bf16", 1.0), ("fp16", 1.0), ("fp16", 0.0)):
+        train = TrainConfig(batch_size=8, learning_rate=3e-3, grad_clip=grad_clip)
         torch.manual_seed(0)
         work = baseline.steps_on_cuda(baseline.GPT(SMALL), data, SMALL, train, "PyTorch eager", precision)
         first, last = work(1), work(60)
         assert first > 2.2
         assert last < 1.4  # ln 3 is 1.1
+    torch.set_num_threads(threads)
+    assert norms[61] == pytest.approx(norms[0], rel=0.05)
 
 
 # ---- kernels ----
