@@ -76,14 +76,25 @@ def traced_step(precision: str, config: ModelConfig, train: TrainConfig, charact
 
 
 def counted_times(traced: Any, precision: str, gpu: str) -> tuple[dict[Key, tuple[float, str]], str]:
-    """Return the seconds and the bound of each kernel that gpt/analysis/step_model.py counts, or none and the reason."""
+    """Return the seconds and the bound of each kernel that gpt/analysis/step_model.py can count, and a note on the others."""
     try:
         from gpt.analysis.step_model import estimate
 
-        estimates = estimate(traced.launches, dry_run.GPUS[dry_run.lookup_gpu(gpu)], precision)
-    except Exception as error:  # the package that reads machine code is missing, or the card is unknown
+        card = dry_run.GPUS[dry_run.lookup_gpu(gpu)]
+    except (ImportError, ConfigError) as error:
         return {}, f"no kernel's time is counted: {said(error)}"
-    return {(e.op, e.kernel): (e.seconds, e.bound) for e in estimates}, ""
+    launches: dict[Key, list] = {}
+    for launch in traced.launches:
+        launches.setdefault(launch[0], []).append(launch)
+    counted: dict[Key, tuple[float, str]] = {}
+    reasons: dict[str, list[str]] = {}
+    for key, own in launches.items():
+        try:
+            (found,) = estimate(own, card, precision)
+            counted[key] = found.seconds, found.bound
+        except Exception as error:  # such as of a program that is not installed
+            reasons.setdefault(said(error), []).append(key[1])
+    return counted, "\n".join(f"not counted: {', '.join(dict.fromkeys(names))}: {why}" for why, names in reasons.items())
 
 
 def entries(seconds: Mapping[Key, float], costs: Mapping[Key, Any], counted: Mapping[Key, tuple[float, str]], event: float) -> list:

@@ -492,12 +492,16 @@ def test_a_step_is_compared_with_its_counted_times():
 
 def test_what_is_counted_and_why_it_is_not(monkeypatch):
     def estimate(launches, gpu, precision):
-        assert (launches, gpu.bandwidth, precision) == (["a launch"], 4800, "bf16")
-        return [SimpleNamespace(op="mlp", kernel="gelu", calls=6, seconds=60e-6, bound="alu")]
+        assert (gpu.bandwidth, precision) == (4800, "bf16")
+        if launches[0][0] != ("mlp", "gelu"):
+            raise RuntimeError("no nvdisasm")
+        return [SimpleNamespace(seconds=10e-6 * sum(launch[1] for launch in launches), bound="alu")]
 
     monkeypatch.setitem(sys.modules, "gpt.analysis.step_model", SimpleNamespace(estimate=estimate))
-    traced = SimpleNamespace(launches=["a launch"])
-    assert kernels.counted_times(traced, "bf16", "NVIDIA H200") == ({("mlp", "gelu"): (60e-6, "alu")}, "")
+    traced = SimpleNamespace(launches=[(("mlp", "gelu"), 2), (("mlp", "other"), 1), (("mlp", "gelu"), 4), (("head", "other"), 1)])
+    counted, note = kernels.counted_times(traced, "bf16", "NVIDIA H200")
+    assert counted == {("mlp", "gelu"): (pytest.approx(60e-6), "alu")}
+    assert note == "not counted: other: RuntimeError: no nvdisasm"
     counted, note = kernels.counted_times(traced, "bf16", "GeForce 256")
     assert counted == {}
     assert note.startswith("no kernel's time is counted: ConfigError: gpu 'GeForce 256' is not known")
