@@ -13,6 +13,7 @@ from gpu_sections.report import Section, said
 from gpu_sections.timing import us
 from gpu_sections.workload import CONFIG, TRAIN, fast, text
 
+RESERVED = 5.0  # seconds in which a kernel is counted
 Key = tuple[str, str]  # (op, kernel), as in tensorlite/cuda/runtime/dry_run.py
 
 
@@ -40,17 +41,19 @@ def kernels(section: Section) -> None:
     runtime.synchronize()
     event = statistics.median(between(*pair) for pair in pairs)
     section.put(event=event)
+    measured: dict[str, tuple[dict[Key, float], dry_run.DryRunRuntime]] = {}
     for precision in precisions[:1] if section.args.quick else precisions:
         with section.attempt(precision):
             seconds, host = timed_steps(KernelTimer(runtime, mark, between), precision, CONFIG, TRAIN, data, steps, cover)
-            traced = traced_step(precision, CONFIG, TRAIN, len(data))
-            listed = entries(seconds, traced.costs, {}, event)
-            section.row(precision, kernels=listed, host=host, note="no kernel's time is counted yet")  # counting may take long
-            counted, note = counted_times(traced, precision, runtime.name)
-            listed = entries(seconds, traced.costs, counted, event)
-            for kernel in listed:
-                kernel["roofline"] = roofline(kernel, ceilings, precision)
-            section.row(precision, kernels=listed, note=note)
+            measured[precision] = seconds, traced_step(precision, CONFIG, TRAIN, len(data))
+            listed = entries(*measured[precision], {}, event)
+            section.row(precision, kernels=listed, host=host, note="no kernel's time is counted yet")
+    for precision, (seconds, traced) in measured.items():  # counting comes last, because it may take long
+        counted, note = counted_times(traced, precision, runtime.name, section)
+        listed = entries(seconds, traced, counted, event)
+        for kernel in listed:
+            kernel["roofline"] = roofline(kernel, ceilings, precision)
+        section.row(precision, kernels=listed, note=note)
 
 
 def ceilings_of(section: Section, gpu: str, precisions: Iterable[str]) -> dict[str, float]:
@@ -75,7 +78,7 @@ def traced_step(precision: str, config: ModelConfig, train: TrainConfig, charact
     return ops.runtime
 
 
-def counted_times(traced: Any, precision: str, gpu: str) -> tuple[dict[Key, tuple[float, str]], str]:
+def counted_times(traced: Any, precision: str, gpu: str, section: Section) -> tuple[dict[Key, tuple[float, str]], str]:
     """Return the seconds and the bound of each kernel that gpt/analysis/step_model.py can count, and a note on the others."""
     try:
         from gpt.analysis.step_model import estimate
@@ -90,6 +93,8 @@ def counted_times(traced: Any, precision: str, gpu: str) -> tuple[dict[Key, tupl
     reasons: dict[str, list[str]] = {}
     for key, own in launches.items():
         try:
+            if section.left < RESERVED:
+                raise TimeoutError("no time was left")
             (found,) = estimate(own, card, precision)
             counted[key] = found.seconds, found.bound
         except Exception as error:  # such as of a program that is not installed
@@ -97,9 +102,9 @@ def counted_times(traced: Any, precision: str, gpu: str) -> tuple[dict[Key, tupl
     return counted, "\n".join(f"not counted: {', '.join(dict.fromkeys(names))}: {why}" for why, names in reasons.items())
 
 
-def entries(seconds: Mapping[Key, float], costs: Mapping[Key, Any], counted: Mapping[Key, tuple[float, str]], event: float) -> list:
+def entries(seconds: Mapping[Key, float], traced: Any, counted: Mapping[Key, tuple[float, str]], event: float) -> list:
     """Return all kernels that were measured or counted."""
-    return [entry(key, seconds, costs, counted, event) for key in dict.fromkeys([*seconds, *counted])]
+    return [entry(key, seconds, traced.costs, counted, event) for key in dict.fromkeys([*seconds, *counted])]
 
 
 def entry(

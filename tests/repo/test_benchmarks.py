@@ -481,7 +481,7 @@ def test_a_step_is_compared_with_its_counted_times():
     costs = {("mlp", "gelu"): KernelCost(calls=6, flops=1.0, bytes=2.0), ("lookup", "embed"): KernelCost(calls=1)}
     seconds = {("mlp", "gelu"): 100e-6, ("new", "unknown"): 3e-6}
     counted = {("mlp", "gelu"): (60e-6, "alu"), ("lookup", "embed"): (5e-6, "bytes")}
-    gelu, unknown, embed = kernels.entries(seconds, costs, counted, 1e-6)
+    gelu, unknown, embed = kernels.entries(seconds, SimpleNamespace(costs=costs), counted, 1e-6)
     assert gelu["seconds"] == pytest.approx(94e-6)
     assert kernels.gap(gelu) == pytest.approx(34e-6)
     assert (gelu["bound"], gelu["calls"]) == ("alu", 6)
@@ -490,7 +490,9 @@ def test_a_step_is_compared_with_its_counted_times():
     assert [k["kernel"] for k in kernels.largest_gaps_first([embed, unknown, gelu])] == ["gelu", "unknown", "embed"]
 
 
-def test_what_is_counted_and_why_it_is_not(monkeypatch):
+def test_what_is_counted_and_why_it_is_not(tmp_path, monkeypatch):
+    section = section_of(tmp_path, "kernels")
+
     def estimate(launches, gpu, precision):
         assert (gpu.bandwidth, precision) == (4800, "bf16")
         if launches[0][0] != ("mlp", "gelu"):
@@ -499,14 +501,17 @@ def test_what_is_counted_and_why_it_is_not(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "gpt.analysis.step_model", SimpleNamespace(estimate=estimate))
     traced = SimpleNamespace(launches=[(("mlp", "gelu"), 2), (("mlp", "other"), 1), (("mlp", "gelu"), 4), (("head", "other"), 1)])
-    counted, note = kernels.counted_times(traced, "bf16", "NVIDIA H200")
+    counted, note = kernels.counted_times(traced, "bf16", "NVIDIA H200", section)
     assert counted == {("mlp", "gelu"): (pytest.approx(60e-6), "alu")}
     assert note == "not counted: other: RuntimeError: no nvdisasm"
-    counted, note = kernels.counted_times(traced, "bf16", "GeForce 256")
+    late = section_of(tmp_path, "kernels", limit=0.0)
+    note = "not counted: gelu, other: TimeoutError: no time was left"
+    assert kernels.counted_times(traced, "bf16", "NVIDIA H200", late) == ({}, note)
+    counted, note = kernels.counted_times(traced, "bf16", "GeForce 256", section)
     assert counted == {}
     assert note.startswith("no kernel's time is counted: ConfigError: gpu 'GeForce 256' is not known")
     monkeypatch.setitem(sys.modules, "gpt.analysis.step_model", None)
-    assert kernels.counted_times(traced, "bf16", "NVIDIA H200")[0] == {}
+    assert kernels.counted_times(traced, "bf16", "NVIDIA H200", section)[0] == {}
 
 
 @pytest.mark.parametrize("precision", ["bf16", "float32"])
