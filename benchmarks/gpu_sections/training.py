@@ -97,7 +97,7 @@ def compare(section: Section, main: str) -> None:
     if not {main, f"{main} again"} <= rows.keys():
         return
     first, again = rows[main], rows[f"{main} again"]
-    pairs = [(a, b) for a, b in zip(first["losses"], again["losses"], strict=False) if a[0] == b[0]]
+    pairs = list(zip(first["losses"], again["losses"], strict=False))  # both were evaluated at the same steps
     whole = first["steps"] == again["steps"]
     same = all(a == b for a, b in pairs) and (not whole or first["sha256"] == again["sha256"])
     section.put(same_bits=same, compared=f"{'parameters and ' if whole else ''}losses of {pairs[-1][0][0]:,} steps")

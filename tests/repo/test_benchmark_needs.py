@@ -103,6 +103,8 @@ def test_a_corpus_that_cannot_be_fetched(monkeypatch, capsys, tmp_path):
     assert conductor.corpus_can_be_read(conductor.Args(data=tmp_path / "text"))
     assert conductor.corpus_can_be_read(conductor.Args(only=("steps",)))
     assert capsys.readouterr().err == ""
+    assert not conductor.corpus_can_be_read(conductor.Args(only=("steps", "run")))
+    capsys.readouterr()
     assert not conductor.corpus_can_be_read(conductor.Args())
     said = capsys.readouterr().err
     assert said.startswith("error: the corpus could not be fetched")

@@ -144,6 +144,7 @@ def test_numbers_that_bf16_holds():
         (70, 0.0037, (5000, 4250)),  # the second alone is shorter
         (60, 0.007, (3000, 500)),
         (130, 0.07, (750, 250)),  # a T4
+        (88, 0.07, (250, 250)),  # the second run is not left out for a longer first one
         (75, 0.07, (250, 250)),
         (60, 0.07, (150, 150)),
         (45, 0.25, (0, 0)),
@@ -157,8 +158,9 @@ def test_as_many_steps_as_fit(left, step, planned):
     assert steps * step * 1.15 + 30 <= left or not steps
 
 
-def test_quick_runs_are_short():
-    assert training.planned(110, 0.0037, training.QUICK_STEPS) == (250, 250)
+def test_quick_runs_are_short(tmp_path, monkeypatch):
+    runs, _ = run_on(tmp_path, monkeypatch, 110, {"bf16": 0.0037, "tf32": 0.0155}, quick=True)
+    assert runs == [("bf16", 250), ("bf16", 250), ("tf32", 250)]
 
 
 class Clock:
@@ -185,11 +187,11 @@ class Clock:
         }
 
 
-def run_on(tmp_path, monkeypatch, limit, seconds, timed=True, spoil=lambda clock: None):
+def run_on(tmp_path, monkeypatch, limit, seconds, timed=True, spoil=lambda clock: None, **flags):
     report = Report(tmp_path / "gpu.json")
     if timed:
         report.put("steps", {"rows": {f"fast {precision}": {"seconds": [s]} for precision, s in seconds.items()}})
-    section = Section("run", report, conductor.Args(out=tmp_path, limit=limit, precisions=(*seconds, "float32")))
+    section = Section("run", report, conductor.Args(out=tmp_path, limit=limit, precisions=(*seconds, "float32"), **flags))
     clock = Clock(section, seconds)
     spoil(clock)
     monkeypatch.setattr(training, "training", clock.training)
@@ -212,6 +214,8 @@ def test_the_runs_on_a_fast_and_on_a_slow_card(tmp_path, monkeypatch):
 def test_a_step_that_was_not_timed_is_timed_by_a_short_run(tmp_path, monkeypatch):
     runs, _ = run_on(tmp_path, monkeypatch, 180, {"bf16": 0.0037}, timed=False)
     assert runs == [("bf16", 50), ("bf16", 5000), ("bf16", 5000)]
+    runs, _ = run_on(tmp_path / "tf32", monkeypatch, 180, {"bf16": 0.0037, "tf32": 0.0037 * training.SLOWER}, timed=False)
+    assert runs[3] == ("tf32", 4750)
 
     def fails(clock):
         clock.seconds = {}
