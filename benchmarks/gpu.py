@@ -1,4 +1,4 @@
-"""The CUDA backend on this machine's GPU, compared with PyTorch and with the limits of the card, in under ten minutes.
+"""The CUDA backend on this machine's GPU, compared with PyTorch and the card's limits in ten minutes.
 
     python benchmarks/gpu.py [--quick] [--out runs/benchmark-gpu] [--only steps run] [--data FILE] [--needs]
 

@@ -1,4 +1,4 @@
-"""Two new processes, one after the other: they must take the same algorithms, and their losses must be bitwise equal."""
+"""Two new processes, one after the other, must take the same algorithms and have bitwise equal losses."""
 
 import json
 import os

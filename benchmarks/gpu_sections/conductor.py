@@ -1,4 +1,4 @@
-"""Runs the sections of benchmarks/gpu.py, each in a process with a time limit, and prints what they found."""
+"""Runs the sections of benchmarks/gpu.py, each in a process with a time limit, and prints their tables."""
 
 import contextlib
 import json
@@ -130,6 +130,7 @@ def conduct(args: Args) -> int:
 def finish(out: Path) -> None:
     """Write gpu.md, and print it last."""
     text = markdown(Report(out / "gpu.json").found)
+    out.mkdir(parents=True, exist_ok=True)
     (out / "gpu.md").write_text(text + "\n", encoding="utf-8")
     print(f"\nall of it is in {out / 'gpu.json'}, and this table in {out / 'gpu.md'}:\n\n{text}", flush=True)
 

@@ -1,4 +1,4 @@
-"""The first steps of a new process: what it autotunes, which algorithms it takes, and its losses, bit by bit."""
+"""The first steps of a new process: what it autotunes, its algorithms, and its losses bit by bit."""
 
 import json
 import time

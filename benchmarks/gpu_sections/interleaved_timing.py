@@ -15,7 +15,7 @@ from typing import Any
 from gpu_sections.report import Section, say
 from gpu_sections.workload import SCRIPT
 
-RESERVED = 30.0  # seconds of a section that warming up may not use
+RESERVED = 30.0  # seconds that are kept for the rounds while implementations warm up
 
 
 class Server:

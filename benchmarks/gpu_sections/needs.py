@@ -1,4 +1,4 @@
-"""The packages and files that benchmarks/gpu.py needs, and how to carry them to a machine without a package index.
+"""The packages and files that benchmarks/gpu.py needs, and how to carry them to another machine.
 
 This file imports the standard library alone, because it runs where packages are missing.
 """

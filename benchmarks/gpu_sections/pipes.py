@@ -1,4 +1,4 @@
-"""Which pipes of a multiprocessor the slowest kernels fill, as Nsight Compute counts, where it is installed and permitted."""
+"""Which pipes of a multiprocessor the slowest kernels fill, as Nsight Compute counts."""
 
 import csv
 import glob

@@ -1,4 +1,4 @@
-"""A training step of the reference, of each precision op by op and as one graph, and of PyTorch, in turns."""
+"""A training step: the reference, each precision op by op and as one graph, and PyTorch, in turns."""
 
 import math
 import statistics
@@ -8,7 +8,7 @@ import numpy as np
 
 from gpt.analysis.format import Cell, table
 from gpu_sections.implementations import FAIR, GRAPH, PLAIN, TORCH, TUNED, of_pytorch
-from gpu_sections.interleaved_timing import time_interleaved
+from gpu_sections.interleaved_timing import RESERVED, time_interleaved
 from gpu_sections.machine import version
 from gpu_sections.report import MIN_SECONDS, Section
 from gpu_sections.workload import TOKENS
@@ -29,7 +29,7 @@ def steps(section: Section) -> None:
     names = most_wanted_first(section.args.precisions, torch)
     for first in range(0, len(names), together):
         group = names[first : first + together]
-        if section.left < MIN_SECONDS:
+        if section.left < RESERVED + MIN_SECONDS:
             section.fail(", ".join(group), f"left out: {section.left:.0f} s were left")
         else:
             time_interleaved(section, group, rounds=2 if section.args.quick else 5)

@@ -1,4 +1,4 @@
-"""The workload that is measured: the lecture's model at its full size, the backend that trains it, and data to time it with."""
+"""The workload that is measured: the lecture's model at its full size, its backend, and random data."""
 
 import math
 from pathlib import Path
