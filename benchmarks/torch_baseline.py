@@ -19,6 +19,7 @@ from gpt.config import ModelConfig, TrainConfig
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from torch_model import GPT, Block, adamw
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 CUDA = {  # ways to train on a GPU: the mode of torch.compile, and whether the whole step is one graph
     "PyTorch eager": (None, False),
     "torch.compile": ("default", False),
@@ -50,20 +51,24 @@ def training_step(model: GPT, data: Tensor, config: ModelConfig, train: TrainCon
     return step
 
 
-def steps_on_cuda(model: GPT, data: Tensor, config: ModelConfig, train: TrainConfig, kind: str) -> Callable[[int], float]:
+def steps_on_cuda(
+    model: GPT, data: Tensor, config: ModelConfig, train: TrainConfig, kind: str, precision: str = "bf16"
+) -> Callable[[int], float]:
     """Return a function that makes n updates and returns the last loss. It waits for the device only to read that loss.
 
-    The text is on the device and windows are drawn there. The step uses bf16 autocast, SDPA and fused AdamW. A captured step
-    follows PyTorch's own recipe: batch, forward, backward and optimizer are one torch.cuda.CUDAGraph, and the model in it may be
-    compiled.
+    The text is on the device and windows are drawn there. The step uses autocast, SDPA and fused AdamW, and in fp16 PyTorch's own
+    GradScaler, whose scale stays on the device too. A captured step follows PyTorch's own recipe: batch, forward, backward and
+    optimizer are one torch.cuda.CUDAGraph, and the model in it may be compiled.
 
     train: its learning rate must be constant.
     kind: a key of CUDA.
+    precision: a key of DTYPES.
     """
     mode, one_graph = CUDA[kind]
     device, T, B = data.device, config.block_size, train.batch_size
     optimizer = adamw(model, train, fused=True, capturable=one_graph)
     loss_of = torch.compile(model, mode=mode) if mode else model
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")  # otherwise it passes all through
     last = torch.zeros((), device=device)
     offsets = torch.arange(T + 1, device=device)
     begin = torch.compiler.cudagraph_mark_step_begin if mode == "reduce-overhead" else lambda: None
@@ -72,12 +77,14 @@ def steps_on_cuda(model: GPT, data: Tensor, config: ModelConfig, train: TrainCon
     def step() -> None:
         begin()
         windows = data[torch.randint(len(data) - T, (B, 1), device=device) + offsets]  # (B, T + 1)
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, DTYPES[precision]):
             loss = loss_of(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
-        loss.backward()
+        scaler.scale(loss).backward()
         if train.grad_clip:
+            scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(model.parameters(), train.grad_clip)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad(set_to_none=True)
         last.copy_(loss.detach())
 
@@ -106,12 +113,12 @@ def _captured(step: Callable[[], None]) -> Callable[[], None]:
     return graph.replay
 
 
-def attention_seconds(rows: int, heads: int, T: int, D: int, dropout: float) -> dict[str, Any]:
-    """Return the seconds of forward and backward of each SDPA kernel, causal and in bf16, or why it cannot be used here."""
+def attention_seconds(rows: int, heads: int, T: int, D: int, dropout: float, precision: str) -> dict[str, Any]:
+    """Return the seconds of forward and backward of each causal SDPA kernel, or why it cannot be used here."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     def heads_of() -> Tensor:  # as they lie in memory after a linear layer
-        return torch.randn(rows, T, heads, D, device="cuda", dtype=torch.bfloat16).transpose(1, 2).requires_grad_()
+        return torch.randn(rows, T, heads, D, device="cuda", dtype=DTYPES[precision]).transpose(1, 2).requires_grad_()
 
     q, k, v = (heads_of() for _ in range(3))
     dy = torch.randn_like(q)

@@ -1,8 +1,8 @@
-"""Generation of 255 tokens: ours and PyTorch's, taking turns."""
+"""Generation of 255 tokens: ours and PyTorch's, in turns."""
 
 import statistics
 
-from gpu_sections.implementations import WRITERS, of_pytorch
+from gpu_sections.implementations import of_pytorch, writers
 from gpu_sections.interleaved_timing import time_interleaved
 from gpu_sections.machine import version
 from gpu_sections.report import Section
@@ -10,7 +10,8 @@ from gpu_sections.workload import CONFIG
 
 
 def generation(section: Section) -> None:
-    names = [name for name in WRITERS if version("torch") or not of_pytorch(name)]
+    """Time the implementations that are here."""
+    names = [name for name in writers(section.args.precision) if version("torch") or not of_pytorch(name)]
     time_interleaved(section, names, rounds=1 if section.args.quick else 2, each=CONFIG.block_size - 1)
 
 

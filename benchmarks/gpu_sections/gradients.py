@@ -1,4 +1,4 @@
-"""Gradients of one batch of the full model, each precision against the reference in float64."""
+"""Gradients of one batch of the full model: each precision against the reference in float64."""
 
 import dataclasses
 import math
@@ -13,15 +13,15 @@ from gpt.training.step import Task, TrainState, loss_and_gradients
 from gpu_sections.report import Section
 from gpu_sections.workload import CONFIG, SEED, TRAIN, fast, text
 from tensorlite import ReferenceOps, to_numpy
-from tensorlite.cuda.ops import PRECISIONS
 
-UNIT = {"float32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-8}  # one rounding, relatively
-WITHIN = {"float32": 64, "tf32": 16, "bf16": 16}  # roundings that a gradient may be off by, after some hundred of them
+UNIT = {"float32": 2.0**-24, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8}  # the relative error of one rounding
+WITHIN = {"float32": 64, "tf32": 16, "fp16": 16, "bf16": 16}  # roundings that a gradient may be off by, after about a hundred
+OVERFLOWS = 20  # the batch is computed at most so often, each time with half the loss scale
 
 
 def gradients(section: Section) -> None:
-    """Of one batch with dropout: the masks are the same bits everywhere, so it is the same function of the same numbers."""
-    runtime = fast("bf16").runtime
+    """Compare one batch with dropout. Masks are bitwise identical everywhere, so all compute one function of the same values."""
+    runtime = fast(section.args.precision).runtime
     xp = runtime.xp
     rows = 64 if xp.cuda.runtime.memGetInfo()[0] > 40 << 30 else 8
     train = dataclasses.replace(TRAIN, batch_size=rows)
@@ -31,13 +31,16 @@ def gradients(section: Section) -> None:
 
     def found(ops: Any, dtype: type) -> tuple[float, np.ndarray]:
         state = TrainState.start(table, start.astype(dtype), xp)
-        loss = loss_and_gradients(ops, task, state)
+        for _ in range(OVERFLOWS):
+            loss = loss_and_gradients(ops, task, state)
+            if math.isfinite(float(ops.clip_grad_norm_(state.grads, 0.0))):  # after an overflow this halves the loss scale of fp16
+                break
         return float(loss), to_numpy(state.grads)
 
     expected_loss, expected = found(ReferenceOps(check=False), np.float64)
     section.put(rows_of_the_batch=rows, loss=expected_loss)
     xp.get_default_memory_pool().free_all_blocks()
-    for precision in PRECISIONS:
+    for precision in section.args.precisions:
         with section.attempt(precision):
             loss, grads = found(fast(precision, runtime), np.float32)
             errors = {param.name: distance(table.view(grads, param), table.view(expected, param)) for param in table}
@@ -50,13 +53,13 @@ def gradients(section: Section) -> None:
 
 
 def distance(found: np.ndarray, expected: np.ndarray) -> float:
-    """Relative, of whole arrays; infinite where a number is none."""
+    """Return the relative L2 distance of two arrays, infinite if it is not a number."""
     away = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
     return away if math.isfinite(away) else math.inf
 
 
 def rounded(x: np.ndarray) -> np.ndarray:
-    """float32 numbers that bf16 can hold."""
+    """Return float32 values that bf16 can hold. So can fp16, to within 2^-25."""
     return (x.view(np.uint32) + 0x8000 & 0xFFFF0000).view(np.float32)
 
 

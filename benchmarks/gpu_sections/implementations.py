@@ -1,4 +1,4 @@
-"""The implementations that are timed, each in a process of its own that works as asked."""
+"""The implementations that are timed, each in a process of its own that works on request."""
 
 import contextlib
 import importlib
@@ -21,15 +21,18 @@ from gpt.training.step import Task, TrainState, train_step
 from gpu_sections.report import said
 from gpu_sections.workload import CONFIG, SEED, TRAIN, fast, text
 from tensorlite import ReferenceOps
-from tensorlite.cuda.ops import PRECISIONS
 
-Work = Callable[[int], float]  # so many steps, or tokens; the last loss. It returns when the device is done
+Work = Callable[[int], float]  # makes n steps, or writes n tokens, and returns the last loss when the device is done
 PLAIN = "fast {}, op by op"
 GRAPH = "fast {}"
-OURS = ["reference", *map(PLAIN.format, PRECISIONS), *map(GRAPH.format, PRECISIONS)]
-FAIR = ("torch.compile, CUDA graphs", "torch.compile, one graph", "torch.compile, tuned, one graph")  # the best of these
-TORCH = ("PyTorch eager", "torch.compile", *FAIR)  # torch_baseline.CUDA
-WRITERS = ("write: reference", "write: fast bf16", "write: PyTorch uncached", "write: PyTorch cached")
+TUNED = "torch.compile, tuned, one graph"
+FAIR = ("torch.compile, one graph", "torch.compile, CUDA graphs", TUNED)  # the fastest of these is the fair baseline
+TORCH = ("PyTorch eager", "torch.compile", *FAIR)  # the keys of torch_baseline.CUDA
+
+
+def writers(precision: str) -> list[str]:
+    """Return the implementations that generate text."""
+    return ["write: reference", f"write: fast {precision}", "write: PyTorch uncached", "write: PyTorch cached"]
 
 
 def of_pytorch(name: str) -> bool:
@@ -37,12 +40,16 @@ def of_pytorch(name: str) -> bool:
 
 
 def precision_of(name: str) -> str | None:
-    """Of the CUDA backend; of the reference none."""
-    return next((precision for precision in PRECISIONS if precision in re.split(r"[ ,]+", name)), None)
+    """Return the precision that a name of the CUDA backend has, and None for the reference."""
+    found = re.search(r"\bfast (\w+)", name)
+    return found[1] if found else None
 
 
-def implementation(name: str) -> tuple[Work, Callable[[], dict[str, int]]]:
-    """Its work, and the bytes that it has reserved and, where its allocator tells, used at the highest point."""
+def implementation(name: str, precision: str) -> tuple[Work, Callable[[], dict[str, int]]]:
+    """Return its work, and a function of the bytes that it has reserved and, if its allocator tells, used at the highest point.
+
+    precision: the 16-bit precision of PyTorch. The names of our implementations have their own.
+    """
     if not of_pytorch(name):
         return ours(name)
     import torch
@@ -56,15 +63,16 @@ def implementation(name: str) -> tuple[Work, Callable[[], dict[str, int]]]:
         return {"reserved": torch.cuda.max_memory_reserved(), "used": torch.cuda.max_memory_allocated()}
 
     if name.startswith("write"):
-        model, loop = model.to(torch.bfloat16), baseline.generate_cached if name.endswith(" cached") else baseline.generate
+        loop = baseline.generate_cached if name.endswith(" cached") else baseline.generate
+        model = model.to(baseline.DTYPES[precision])
         prompt = torch.zeros((1, 1), dtype=torch.long, device="cuda")
         return (lambda n: [*loop(model, prompt, n, CONFIG)][-1]), memory
     data = torch.from_numpy(text(np).astype(np.int64)).cuda()
-    return baseline.steps_on_cuda(model, data, CONFIG, TRAIN, name), memory
+    return baseline.steps_on_cuda(model, data, CONFIG, TRAIN, name, precision), memory
 
 
 def ours(name: str) -> tuple[Work, Callable[[], dict[str, int]]]:
-    """The reference on CuPy arrays, or the CUDA backend."""
+    """Return the same for the reference on CuPy arrays, or for the CUDA backend."""
     import cupy
 
     precision, model = precision_of(name), MODELS["gpt"]
@@ -91,8 +99,8 @@ def ours(name: str) -> tuple[Work, Callable[[], dict[str, int]]]:
     return write if name.startswith("write") else steps, memory
 
 
-def serve(name: str) -> int:
-    """Be an implementation. A line in, {"warm": n, "blocks": n, "each": n}; a line out: seconds of one, for each block."""
+def serve(name: str, precision: str) -> int:
+    """Be an implementation. A line in: {"warm": n, "blocks": n, "each": n}. A line out: the seconds per step of each block."""
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints is no answer
     with contextlib.suppress(ImportError):
@@ -102,7 +110,7 @@ def serve(name: str) -> int:
         asked = json.loads(line)
         try:
             if work is None:
-                work, memory = implementation(name)
+                work, memory = implementation(name, precision)
             answer = turn(work, asked)
             answer["memory"] = memory()
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Times implementations, each a process of its own, in turns."""
+"""Times implementations in turns, each in a process of its own."""
 
 import contextlib
 import json
@@ -13,18 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from gpu_sections.report import Section, say
-from gpu_sections.workload import ROOT
+from gpu_sections.workload import SCRIPT
 
-SCRIPT = ROOT / "benchmarks" / "gpu.py"  # with --serve it is an implementation
-RESERVED = 40.0  # seconds of a section that warming up may not use
+RESERVED = 30.0  # seconds that are kept for the rounds while implementations warm up
 
 
 class Server:
     """An implementation's process, from outside. A question that it does not answer in time ends it."""
 
-    def __init__(self, name: str, log: Path) -> None:
+    def __init__(self, name: str, precision: str, log: Path) -> None:
         self.name, self.log = name, log
-        command = [sys.executable, str(SCRIPT), "--serve", name]
+        command = [sys.executable, str(SCRIPT), "--serve", name, "--precisions", precision]
         with log.open("w") as errors:
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
         self.lines: queue.Queue[str] = queue.Queue()
@@ -66,12 +65,13 @@ class Server:
 
 
 def time_interleaved(section: Section, names: Sequence[str], rounds: int, each: int | None = None, patience: float = 120.0) -> None:
-    """Rows of all implementations: started together, warmed up one after another, since some autotune then, and timed in turns.
+    """Add a row per implementation. All start together, warm up one after another, since some autotune then, and take turns.
 
-    each: steps of a block; by default as many as take 0.3 s, 5 to 50. patience: seconds for the first steps, compiling included.
+    each: steps per block; by default as many as take 0.3 s, 1 to 50.
+    patience: seconds for the first steps, in which some compile.
     """
     with tempfile.TemporaryDirectory() as logs:
-        servers = {name: Server(name, Path(logs) / f"{i}.log") for i, name in enumerate(names)}
+        servers = {name: Server(name, section.args.precision, Path(logs) / f"{i}.log") for i, name in enumerate(names)}
         sizes: dict[str, int] = {}
 
         def asked(name: str, **question: Any) -> dict[str, Any] | None:
@@ -91,7 +91,7 @@ def time_interleaved(section: Section, names: Sequence[str], rounds: int, each: 
                 began = time.monotonic()
                 answer = asked(name, warm=3, blocks=1, each=5, timeout=max(1.0, min(patience, section.left - RESERVED)))
                 if answer:
-                    sizes[name] = each or max(5, min(50, round(0.3 / answer["seconds"][0])))
+                    sizes[name] = each or max(1, min(50, round(0.3 / answer["seconds"][0])))
                     section.row(name, warm_up=time.monotonic() - began)
                     say(f"  {name}: ready after {time.monotonic() - began:.0f} s")
             for _ in range(rounds):
@@ -99,7 +99,7 @@ def time_interleaved(section: Section, names: Sequence[str], rounds: int, each: 
                     if section.left < 8:
                         section.fail("rounds", "not all were made: no time was left")
                         return
-                    asked(name, warm=max(2, sizes[name] // 5), blocks=2, each=sizes[name], timeout=min(30.0, section.left))
+                    asked(name, warm=max(1, sizes[name] // 5), blocks=2, each=sizes[name], timeout=min(30.0, section.left))
         finally:
             for server in servers.values():
                 server.end()

@@ -9,17 +9,19 @@ import subprocess
 
 from gpu_sections.report import Section
 from gpu_sections.timing import Timer
-from gpu_sections.workload import ROOT, fast, numbers
+from gpu_sections.workload import ROOT, fast, random_values
 
 VERSIONS = ("driver", "cublaslt", "nvrtc", "cupy", "numpy", "torch", "triton", "python", "commit")
 
 
 def machine(section: Section) -> None:
-    ops = fast("bf16")
-    runtime, xp = ops.runtime, ops.runtime.xp
+    """Note the card and the versions, and measure the ceilings."""
+    runtime = fast(section.args.precision).runtime
+    xp = runtime.xp
     section.put(
         gpu=runtime.name,
         capability=runtime.architecture / 10,
+        precision=section.args.precision,
         memory_bytes=int(xp.cuda.runtime.memGetInfo()[1]),
         pci=xp.cuda.Device().pci_bus_id,
         driver=first_line(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]),
@@ -35,20 +37,20 @@ def machine(section: Section) -> None:
         section.put(nvrtc="{}.{}".format(*nvrtc.version()))
     timer, ceilings = Timer(runtime), {}
     with section.attempt("copy"):
-        big = numbers(fast("float32", runtime), 1 << 28)
+        big = random_values(fast("float32", runtime), 1 << 28)
         other = xp.empty_like(big)
         ceilings["copy"] = 2 * big.nbytes / timer.seconds([lambda: xp.copyto(other, big)], calls=10, captured=False)
         section.put(ceilings=ceilings)
-    for precision, n in (("bf16", 8192), ("tf32", 4096), ("float32", 4096)):
+    for precision in section.args.precisions:
         with section.attempt(f"GEMM in {precision}"):
-            own = fast(precision, runtime)
-            a, b, out = numbers(own, n, n), numbers(own, n, n), own.empty((n, n))
+            own, n = fast(precision, runtime), 8192 if precision in ("bf16", "fp16") else 4096
+            a, b, out = random_values(own, n, n), random_values(own, n, n), own.empty((n, n))
             ceilings[precision] = 2 * n**3 / timer.seconds([functools.partial(own.gemm, a, b, out)], calls=8, captured=False)
             section.put(ceilings=ceilings)
 
 
 def version(package: str) -> str:
-    """Of an installed package, under whatever name CuPy goes; "" where there is none."""
+    """Return the version of an installed package, or "". CuPy's package has one of three names."""
     for name in (package, f"{package}-cuda13x", f"{package}-cuda12x"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(name)
@@ -56,7 +58,7 @@ def version(package: str) -> str:
 
 
 def first_line(command: list[str]) -> str:
-    """What a program says; "" where there is none, or it fails."""
+    """Return the first line that a program prints, or "" if it fails or is not installed."""
     with contextlib.suppress(OSError, subprocess.SubprocessError, IndexError):
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=ROOT, check=True)
         return done.stdout.splitlines()[0].strip()
@@ -64,7 +66,7 @@ def first_line(command: list[str]) -> str:
 
 
 def memory_used(pci: str) -> float:
-    """Bytes of a GPU's memory that are taken, as nvidia-smi says: asking CUDA would make a context. NaN where it does not say."""
+    """Return the bytes of a GPU's memory in use, or NaN if nvidia-smi does not say. To ask CUDA would create a context."""
     query = ["nvidia-smi", f"--id={pci}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     with contextlib.suppress(ValueError):
         return float(first_line(query)) * 2**20
@@ -72,7 +74,7 @@ def memory_used(pci: str) -> float:
 
 
 def commit() -> str:
-    """git's word for what is here."""
+    """Return git's name of the commit that is checked out, and whether files differ from it."""
     name = first_line(["git", "rev-parse", "--short", "HEAD"])
     return name and name + (" and changes" if first_line(["git", "status", "--porcelain", "-uno"]) else "")
 

@@ -1,4 +1,4 @@
-"""gpu.json, and a section at work that writes in it. Whatever goes wrong is written there too, and the rest goes on."""
+"""gpu.json, and a section at work, which writes to it. Whatever goes wrong is written there too, and the rest goes on."""
 
 import contextlib
 import json
@@ -9,15 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+MIN_SECONDS = 10.0  # no section, and no part of one that takes a while, starts with less time than this
+
 
 def say(text: str) -> None:
-    """A line with the time of day."""
+    """Print a line with the time of day."""
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 @dataclass
 class Report:
-    """gpu.json: section -> what it found. One process at a time writes it."""
+    """gpu.json, which maps a section's name to what it found. One process at a time writes it."""
 
     path: Path
 
@@ -44,11 +46,11 @@ class Report:
 
 @dataclass
 class Section:
-    """A section at work: what it was asked for, its limit of time, and what it has found."""
+    """A section at work: its arguments, its time limit, and what it has found."""
 
     name: str
     report: Report
-    args: Any  # gpu.Args
+    args: Any  # conductor.Args
     found: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -57,7 +59,7 @@ class Section:
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """Seconds until the limit."""
         return self.end - time.monotonic()
 
     def put(self, **found: Any) -> None:
@@ -65,7 +67,7 @@ class Section:
         self.report.put(self.name, self.found)
 
     def row(self, name: str, **numbers: Any) -> None:
-        """A line of the section's table."""
+        """Add values to a line of the section's table."""
         self.found.setdefault("rows", {}).setdefault(name, {}).update(numbers)
         self.put()
 
@@ -76,7 +78,7 @@ class Section:
 
     @contextlib.contextmanager
     def attempt(self, what: str) -> Iterator[None]:
-        """Whatever goes wrong within is noted, with its traceback, and the section goes on."""
+        """Note an exception of the block, with its traceback, and let the section go on."""
         try:
             yield
         except Exception as error:
@@ -85,12 +87,12 @@ class Section:
 
 
 def said(error: BaseException) -> str:
-    """An error in one line."""
+    """Return an error as one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".rstrip(": ")
 
 
 def shown(show: Callable[[dict], str], found: dict[str, Any]) -> str:
-    """A section's table and failures; a table that cannot be made of what was found is no reason to stop."""
+    """Return a section's table and its failures. If too little was found for a table, it says so."""
     try:
         text = show(found) if found else ""
     except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
