@@ -1,5 +1,5 @@
-// Copies of an array in another layout or precision, which kernels and GEMMs require.
-// tensorlite/cuda/layout.py launches them. They replace no op of the reference.
+// Copies of an array in another layout, which kernels and GEMMs require.
+// tensorlite/cuda/layout.py launches them. They replace no op of the reference. pad_columns_float32 also widens its values.
 #include "common.cuh"
 
 // y_ij = x_ji, for y: (rows, n / rows).
