@@ -381,6 +381,7 @@ def on_device(monkeypatch):
 
 
 @pytest.mark.long
+@pytest.mark.program  # nvdisasm
 def test_sections_on_the_host(on_device, monkeypatch, tmp_path):
     """All gradients are within their bounds. All kernels and GEMMs have rows, and their tables are made."""
     section = section_of(tmp_path, "gradients")
@@ -394,7 +395,8 @@ def test_sections_on_the_host(on_device, monkeypatch, tmp_path):
     kernels.kernels(section)
     assert "failures" not in section.found
     listed = section.found["rows"]["bf16"]["kernels"]
-    assert all(kernel["seconds"] >= 0 and kernel["roofline"] > 0 for kernel in listed)
+    assert [kernel["kernel"] for kernel in listed if "seconds" not in kernel] in ([], ["end_step"])  # of captured steps alone
+    assert all(kernel.get("seconds", 0) >= 0 and kernel["roofline"] > 0 for kernel in listed)
     assert "attention_forward" in kernels.show_kernels(section.found)
 
     def one_algorithm(ops, sets, epilogue):
