@@ -155,20 +155,6 @@ def _about_the_count(estimates: Sequence[KernelEstimate], steps: int, card: Gpu)
     return lines
 
 
-def predict_step(
-    config: ModelConfig, train: TrainConfig, precision: Precision, gpu: str, characters: int = 1_000_000
-) -> list[KernelEstimate]:
-    """Estimate each kernel of a step, by op and kernel, as `train.py --dry-run` does.
-
-    gpu: a name that lookup_gpu knows.
-    Raises DeviceError where NVRTC or nvdisasm is missing or fails, EndlessError, and ConfigError for an unknown GPU.
-    """
-    card = GPUS[lookup_gpu(gpu)]
-    runtime = DryRunRuntime(card.shared_memory)
-    trace_step(CUDAOps(precision, check=False, runtime=runtime), config, train, characters)
-    return estimate(runtime.launches, card, precision)
-
-
 def op_observer(runtime: Any) -> Observer:
     """Return an observer that tells the runtime which op is running. An op within an op counts as the outer one."""
 

@@ -266,6 +266,6 @@ def test_the_table_of_counted_times(monkeypatch):
 def test_predictions_have_the_names_that_a_run_measures(monkeypatch):
     nothing = launch_count.LaunchCount(dict.fromkeys(pipes.PIPES, 0.0), registers=32)
     monkeypatch.setattr(step_model, "count", lambda *_: nothing)
-    preset = PRESETS["shakespeare"]
-    predicted = dry_run.predict_step(preset.model, preset.train, "bf16", "NVIDIA H200")
-    assert [(entry.op, entry.kernel) for entry in predicted] == list(traced().costs)
+    runtime = traced()
+    predicted = step_model.estimate(runtime.launches, H200, "bf16")
+    assert [(entry.op, entry.kernel) for entry in predicted] == list(runtime.costs)
