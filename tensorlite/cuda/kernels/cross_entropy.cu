@@ -12,16 +12,16 @@ constexpr int WARPS = 8;
 
 // lse_n = log sum_v exp(logits_nv), and partial, this block's sum of lse_n - logits_n,target.
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
-cross_entropy_forward(const logit_t* logits, long long stride, long long V, const index_t* targets, float* lse, float* partial,
+cross_entropy_forward(const logit_t* logits, int stride, int V, const index_t* targets, float* lse, float* partial,
                       long long rows) {
     int lane = threadIdx.x % 32;
     float loss = 0.0f;
     for (long long n = blockIdx.x * (long long)WARPS + threadIdx.x / 32; n < rows; n += gridDim.x * (long long)WARPS) {
         const logit_t* z = logits + n * stride;
         float max_logit = -INFINITE, sum = 0.0f;
-        for (long long v = lane; v < V; v += 32) max_logit = fmaxf(max_logit, to_float(z[v]));
+        for (int v = lane; v < V; v += 32) max_logit = fmaxf(max_logit, to_float(z[v]));
         max_logit = warp_max(max_logit);
-        for (long long v = lane; v < V; v += 32) sum += expf(to_float(z[v]) - max_logit);
+        for (int v = lane; v < V; v += 32) sum += expf(to_float(z[v]) - max_logit);
         float lse_n = max_logit + logf(warp_sum(sum));
         if (lane == 0) {
             lse[n] = lse_n;
@@ -40,12 +40,17 @@ extern "C" __global__ void mean_loss(const float* partial, long long count, long
 
 // dlogits = dloss (p - onehot) / rows, and zeros in the padding. dloss is `value`, times *dloss_ptr unless that is null.
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
-cross_entropy_backward(float value, const float* dloss_ptr, const logit_t* logits, long long stride, long long V,
+cross_entropy_backward(float value, const float* dloss_ptr, const logit_t* logits, int stride, int V,
                        const index_t* targets, const float* lse, scalar_t* dlogits, long long rows) {
     float scale = value * (dloss_ptr ? *dloss_ptr : 1.0f) / rows;  // 3.
-    for (long long n = blockIdx.x * (long long)WARPS + threadIdx.x / 32; n < rows; n += gridDim.x * (long long)WARPS)
-        for (long long v = threadIdx.x % 32; v < stride; v += 32) {
-            float p = v < V ? expf(to_float(logits[n * stride + v]) - lse[n]) : 0.0f;              // 1.
-            store(dlogits + n * stride + v, (p - (v == (long long)targets[n] ? 1.0f : 0.0f)) * scale);  // 2.
+    for (long long n = blockIdx.x * (long long)WARPS + threadIdx.x / 32; n < rows; n += gridDim.x * (long long)WARPS) {
+        const logit_t* z = logits + n * stride;
+        scalar_t* dz = dlogits + n * stride;
+        int target = targets[n];
+        float lse_n = lse[n];
+        for (int v = threadIdx.x % 32; v < stride; v += 32) {
+            float p = v < V ? expf(to_float(z[v]) - lse_n) : 0.0f;     // 1.
+            store(dz + v, (p - (v == target ? 1.0f : 0.0f)) * scale);  // 2.
         }
+    }
 }
