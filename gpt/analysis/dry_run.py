@@ -52,7 +52,7 @@ def step_table(config: ModelConfig, train: TrainConfig, want: Precision | Litera
     peak = getattr(card, precision)
     if peak is None:
         raise ConfigError(f"precision {precision} is not supported on the {name}; use --precision auto")
-    runtime = DryRunRuntime(card.shared_memory)
+    runtime = DryRunRuntime()
     ops = CUDAOps(precision, check=False, runtime=runtime)
     graph_bytes = trace_step(ops, config, train, characters)
     state_bytes = 16 * ParamTable(MODELS[config.model].init(config)).size  # four float32 buffers

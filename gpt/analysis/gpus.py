@@ -64,13 +64,6 @@ class Gpu:
         return MULTIPROCESSORS[self.capability]
 
     @property
-    def shared_memory(self) -> int:
-        """The most bytes of shared memory per block."""
-        if self.capability < 70:
-            return 48 << 10
-        return self.sm.shared - (RESERVED_SHARED if self.capability >= 80 else 0)
-
-    @property
     def clock(self) -> float:
         """The boost clock in Hz, which the datasheet's float32 rate contains: 2 FLOPs per lane and clock."""
         flops_per_clock = 2 * self.sm.fma * self.sms

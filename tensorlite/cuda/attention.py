@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 
 STRIDES = np.dtype([("batch", "i8"), ("head", "i8"), ("row", "i8")])  # attention.cu: Strides
 WARPS, TILE = 8, 32  # of attention.cu
-MMA_TILE, MMA_QUERIES, MMA_THREADS = 64, 32, 128  # of attention_tiles.cuh and attention_mma.cu
+MMA_TILE, MMA_HALF, MMA_THREADS = 64, 32, 128  # of attention_tiles.cuh and attention_mma.cu
 MASK_TILE = 64  # of attention_mask.cuh
 MMA_MAX_D = 128  # the largest head size whose accumulators fit in registers
-QUERY_TILE_ROWS = 4 * MMA_TILE  # the rows of tiles of attention_backward_query, which needs the most shared memory
 MMA_MAX_SIZE = 2**31 - 1  # elements of one sequence of qkv, in which the kernels of attention_mma.cu count with 32 bits
 
 
@@ -43,9 +42,6 @@ def on_tensor_cores(ops: "CUDAOps", D: int, T: int, dropout: bool, kv_cache: boo
         return False, "float32 arithmetic"
     if D % 16 or D > MMA_MAX_D:
         return False, f"head size {D} is no multiple of 16 up to {MMA_MAX_D}"
-    needed, available = _tiles_nbytes(QUERY_TILE_ROWS, D), ops.runtime.shared_memory
-    if needed > available:
-        return False, f"backward with head size {D} needs {needed} bytes of shared memory per block, the GPU has {available}"
     if kv_cache:
         return False, "one position at a time"
     if dropout and T % 4:
@@ -109,10 +105,10 @@ def attention_backward(ops: "CUDAOps", dy: Array, cache: tuple) -> Array:
     by_query = args | {"y": y, "dq": dqkv[:, :, :C], "flops": 3 * gemm_flops}
     by_key = args | {"dkv": dqkv[:, :, C:], "flops": 4 * gemm_flops}
     if on_tensor_cores(ops, D, T, mask is not None)[0]:
-        key_rows = 2 * MMA_TILE + 2 * MMA_QUERIES
-        key_floats = 2 * MMA_QUERIES  # lse and delta of its queries
-        _launch_mma(ops, "attention_backward_query", *size, tile_rows=QUERY_TILE_ROWS, **by_query)
-        _launch_mma(ops, "attention_backward_key", *size, tile_rows=key_rows, more_floats=key_floats, **by_key)
+        rows = 2 * MMA_TILE + 2 * MMA_HALF
+        key_floats = 2 * MMA_HALF  # lse and delta of its queries
+        _launch_mma(ops, "attention_backward_query", *size, tile_rows=rows, **by_query)
+        _launch_mma(ops, "attention_backward_key", *size, tile_rows=rows, more_floats=key_floats, **by_key)
     else:
         _launch_scalar(ops, "attention_backward_query", *size, rows_per_warp=2, **by_query)
         _launch_scalar(ops, "attention_backward_key", *size, rows_per_warp=2, **by_key)

@@ -175,15 +175,6 @@ def test_which_attention_is_on_tensor_cores():
         assert why in reason
 
 
-def test_attention_on_tensor_cores_of_7_5():
-    """The tiles of backward must fit in 64 KiB of shared memory."""
-    ops = both(SM75).ops[0]
-    assert on_tensor_cores(ops, 112, 8, True) == (True, "tensor cores")
-    found, reason = on_tensor_cores(ops, 128, 8, True)
-    assert not found
-    assert reason == "backward with head size 128 needs 69632 bytes of shared memory per block, the GPU has 65536"
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("D", [16, 64])
 def test_two_halves_of_an_mma_are_the_whole(D):

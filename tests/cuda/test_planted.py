@@ -39,6 +39,7 @@ from tensorlite import Key
 
 MMA, SCALAR, TILES, MASK, PTX = "attention_mma.cu", "attention.cu", "attention_tiles.cuh", "attention_mask.cuh", "ptx.cuh"
 BARRIER = "__syncthreads();"
+ARRIVED = "        copy_async_wait();\n        __syncthreads();"
 tiles = functools.partial(attention, B=1, T=76, H=1)  # two of the tensor cores' tiles, the second with 12 of 64 rows
 masked = functools.partial(attention, B=1, T=76, p=0.3)  # and two heads, with three earlier rows of the batch
 rows = functools.partial(attention, B=1, T=40, H=1)  # two tiles of the scalar kernels, five blocks
@@ -48,11 +49,12 @@ PLANTED = [
     # a missing barrier
     (MMA, "__syncthreads();\n        float p[TILE / 8][4];\n", "float p[TILE / 8][4];\n", "bf16", tiles),
     (MMA, "__syncthreads();  // before the next tile overwrites k and v", "", "bf16", tiles),
-    (MMA, "__syncthreads();\n        float ds[TILE / 8][4], dp", "float ds[TILE / 8][4], dp", "bf16", tiles),
-    (MMA, "(acc, ds, k);  // 4. dq\n        __syncthreads();", "(acc, ds, k);", "bf16", tiles),
+    (MMA, "__syncthreads();\n    Rows q_rows", "Rows q_rows", "bf16", functools.partial(tiles, D=64)),
+    (MMA, "TILE / 2;\n" + ARRIVED, "TILE / 2;\n        copy_async_wait();", "bf16", tiles),
+    (MMA, "// 4. dq\n        }\n        __syncthreads();", "}", "bf16", tiles),
     (MMA, "__syncthreads();\n    Rows k_rows", "Rows k_rows", "bf16", functools.partial(tiles, D=64)),
-    (MMA, "__syncthreads();\n        if (q0 + QUERIES", "if (q0 + QUERIES", "bf16", tiles),
-    (MMA, "(dk, dp, q);  // 4. dk\n        }\n        __syncthreads();", "(dk, dp, q);\n        }", "bf16", tiles),
+    (MMA, "(words);\n        }\n" + ARRIVED, "(words);\n        }\n        copy_async_wait();", "bf16", tiles),
+    (MMA, "// 4. dk\n        }\n        __syncthreads();", "}", "bf16", tiles),
     (SCALAR, "__syncthreads();\n        load_tile(k_tile, k_base", "load_tile(k_tile, k_base", "float32", rows),
     (SCALAR, "v_base, kv_strides.row, kv0, end);\n        __syncthreads();", "v_base, kv_strides.row, kv0, end);", "float32", rows),
     (SCALAR, "__syncthreads();\n        load_tile(k_tile, q_base + C", "load_tile(k_tile, q_base + C", "float32", rows),
@@ -79,10 +81,13 @@ PLANTED = [
     (MMA, "if (kv_tile == q_tile)  //", "if (kv_tile < q_tile)  //", "bf16", tiles),
     (MMA, "float p = column <= row + 8 * r", "float p = column <= row + 1 + 8 * r", "bf16", tiles),
     (MMA, "> q0 + query", ">= q0 + query", "bf16", tiles),
-    (MMA, "kv_tile * TILE + warp_row) {", "kv_tile * TILE + warp_row + 16) {", "bf16", tiles),
-    (MMA, "p[j][i] *= scale_log2;", "p[j][i] *= LOG2_E;", "bf16", tiles),
+    (MMA, "kv_tile * TILE + warp_row) continue", "kv_tile * TILE + warp_row + 16) continue", "bf16", tiles),
+    (MMA, "q_tile * TILE + warp_row + 16) break", "q_tile * TILE + warp_row) break", "bf16", tiles),
+    (MMA, "min(T, (q_tile + 1) * TILE)", "min(T, q_tile * TILE)", "bf16", tiles),
+    (MMA, "m_log2[r] = m[r] * scale_log2", "m_log2[r] = m[r] * LOG2_E", "bf16", tiles),
+    (MMA, "(m[r] - m_new[r]) * scale_log2", "(m[r] - m_new[r]) * LOG2_E", "bf16", functools.partial(attention, B=1, T=128, H=1)),
     (MMA, "acc[j][i] *= alpha[i / 2]", "acc[j][i] *= alpha[i / 3]", "bf16", functools.partial(attention, B=1, T=128, H=1)),
-    (MMA, "= (m[r] + log2f", "= (m[0] + log2f", "bf16", tiles),
+    (MMA, "= m[r] * scale + logf", "= m[0] * scale + logf", "bf16", tiles),
     (MMA, " - delta_shared[query]);", ");", "bf16", tiles),
     (MMA, "int t = row + 8 * r;", "int t = row + 7 * r;", "bf16", tiles),
     (SCALAR, "l = l * alpha + warp_sum(p)", "l = l + warp_sum(p)", "float32", rows),
@@ -102,7 +107,10 @@ PLANTED = [
     (TILES, "& 0x11) << (4 * j + i)", "& 0x11) << (4 * j + i / 2)", "bf16", masked),
     (TILES, "i / 2 * 4 + j % 2 * 2 + i % 2; }", "j % 2 * 4 + i / 2 * 2 + i % 2; }", "bf16", masked),
     (MMA, "T, q_tile * TILE, kv_tile * TILE) + threadIdx.x] = ", "T, q_tile * TILE, 0) + threadIdx.x] = ", "bf16", masked),
-    (MMA, "mask ? mask[mask_tile(blockIdx.x, T, q_tile * TILE, kv_tile * TILE) + threadIdx.x] : ~0u", "~0u", "bf16", masked),
+    (MMA, "mask ? mask[mask_tile(blockIdx.x, T, q_tile * TILE, k0) + threadIdx.x] : ~0u", "~0u", "bf16", masked),
+    (MMA, "(drawn) >> k0 % TILE / 2", "(drawn)", "bf16", masked),
+    (MMA, "bit = step / 2 + fragment_bit(j, i)", "bit = fragment_bit(j, i)", "bf16", masked),
+    (MMA, "bit = step / 2 + 4 * j + i", "bit = 4 * j + i", "bf16", masked),
     (MMA, "T, q0, kv_tile * TILE) + q0 % TILE / 16 * 32", "T, q0, kv_tile * TILE)", "bf16", masked),
     (MMA, "T, q0, kv_tile * TILE) + q0", "T, q0, q0) + q0", "bf16", masked),
     (MMA, "p[j][i] = apply_mask(p[j][i], mask_bits, bit, 1.0f);", "", "bf16", masked),
@@ -129,7 +137,8 @@ PLANTED = [
      functools.partial(dropout_add_layernorm, p=0.3)),
     # fp16 on compute capability 7.5
     (PTX, "(c, a + 2, b[1])", "(c, a + 2, b[0])", SM75, tiles),
-    (PTX, "*(uint4*)to_shared = *(const uint4*)from_global", "*(uint2*)to_shared = *(const uint2*)from_global", SM75, tiles),
+    (PTX, "exists ? *(const uint4*)from_global", "exists ? make_uint4(*(unsigned*)from_global, 0, 0, 0)", SM75, tiles),
+    (PTX, ": make_uint4(0, 0, 0, 0)", ": make_uint4(~0u, 0, 0, 0)", SM75, tiles),
     (PTX, "round_fp16(low) | (unsigned)round_fp16(high)", "round_fp16(high) | (unsigned)round_fp16(low)", SM75, residual),
     # a few others
     ("layernorm.cu", "if (channel(i) < C) row", "row", "float32", layernorm_alone),

@@ -2,20 +2,21 @@
 // It computes what attention.cu computes, with q, k and v packed in one array. That file says what differs from
 // tensorlite/reference/attention.py, and what the names mean.
 //
-// A block owns 64 queries of one head and loops over tiles of 64 keys. In attention_backward_key, a block owns 64 keys and
-// loops over tiles of 32 queries. Each of the 4 warps owns 16 of the 64 rows, and a lane owns parts of two of these, `row` and
-// `row + 8`; they are r = 0 and r = 1 where an array has an index [r].
+// A block owns 64 queries of one head and loops over tiles of 64 keys. In backward it loops over half tiles of 32 keys, or it owns
+// 64 keys and loops over half tiles of 32 queries. Each of the 4 warps owns 16 of the 64 rows, and a lane owns parts of two of
+// these, `row` and `row + 8`; they are r = 0 and r = 1 where an array has an index [r].
 //
-// What differs from attention.cu: exponentials have base 2, so scores, m and lse_t are also scaled by log2(e). Probabilities
-// and ds are rounded to scalar_t as operands of the second GEMM. Backward is two kernels, one over blocks of queries and one over
-// blocks of keys. So each result has one owner and no kernel uses atomics; the price is that scores and dp_dropped are computed
-// twice.
+// What differs from attention.cu: exponentials have base 2, so scale and lse_t are multiplied by log2(e). m is the maximum of q k^T
+// without the scale. Probabilities and ds are rounded to scalar_t as operands of the second GEMM. Backward is two kernels, one over
+// blocks of queries and one over blocks of keys. So each result has one owner and no kernel uses atomics; the price is that scores
+// and dp_dropped are computed twice.
 #include "attention_tiles.cuh"
 
 constexpr float LOG2_E = 1.4426950408889634f;
-// Queries per tile in attention_backward_key. With half a tile, the registers hold three blocks at head size 64.
-constexpr int QUERIES = TILE / 2;
-// Whether the registers of attention_backward_key also hold the warp's rows of k and v, from tile to tile.
+// The keys or queries that a block of backward loads at a time, and those of them that a warp multiplies at a time. Where the
+// causal mask hides all of a step, the warp skips it.
+constexpr int HALF = TILE / 2, STEP = D <= 64 ? 16 : HALF;
+// Whether the registers of backward hold the warp's own rows, two sets of them, from step to step.
 constexpr bool HOLD_ROWS = D <= 64;
 // The blocks of each kernel that an SM shall hold at a time, which limits the registers of a thread.
 // On 7.5, the shared memory holds at most two at head size 64, and the registers of more would spill.
@@ -52,8 +53,6 @@ attention_forward(const scalar_t* qkv, scalar_t* y, float* lse, unsigned* mask, 
         __syncthreads();
         float p[TILE / 8][4];
         gemm_nt<FOUR_PER_LANE>(p, load_rows(q + warp_row * PITCH), k);  // scores, (16 x 64)
-        for (int j = 0; j < TILE / 8; j++)
-            for (int i = 0; i < 4; i++) p[j][i] *= scale_log2;
         if (kv_tile == q_tile)  // in the tiles before it, all keys are visible
             for (int j = 0; j < TILE / 8; j++)
                 for (int i = 0; i < 4; i++)
@@ -61,18 +60,19 @@ attention_forward(const scalar_t* qkv, scalar_t* y, float* lse, unsigned* mask, 
         float m_new[2] = {m[0], m[1]};
         for (int j = 0; j < TILE / 8; j++)
             for (int i = 0; i < 4; i++) m_new[i / 2] = fmaxf(m_new[i / 2], p[j][i]);
-        float alpha[2];
+        float alpha[2], m_log2[2];
         for (int r = 0; r < 2; r++) m_new[r] = quad_max(m_new[r]);
         for (int r = 0; r < 2; r++) {
-            alpha[r] = fast_exp2(m[r] - m_new[r]);
+            alpha[r] = fast_exp2((m[r] - m_new[r]) * scale_log2);
             m[r] = m_new[r];
+            m_log2[r] = m[r] * scale_log2;
             l[r] *= alpha[r];
         }
         for (int j = 0; j < D / 8; j++)
             for (int i = 0; i < 4; i++) acc[j][i] *= alpha[i / 2];
         for (int j = 0; j < TILE / 8; j++)
             for (int i = 0; i < 4; i++) {
-                p[j][i] = fast_exp2(p[j][i] - m[i / 2]);
+                p[j][i] = fast_exp2(p[j][i] * scale_log2 - m_log2[i / 2]);
                 l[i / 2] += p[j][i];
             }
         if (dropout.threshold) {
@@ -93,18 +93,18 @@ attention_forward(const scalar_t* qkv, scalar_t* y, float* lse, unsigned* mask, 
     store_fragment(y + (b * T + q_tile * TILE + warp_row) * C + h * D, C, valid_rows, acc, inv_keep / l[0], inv_keep / l[1]);
     for (int r = 0; r < 2; r++)
         if (lane % 4 == 0 && lane / 4 + 8 * r < valid_rows)
-            lse[(long long)blockIdx.x * T + row + 8 * r] = (m[r] + log2f(l[r])) / LOG2_E;
+            lse[(long long)blockIdx.x * T + row + 8 * r] = m[r] * scale + logf(l[r]);
 }
 
 // dq = sum over the keys of ds k scale,  ds = p (dropout_backward(dy v^T) - delta),  delta = dy . y, row by row.
 // A block owns 64 queries. dq: the first third of the last axis of an array of qkv's shape. delta: (B, H, T), which
 // attention_backward_key reads. mask: that of forward, or null; inv_keep is 1 without dropout. Grid: (B H, tiles). Shared memory:
-// 4 tiles.
+// 2 tiles of queries and dy, 2 half tiles of keys and values.
 extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS)
 attention_backward_query(const scalar_t* qkv, const scalar_t* y, const scalar_t* dy, const float* lse, float* delta, scalar_t* dq,
                          const unsigned* mask, int H, int T, float scale, float inv_keep) {
     DYNAMIC_SHARED(memory);
-    scalar_t *q = (scalar_t*)memory, *dy_shared = q + TILE_SIZE, *k = dy_shared + TILE_SIZE, *v = k + TILE_SIZE;
+    scalar_t *q = (scalar_t*)memory, *dy_shared = q + TILE_SIZE, *k = dy_shared + TILE_SIZE, *v = k + HALF * PITCH;
     long long b = blockIdx.x / H;
     int h = blockIdx.x % H, C = H * D;
     int q_tile = gridDim.y - 1 - blockIdx.y;
@@ -127,24 +127,37 @@ attention_backward_query(const scalar_t* qkv, const scalar_t* y, const scalar_t*
         delta_t[r] = quad_sum(delta_t[r]);
         if (t < T && lane % 4 == 0) delta[(long long)blockIdx.x * T + t] = delta_t[r];
     }
+    copy_async_wait();
+    __syncthreads();
+    Rows q_rows, dy_rows;
+    auto read_rows = [&] {
+        q_rows = load_rows(q + warp_row * PITCH);
+        dy_rows = load_rows(dy_shared + warp_row * PITCH);
+    };
+    if (HOLD_ROWS) read_rows();
 
-    for (int kv_tile = 0; kv_tile <= q_tile; kv_tile++) {
-        load_tile(k, q_base + kv_tile * TILE * 3 * C + C, 3 * C, T - kv_tile * TILE);
-        load_tile(v, q_base + kv_tile * TILE * 3 * C + 2 * C, 3 * C, T - kv_tile * TILE);
-        unsigned drawn = mask ? mask[mask_tile(blockIdx.x, T, q_tile * TILE, kv_tile * TILE) + threadIdx.x] : ~0u;
-        unsigned mask_bits = in_fragment_order(drawn);
+    for (int k0 = 0; k0 < min(T, (q_tile + 1) * TILE); k0 += HALF) {
+        load_tile<HALF>(k, q_base + k0 * 3 * C + C, 3 * C, T - k0);
+        load_tile<HALF>(v, q_base + k0 * 3 * C + 2 * C, 3 * C, T - k0);
+        unsigned drawn = mask ? mask[mask_tile(blockIdx.x, T, q_tile * TILE, k0) + threadIdx.x] : ~0u;
+        unsigned mask_bits = in_fragment_order(drawn) >> k0 % TILE / 2;
         copy_async_wait();
         __syncthreads();
-        float ds[TILE / 8][4], dp[TILE / 8][4];
-        gemm_nt<FOUR_PER_LANE>(ds, load_rows(q + warp_row * PITCH), k);          // scores, (16 x 64), which become ds in place
-        gemm_nt<FOUR_PER_LANE>(dp, load_rows(dy_shared + warp_row * PITCH), v);  // 1. dp_dropped, (16 x 64)
-        for (int j = 0; j < TILE / 8; j++)
-            for (int i = 0; i < 4; i++) {
-                int r = i / 2, column = kv_tile * TILE + fragment_key(j, i);
-                float p = column <= row + 8 * r ? fast_exp2(ds[j][i] * scale_log2 - lse_t[r]) : 0.0f;
-                ds[j][i] = p * (apply_mask(dp[j][i], mask_bits, fragment_bit(j, i), inv_keep) - delta_t[r]);  // 2., 3. ds
-            }
-        gemm_rs<FOUR_PER_LANE>(acc, ds, k);  // 4. dq
+#pragma unroll
+        for (int step = 0; step < HALF; step += STEP) {
+            if (k0 + step >= q_tile * TILE + warp_row + 16) break;  // all keys are after the warp's last query
+            if (!HOLD_ROWS) read_rows();
+            float ds[STEP / 8][4], dp[STEP / 8][4];
+            gemm_nt<FOUR_PER_LANE>(ds, q_rows, k + step * PITCH);   // scores, (16 x STEP), which become ds in place
+            gemm_nt<FOUR_PER_LANE>(dp, dy_rows, v + step * PITCH);  // 1. dp_dropped, (16 x STEP)
+            for (int j = 0; j < STEP / 8; j++)
+                for (int i = 0; i < 4; i++) {
+                    int r = i / 2, column = k0 + step + fragment_key(j, i), bit = step / 2 + fragment_bit(j, i);
+                    float p = column <= row + 8 * r ? fast_exp2(ds[j][i] * scale_log2 - lse_t[r]) : 0.0f;
+                    ds[j][i] = p * (apply_mask(dp[j][i], mask_bits, bit, inv_keep) - delta_t[r]);  // 2., 3. ds
+                }
+            gemm_rs<FOUR_PER_LANE>(acc, ds, k + step * PITCH);  // 4. dq
+        }
         __syncthreads();
     }
     store_fragment(dq + (b * T + q_tile * TILE + warp_row) * 3 * C + h * D, 3 * C, T - q_tile * TILE - warp_row, acc, scale, scale);
@@ -152,13 +165,13 @@ attention_backward_query(const scalar_t* qkv, const scalar_t* y, const scalar_t*
 
 // dk = sum over the queries of ds^T q scale,  dv = sum over the queries of p_dropped^T dy. A block owns 64 keys. Fragments are
 // transposed: their rows are keys and their columns are queries. dkv: the other two thirds of the array that dq is part of.
-// Shared memory: 2 tiles of keys and values, 2 half tiles of queries and dy, and lse and delta of these QUERIES.
+// Shared memory: 2 tiles of keys and values, 2 half tiles of queries and dy, and lse and delta of these queries.
 extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS)
 attention_backward_key(const scalar_t* qkv, const scalar_t* dy, const float* lse, const float* delta, scalar_t* dkv,
                        const unsigned* mask, int H, int T, float scale, float inv_keep) {
     DYNAMIC_SHARED(memory);
-    scalar_t *k = (scalar_t*)memory, *v = k + TILE_SIZE, *q = v + TILE_SIZE, *dy_shared = q + QUERIES * PITCH;
-    float *lse_shared = (float*)(dy_shared + QUERIES * PITCH), *delta_shared = lse_shared + QUERIES;
+    scalar_t *k = (scalar_t*)memory, *v = k + TILE_SIZE, *q = v + TILE_SIZE, *dy_shared = q + HALF * PITCH;
+    float *lse_shared = (float*)(dy_shared + HALF * PITCH), *delta_shared = lse_shared + HALF;
     long long b = blockIdx.x / H;
     int h = blockIdx.x % H, C = H * D;
     int kv_tile = blockIdx.y;
@@ -177,11 +190,11 @@ attention_backward_key(const scalar_t* qkv, const scalar_t* dy, const float* lse
     float scale_log2 = scale * LOG2_E;
 
     float dk[D / 8][4] = {}, dv[D / 8][4] = {};
-    for (int q0 = kv_tile * TILE; q0 < T; q0 += QUERIES) {
-        load_tile<QUERIES>(q, q_base + q0 * 3 * C, 3 * C, T - q0);
-        load_tile<QUERIES>(dy_shared, dy + (b * T + q0) * C + h * D, C, T - q0);
+    for (int q0 = kv_tile * TILE; q0 < T; q0 += HALF) {
+        load_tile<HALF>(q, q_base + q0 * 3 * C, 3 * C, T - q0);
+        load_tile<HALF>(dy_shared, dy + (b * T + q0) * C + h * D, C, T - q0);
 #pragma unroll 1  // no thread has more than one query
-        for (int i = threadIdx.x; i < QUERIES; i += THREADS) {
+        for (int i = threadIdx.x; i < HALF; i += THREADS) {
             long long at = (long long)blockIdx.x * T + q0 + i;
             lse_shared[i] = q0 + i < T ? lse[at] * LOG2_E : INFINITE;  // beyond the last query p is 0 everywhere
             delta_shared[i] = q0 + i < T ? delta[at] : 0.0f;
@@ -189,29 +202,31 @@ attention_backward_key(const scalar_t* qkv, const scalar_t* dy, const float* lse
         unsigned mask_bits = ~0u;
         if (mask) {
             const unsigned* words = mask + mask_tile(blockIdx.x, T, q0, kv_tile * TILE) + q0 % TILE / 16 * 32;
-            mask_bits = load_mask_transposed<QUERIES / 8>(words);
+            mask_bits = load_mask_transposed<HALF / 8>(words);
         }
         copy_async_wait();
         __syncthreads();
-        if (q0 + QUERIES > kv_tile * TILE + warp_row) {  // else all of these queries are before the warp's first key
+#pragma unroll
+        for (int step = 0; step < HALF; step += STEP) {
+            if (q0 + step + STEP <= kv_tile * TILE + warp_row) continue;  // all queries are before the warp's first key
             if (!HOLD_ROWS) read_rows();
-            float p[QUERIES / 8][4], dp[QUERIES / 8][4];
-            gemm_nt<AS_THEY_ARE>(p, k_rows, q);  // scores, (16 x 32)
-            for (int j = 0; j < QUERIES / 8; j++)
+            float p[STEP / 8][4], dp[STEP / 8][4];
+            gemm_nt<AS_THEY_ARE>(p, k_rows, q + step * PITCH);  // scores, (16 x STEP)
+            for (int j = 0; j < STEP / 8; j++)
                 for (int i = 0; i < 4; i++) {
-                    int query = 8 * j + lane % 4 * 2 + i % 2;
+                    int query = step + 8 * j + lane % 4 * 2 + i % 2;
                     p[j][i] = fast_exp2(p[j][i] * scale_log2 - lse_shared[query]);
                     if (row + i / 2 * 8 > q0 + query) p[j][i] = 0.0f;
                 }
-            gemm_nt<AS_THEY_ARE>(dp, v_rows, dy_shared);  // 1. dp_dropped, (16 x 32), which becomes ds in place
-            for (int j = 0; j < QUERIES / 8; j++)
+            gemm_nt<AS_THEY_ARE>(dp, v_rows, dy_shared + step * PITCH);  // 1. dp_dropped, which becomes ds in place
+            for (int j = 0; j < STEP / 8; j++)
                 for (int i = 0; i < 4; i++) {
-                    int query = 8 * j + lane % 4 * 2 + i % 2, bit = 4 * j + i;
+                    int query = step + 8 * j + lane % 4 * 2 + i % 2, bit = step / 2 + 4 * j + i;
                     dp[j][i] = p[j][i] * (apply_mask(dp[j][i], mask_bits, bit, inv_keep) - delta_shared[query]);  // 2., 3. ds
                     p[j][i] = apply_mask(p[j][i], mask_bits, bit, 1.0f);  // becomes p_dropped, without inv_keep
                 }
-            gemm_rs<AS_THEY_ARE>(dv, p, dy_shared);  // 1. dv
-            gemm_rs<AS_THEY_ARE>(dk, dp, q);  // 4. dk
+            gemm_rs<AS_THEY_ARE>(dv, p, dy_shared + step * PITCH);  // 1. dv
+            gemm_rs<AS_THEY_ARE>(dk, dp, q + step * PITCH);  // 4. dk
         }
         __syncthreads();
     }

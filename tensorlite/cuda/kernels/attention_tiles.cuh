@@ -17,14 +17,12 @@ constexpr int TILE_SIZE = TILE * PITCH;
 // become zeros. The copy has arrived after copy_async_wait.
 template <int ROWS = TILE>
 __device__ inline void load_tile(scalar_t* tile, const scalar_t* from, int row_stride, int valid_rows) {
-    constexpr unsigned CHUNKS = D / 8;  // of 16 bytes in a row
+    constexpr int CHUNKS = D / 8, COPIES = ROWS * CHUNKS;  // of 16 bytes: of a row, of the tile
 #pragma unroll
-    for (unsigned i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
-        unsigned r = i / CHUNKS, d = i % CHUNKS * 8;
-        if ((int)r < valid_rows)
-            copy_async_16(tile + r * PITCH + d, from + r * row_stride + d);
-        else
-            *(uint4*)(tile + r * PITCH + d) = make_uint4(0, 0, 0, 0);
+    for (int first = 0; first < COPIES; first += THREADS) {
+        unsigned i = first + threadIdx.x, r = i / CHUNKS, d = i % CHUNKS * 8;
+        if (COPIES % THREADS == 0 || i < COPIES)
+            copy_async_16(tile + r * PITCH + d, from + (r * row_stride + d), (int)r < valid_rows);
     }
 }
 

@@ -21,6 +21,14 @@ __device__ inline float fast_exp2(float x) {
     return y;
 }
 
+// Return x rotated left by n bits, 0 < n < 32: both halves of the 64-bit product x 2^n. The multiplier is idle where a kernel draws
+// a dropout mask. A shift would compete with Threefry's other instructions for the ALU.
+__device__ inline unsigned rotate_left(unsigned x, int n) {
+    unsigned low, high;
+    asm("{ .reg .u64 wide; mul.wide.u32 wide, %2, %3; mov.b64 {%0, %1}, wide; }" : "=r"(low), "=r"(high) : "r"(x), "r"(1u << n));
+    return low | high;
+}
+
 // Round a float to fp16, to nearest with ties to even. What rounds to more than 65504 becomes infinite.
 __device__ inline unsigned short round_fp16(float x) {
     unsigned short half;
@@ -93,10 +101,12 @@ __device__ inline void mma_16x8x16_fp16(float c[4], const unsigned a[4], const u
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Start an asynchronous copy of 16 bytes from global to shared memory. Both addresses are multiples of 16.
-__device__ inline void copy_async_16(void* to_shared, const void* from_global) {
+// Start an asynchronous copy of 16 bytes from global to shared memory, or of zeros where `exists` is false; then nothing is read.
+// Both addresses are multiples of 16.
+__device__ inline void copy_async_16(void* to_shared, const void* from_global, bool exists) {
     unsigned address = (unsigned)__cvta_generic_to_shared(to_shared);
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from_global) : "memory");
+    int bytes = exists ? 16 : 0;  // of global memory; the rest of the 16 is zero
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from_global), "r"(bytes) : "memory");
 }
 
 // Wait until the copies of this thread have arrived. Other threads see them after the next __syncthreads.
@@ -116,6 +126,8 @@ __device__ inline void mma_16x8x16_fp16(float c[4], const unsigned a[4], const u
 }
 
 // A copy through a register, which has arrived when the thread goes on.
-__device__ inline void copy_async_16(void* to_shared, const void* from_global) { *(uint4*)to_shared = *(const uint4*)from_global; }
+__device__ inline void copy_async_16(void* to_shared, const void* from_global, bool exists) {
+    *(uint4*)to_shared = exists ? *(const uint4*)from_global : make_uint4(0, 0, 0, 0);
+}
 __device__ inline void copy_async_wait() {}
 #endif

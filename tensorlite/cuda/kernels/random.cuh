@@ -13,7 +13,7 @@ __device__ inline uint2 threefry2x32(unsigned k0, unsigned k1, unsigned x0, unsi
 #pragma unroll
     for (int i = 0; i < 13; i++) {
         x0 += x1;
-        x1 = __funnelshift_l(x1, x1, rotations[i % 8]) ^ x0;
+        x1 = rotate_left(x1, rotations[i % 8]) ^ x0;
         if (i % 4 == 3) {
             int j = i / 4 + 1;
             x0 += key[j % 3];

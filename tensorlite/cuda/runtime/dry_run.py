@@ -56,7 +56,6 @@ class Gemm:
 class DryRunRuntime:
     """A stand-in for CudaRuntime.
 
-    shared_memory: bytes per block; by default those of a GeForce card from compute capability 8.6 on, the fewest from 8.0 on.
     costs: the cost of each kernel, by (op, kernel).
     launches: the launches and GEMMs in order, each with its key in `costs`.
     op: the name of the running op, which the caller sets.
@@ -65,8 +64,7 @@ class DryRunRuntime:
     xp = np
     bfloat16 = np.dtype(np.int16)  # of the same size, as NumPy has no bfloat16, and a dry run computes nothing
 
-    def __init__(self, shared_memory: int = 99 << 10) -> None:
-        self.shared_memory = shared_memory
+    def __init__(self) -> None:
         self.costs: dict[tuple[str, str], KernelCost] = {}
         self.launches: list[tuple[tuple[str, str], Launch | Gemm]] = []
         self.op = ""

@@ -529,7 +529,7 @@ inline void mma_16x8x16_fp16(float c[4], const unsigned a[4], const unsigned b[2
 }
 
 // Nothing arrives before the wait, and a thread that reads earlier reads NaN.
-inline void copy_async_16(void* to_shared, const void* from_global, HERE("copy_async_16")) {
+inline void copy_async_16(void* to_shared, const void* from_global, bool exists, HERE("copy_async_16")) {
     shim::need_16(place, to_shared, true);
     shim::need_16(place, from_global, false);
     shim::Thread& t = *shim::current;
@@ -537,12 +537,13 @@ inline void copy_async_16(void* to_shared, const void* from_global, HERE("copy_a
         t.copy_room = 2 * t.copy_room + 8;
         t.copies = (shim::Copy*)realloc(t.copies, t.copy_room * sizeof(shim::Copy));
     }
-    t.copies[t.copy_count++] = {to_shared, from_global};
+    t.copies[t.copy_count++] = {to_shared, exists ? from_global : nullptr};
     memset(to_shared, 0xFF, 16);
 }
 inline void copy_async_wait() {
     shim::Thread& t = *shim::current;
-    for (int i = 0; i < t.copy_count; i++) memcpy(t.copies[i].to, t.copies[i].from, 16);
+    for (int i = 0; i < t.copy_count; i++)
+        t.copies[i].from ? memcpy(t.copies[i].to, t.copies[i].from, 16) : memset(t.copies[i].to, 0, 16);
     t.copy_count = 0;
 }
 #endif
@@ -577,6 +578,7 @@ inline double max(double a, double b) { return fmax(a, b); }
 #define __powf(x, y) powf(x, y)
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline float fast_exp2(float x) { return exp2f(x); }  // ptx.cuh
+inline unsigned rotate_left(unsigned x, int n) { return x << n | x >> (32 - n); }  // ptx.cuh
 inline double cospi(double x) { return cos(3.14159265358979323846 * x); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __frcp_rn(float x) { return 1.0f / x; }
@@ -590,12 +592,6 @@ inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
 inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned long long)a * b >> 32; }
-inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
-    return (((unsigned long long)high << 32 | low) << (shift & 31)) >> 32;
-}
-inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
-    return ((unsigned long long)high << 32 | low) >> (shift & 31);
-}
 template <class T> T __ldg(const T* p) { return *p; }
 [[noreturn]] inline void __trap() { shim::fail("__trap"); }
 } // namespace

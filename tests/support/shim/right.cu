@@ -75,10 +75,10 @@ extern "C" __global__ void half_an_mma(const unsigned* a, const unsigned* b, flo
 extern "C" __global__ void tile(const unsigned short* a, const unsigned short* b, float* c, bool b_transposed) {
     __shared__ __align__(16) unsigned short a_tile[16 * 72], b_tile[64 * 72];
     int t = threadIdx.x, b_rows = b_transposed ? 16 : 64, b_columns = b_transposed ? 64 : 16;
-    for (int i = t; i < 16 * 8; i += 32) copy_async_16(a_tile + i / 8 * 72 + i % 8 * 8, a + 8 * i);
+    for (int i = t; i < 16 * 8; i += 32) copy_async_16(a_tile + i / 8 * 72 + i % 8 * 8, a + 8 * i, true);
     for (int i = t; i < b_rows * b_columns / 8; i += 32) {
         int row = i / (b_columns / 8), column = i % (b_columns / 8) * 8;
-        copy_async_16(b_tile + row * 72 + column, b + row * b_columns + column);
+        copy_async_16(b_tile + row * 72 + column, b + row * b_columns + column, true);
     }
     copy_async_wait();
     __syncthreads();

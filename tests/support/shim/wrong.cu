@@ -19,20 +19,20 @@ extern "C" __global__ void two_shuffles(float* x) {
 extern "C" __global__ void not_in_mask(float* x) { x[0] = __shfl_sync(0xFFu, x[0], 0); }
 extern "C" __global__ void early_read(const float* source, float* out) {
     __shared__ float4 x[32];
-    copy_async_16(x + threadIdx.x, source + 4 * threadIdx.x);
+    copy_async_16(x + threadIdx.x, source + 4 * threadIdx.x, threadIdx.x != 5);
     out[threadIdx.x] = x[threadIdx.x].w;
     copy_async_wait();
     out[threadIdx.x + 32] = x[threadIdx.x].w;
 }
 extern "C" __global__ void not_waited_for(const float* source) {
     __shared__ float4 x[32];
-    copy_async_16(x + threadIdx.x, source);
+    copy_async_16(x + threadIdx.x, source, true);
 }
 extern "C" __global__ void copy_misaligned(const float* source) {
     __shared__ float4 x[32];
-    copy_async_16(x, source + 1);
+    copy_async_16(x, source + 1, true);
 }
-extern "C" __global__ void copy_to_global(float* x) { copy_async_16(x, x); }
+extern "C" __global__ void copy_to_global(float* x) { copy_async_16(x, x, true); }
 extern "C" __global__ void overrun(int n) {
     DYNAMIC_SHARED(bytes);
     for (int i = 0; i < n; i++) bytes[i] = 0;
