@@ -49,8 +49,7 @@ class Both:
 
     def __init__(self, precision, edits=None, separate=False):
         require_compiler()
-        self.sm75 = precision == SM75
-        orders = [HostRuntime(order, edits=edits, separate=separate, sm75=self.sm75) for order in ("forward", "reversed")]
+        orders = [HostRuntime(order, edits=edits, separate=separate, sm75=precision == SM75) for order in ("forward", "reversed")]
         self.ops = [cuda.CUDAOps(precision.split()[0], runtime=host) for host in orders]
         self.dtype = self.ops[0].dtype
         self.unfused = self.dtype if separate else None

@@ -231,12 +231,8 @@ def residual(both, shape=(3, 341), p=0.3, key=KEY, seed=0):
 
 
 def on_tensor_cores(both, T, D, p):
-    """The documented condition: 16 bits, a head size of 16, 32 .. 128, and with dropout a context that is a multiple of 4.
-
-    On compute capability 7.5, the shared memory is too small for a head size of 128.
-    """
-    largest = 112 if both.sm75 else 128
-    return both.dtype != FLOAT32 and D % 16 == 0 and largest >= D and not (p and T % 4)
+    """The documented condition: 16 bits, a head size of 16, 32 .. 128, and with dropout a context that is a multiple of 4."""
+    return both.dtype != FLOAT32 and D % 16 == 0 and D <= 128 and not (p and T % 4)
 
 
 def attention(both, B=2, T=65, H=2, D=16, p=0.0, key=KEY, size=1.0, seed=0):

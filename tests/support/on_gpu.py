@@ -32,7 +32,6 @@ class Machine:
         self.ops, self.xp = CUDAOps(precision.split()[0], runtime=runtime), xp
         self.dtype = np.dtype(self.ops.dtype)
         self.unfused = self.dtype if unfused else None  # the output of a GEMM may be stored before its bias is added
-        self.sm75 = runtime.capability == 75
 
     def run(self, function, *arrays):
         """function(ops, *arrays), as a flat list of NumPy arrays; the arrays stay as they were."""

@@ -92,11 +92,12 @@ __device__ inline void load_row(float* to, const scalar_t* from) {
 // Grid: (B H, queries / WARPS). Shared memory: 2 TILE PITCH + WARPS D floats.
 extern "C" __global__ void __launch_bounds__(32 * WARPS, D > 128 ? 3 : 4)
 attention_forward(const scalar_t* q, Strides q_strides, const scalar_t* k, const scalar_t* v, Strides kv_strides, scalar_t* y,
-                  float* lse, unsigned* mask, long long H, int T, int S, float scale, DropoutParams dropout) {
+                  float* lse, unsigned* mask, int H, int T, int S, float scale, DropoutParams dropout) {
     DYNAMIC_SHARED(memory);
     float *k_tile = (float*)memory, *v_tile = k_tile + TILE * PITCH, *q_row = v_tile + TILE * PITCH + threadIdx.x / 32 * D;
     uint2 key = block_key(dropout);
-    long long b = blockIdx.x / H, h = blockIdx.x % H;
+    long long b = blockIdx.x / H;
+    int h = blockIdx.x % H;
     int lane = threadIdx.x % 32, t = blockIdx.y * WARPS + threadIdx.x / 32, n_visible = t < T ? S - T + t + 1 : 0;
     if (t < T) load_row(q_row, q + b * q_strides.batch + h * q_strides.head + t * q_strides.row);
     const scalar_t* k_base = k + b * kv_strides.batch + h * kv_strides.head;

@@ -6,10 +6,9 @@
 // 64 keys and loops over half tiles of 32 queries. Each of the 4 warps owns 16 of the 64 rows, and a lane owns parts of two of
 // these, `row` and `row + 8`; they are r = 0 and r = 1 where an array has an index [r].
 //
-// What differs from attention.cu: exponentials have base 2, so scale and lse_t are multiplied by log2(e). m is the maximum of q k^T
-// without the scale. Probabilities and ds are rounded to scalar_t as operands of the second GEMM. Backward is two kernels, one over
-// blocks of queries and one over blocks of keys. So each result has one owner and no kernel uses atomics; the price is that scores
-// and dp_dropped are computed twice.
+// What differs from attention.cu: exponentials have base 2, so scale, m and lse_t are multiplied by log2(e). Probabilities and ds
+// are rounded to scalar_t as operands of the second GEMM. Backward is two kernels, one over blocks of queries and one over blocks
+// of keys. So each result has one owner and no kernel uses atomics; the price is that scores and dp_dropped are computed twice.
 #include "attention_tiles.cuh"
 
 constexpr float LOG2_E = 1.4426950408889634f;
@@ -57,22 +56,20 @@ attention_forward(const scalar_t* qkv, scalar_t* y, float* lse, unsigned* mask, 
             for (int j = 0; j < TILE / 8; j++)
                 for (int i = 0; i < 4; i++)
                     if (fragment_key(j, i) > warp_row + lane / 4 + i / 2 * 8) p[j][i] = -INFINITE;
-        float m_new[2] = {m[0], m[1]};
+        float row_max[2] = {-INFINITE, -INFINITE}, alpha[2];
         for (int j = 0; j < TILE / 8; j++)
-            for (int i = 0; i < 4; i++) m_new[i / 2] = fmaxf(m_new[i / 2], p[j][i]);
-        float alpha[2], m_log2[2];
-        for (int r = 0; r < 2; r++) m_new[r] = quad_max(m_new[r]);
+            for (int i = 0; i < 4; i++) row_max[i / 2] = fmaxf(row_max[i / 2], p[j][i]);
         for (int r = 0; r < 2; r++) {
-            alpha[r] = fast_exp2((m[r] - m_new[r]) * scale_log2);
-            m[r] = m_new[r];
-            m_log2[r] = m[r] * scale_log2;
+            float m_new = fmaxf(m[r], quad_max(row_max[r]) * scale_log2);
+            alpha[r] = fast_exp2(m[r] - m_new);
+            m[r] = m_new;
             l[r] *= alpha[r];
         }
         for (int j = 0; j < D / 8; j++)
             for (int i = 0; i < 4; i++) acc[j][i] *= alpha[i / 2];
         for (int j = 0; j < TILE / 8; j++)
             for (int i = 0; i < 4; i++) {
-                p[j][i] = fast_exp2(p[j][i] * scale_log2 - m_log2[i / 2]);
+                p[j][i] = fast_exp2(p[j][i] * scale_log2 - m[i / 2]);
                 l[i / 2] += p[j][i];
             }
         if (dropout.threshold) {
@@ -93,7 +90,7 @@ attention_forward(const scalar_t* qkv, scalar_t* y, float* lse, unsigned* mask, 
     store_fragment(y + (b * T + q_tile * TILE + warp_row) * C + h * D, C, valid_rows, acc, inv_keep / l[0], inv_keep / l[1]);
     for (int r = 0; r < 2; r++)
         if (lane % 4 == 0 && lane / 4 + 8 * r < valid_rows)
-            lse[(long long)blockIdx.x * T + row + 8 * r] = m[r] * scale + logf(l[r]);
+            lse[(long long)blockIdx.x * T + row + 8 * r] = (m[r] + log2f(l[r])) / LOG2_E;
 }
 
 // dq = sum over the keys of ds k scale,  ds = p (dropout_backward(dy v^T) - delta),  delta = dy . y, row by row.

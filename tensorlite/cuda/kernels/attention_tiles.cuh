@@ -17,12 +17,13 @@ constexpr int TILE_SIZE = TILE * PITCH;
 // become zeros. The copy has arrived after copy_async_wait.
 template <int ROWS = TILE>
 __device__ inline void load_tile(scalar_t* tile, const scalar_t* from, int row_stride, int valid_rows) {
-    constexpr int CHUNKS = D / 8, COPIES = ROWS * CHUNKS;  // of 16 bytes: of a row, of the tile
+    constexpr int CHUNKS = D / 8, ROWS_EACH = THREADS / CHUNKS;  // 16 bytes each, of a row; rows that the block copies at a time
+    int row = threadIdx.x / CHUNKS, d = threadIdx.x % CHUNKS * 8;
 #pragma unroll
-    for (int first = 0; first < COPIES; first += THREADS) {
-        unsigned i = first + threadIdx.x, r = i / CHUNKS, d = i % CHUNKS * 8;
-        if (COPIES % THREADS == 0 || i < COPIES)
-            copy_async_16(tile + r * PITCH + d, from + (r * row_stride + d), (int)r < valid_rows);
+    for (int first = 0; first < ROWS; first += ROWS_EACH) {
+        int r = first + row;
+        if ((THREADS % CHUNKS == 0 || row < ROWS_EACH) && (ROWS % ROWS_EACH == 0 || r < ROWS))
+            copy_async_16(tile + r * PITCH + d, from + (r * row_stride + d), r < valid_rows);
     }
 }
 

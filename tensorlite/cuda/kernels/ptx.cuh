@@ -24,9 +24,9 @@ __device__ inline float fast_exp2(float x) {
 // Return x rotated left by n bits, 0 < n < 32: both halves of the 64-bit product x 2^n. The multiplier is idle where a kernel draws
 // a dropout mask. A shift would compete with Threefry's other instructions for the ALU.
 __device__ inline unsigned rotate_left(unsigned x, int n) {
-    unsigned low, high;
-    asm("{ .reg .u64 wide; mul.wide.u32 wide, %2, %3; mov.b64 {%0, %1}, wide; }" : "=r"(low), "=r"(high) : "r"(x), "r"(1u << n));
-    return low | high;
+    unsigned long long wide;
+    asm("mul.wide.u32 %0, %1, %2;" : "=l"(wide) : "r"(x), "r"(1u << n));
+    return (unsigned)wide | (unsigned)(wide >> 32);
 }
 
 // Round a float to fp16, to nearest with ties to even. What rounds to more than 65504 becomes infinite.
