@@ -23,8 +23,7 @@ SETTINGS = [
     {},
     {"OPENBLAS_CORETYPE": "Haswell"},
     {"OPENBLAS_CORETYPE": "Sandybridge"},
-    {"OPENBLAS_CORETYPE": "Nehalem"},
-    {"NPY_DISABLE_CPU_FEATURES": DISPATCHED},
+    {"OPENBLAS_CORETYPE": "Nehalem", "NPY_DISABLE_CPU_FEATURES": DISPATCHED},
 ]
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not program and not gpu and not long"]
 

@@ -1,7 +1,7 @@
 // GEMMs of tiles on the tensor cores, from which attention_mma.cu is built.
 //
 // A tile is 64 or 32 rows of D bf16 or fp16 elements in shared memory. A warp computes 16 rows of a matmul in registers, as an
-// accumulator fragment of N8 pieces of 8 columns each; N8 is 8 or 4, as the other tile has 64 or 32 rows. The lanes own the
+// accumulator fragment of N8 pieces of 8 columns each, one column per row of the other tile that it multiplies. The lanes own the
 // fragment in the layout of mma_16x8x16 (ptx.cuh). Of piece j, lane 4r + t owns
 //   acc[j][0], acc[j][1]   row r,     columns 8j + 2t, 8j + 2t + 1
 //   acc[j][2], acc[j][3]   row r + 8, the same columns
@@ -17,12 +17,13 @@ constexpr int TILE_SIZE = TILE * PITCH;
 // become zeros. The copy has arrived after copy_async_wait.
 template <int ROWS = TILE>
 __device__ inline void load_tile(scalar_t* tile, const scalar_t* from, int row_stride, int valid_rows) {
-    constexpr int CHUNKS = D / 8, ROWS_EACH = THREADS / CHUNKS;  // 16 bytes each, of a row; rows that the block copies at a time
+    constexpr int CHUNKS = D / 8;                // of 16 bytes in a row
+    constexpr int ROWS_EACH = THREADS / CHUNKS;  // rows that the block copies at a time
     int row = threadIdx.x / CHUNKS, d = threadIdx.x % CHUNKS * 8;
 #pragma unroll
     for (int first = 0; first < ROWS; first += ROWS_EACH) {
         int r = first + row;
-        if ((THREADS % CHUNKS == 0 || row < ROWS_EACH) && (ROWS % ROWS_EACH == 0 || r < ROWS))
+        if ((THREADS % CHUNKS == 0 || row < ROWS_EACH) && (ROWS % ROWS_EACH == 0 || r < ROWS))  // true at D = 64
             copy_async_16(tile + r * PITCH + d, from + (r * row_stride + d), r < valid_rows);
     }
 }
