@@ -141,15 +141,10 @@ def _launch_mma(
         MMA_THREADS,
         T=T,
         scale=1.0 / math.sqrt(D),
-        shared=_tiles_nbytes(tile_rows, D) + 4 * more_floats,
+        shared=2 * tile_rows * (D + 8) + 4 * more_floats,  # the pitch of a row is D + 8 elements of 2 bytes
         defines={"scalar_t": ops.c_scalar(), "D": D},
         **args,
     )
-
-
-def _tiles_nbytes(rows: int, D: int) -> int:
-    """Return the bytes of rows of tiles, whose pitch is D + 8 elements of 2 bytes."""
-    return 2 * rows * (D + 8)
 
 
 def _strides(x: Array) -> np.ndarray:

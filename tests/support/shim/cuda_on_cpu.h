@@ -542,8 +542,10 @@ inline void copy_async_16(void* to_shared, const void* from_global, bool exists,
 }
 inline void copy_async_wait() {
     shim::Thread& t = *shim::current;
-    for (int i = 0; i < t.copy_count; i++)
-        t.copies[i].from ? memcpy(t.copies[i].to, t.copies[i].from, 16) : memset(t.copies[i].to, 0, 16);
+    for (int i = 0; i < t.copy_count; i++) {
+        if (t.copies[i].from) memcpy(t.copies[i].to, t.copies[i].from, 16);
+        else memset(t.copies[i].to, 0, 16);
+    }
     t.copy_count = 0;
 }
 #endif
