@@ -1,5 +1,6 @@
 # What a developer types. `python` is whichever environment is active.
 PYTHON ?= python
+LONG ?= long or hypothesis or program or gpu
 
 .PHONY: check check-all format lint types test long matrix mutate prove fuzz stages figures bench
 
@@ -23,8 +24,8 @@ types:
 test:
 	$(PYTHON) -m pytest -q
 
-long:  ## what `test` or `matrix` leaves out, and four times as many examples from Hypothesis
-	HYPOTHESIS_PROFILE=ci $(PYTHON) -m pytest -q -m "long or program or gpu or hypothesis"
+long:  ## what `test` or `matrix` leaves out, and 100 examples per Hypothesis test instead of 15
+	HYPOTHESIS_PROFILE=ci $(PYTHON) -m pytest -q -m "$(LONG)"
 
 matrix:  ## the numeric tests under the kernels that OpenBLAS and NumPy take on other processors
 	$(PYTHON) tests/matrix.py $(MATRIX)

@@ -22,7 +22,6 @@ DISPATCHED = " ".join(np._core._multiarray_umath.__cpu_dispatch__)  # this NumPy
 SETTINGS = [
     {},
     {"OPENBLAS_CORETYPE": "Haswell"},
-    {"OPENBLAS_CORETYPE": "Sandybridge"},
     {"OPENBLAS_CORETYPE": "Nehalem", "NPY_DISABLE_CPU_FEATURES": DISPATCHED},
 ]
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not program and not gpu and not long"]

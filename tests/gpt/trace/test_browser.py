@@ -21,7 +21,7 @@ from paths import ROOT
 from small import config_of, start
 from traces import TEXT, VARIANTS, recorded
 
-pytestmark = pytest.mark.program
+pytestmark = [pytest.mark.program, pytest.mark.browser]
 FILE = ROOT / "docs" / "trace.html"
 WIDE, PHONE, NARROW = (1280, 800), (390, 844), (320, 640)
 DSCORES = "60/attention_backward/dscores/h1t3s3"
