@@ -10,6 +10,7 @@ import pytest
 from compiled_files import files_of_a_run
 from shim.host import KERNELS
 from tensorlite import DeviceError
+from tensorlite.cuda.launch import LARGE_BLOCK
 from tensorlite.cuda.runtime import device, nvrtc
 from tensorlite.cuda.runtime.device import MIN_ARCHITECTURE
 from tensorlite.cuda.runtime.signature import read_signatures
@@ -17,6 +18,8 @@ from tensorlite.cuda.runtime.signature import read_signatures
 SOURCES = {path.relative_to(KERNELS).as_posix(): path.read_text() for path in sorted(KERNELS.rglob("*.cu*"))}
 HEADERS = {name for name in SOURCES if name.endswith(".cuh")}
 DEPRECATED = "nvrtc: warning: Architectures prior to '<compute/sm>_75' are deprecated"  # of CUDA 12.8 and 12.9
+BOUNDED = re.compile(r"__launch_bounds__\([^)]*\)\s*(\w+)")  # kernels that the compiler fits to the threads of a block
+REGISTERS = 65536  # of a block, on every architecture
 ARCHITECTURES = (60, 61, 70, 75, 80, 86, 89, 90, 100, 120)
 
 
@@ -63,6 +66,14 @@ def test_a_file_compiles_for_a_gpu_and_nothing_spills(file, defines, architectur
     usage = nvrtc.usage(log)
     assert set(usage) == set(read_signatures(file, (KERNELS / file).read_text()))
     assert {name: (u.spilled, u.stack) for name, u in usage.items()} == dict.fromkeys(usage, (0, 0))
+    for name in set(usage) - set(BOUNDED.findall(SOURCES[file])):
+        assert usage[name].registers * LARGE_BLOCK <= REGISTERS, name
+
+
+@pytest.mark.long
+def test_rows_of_4096_channels_compile(compiler):
+    """A block has 48 KiB of static shared memory. Registers may spill here."""
+    nvrtc.compile_file("layernorm.cu", 80, {"scalar_t": "bf16", "C": 4096})
 
 
 def test_every_file_is_compiled():
@@ -117,10 +128,10 @@ def test_a_missing_compiler_is_a_device_error(monkeypatch):
 
 
 def test_code_for_a_gpu_is_of_its_family(monkeypatch):
-    """A device of compute capability 8.x runs code for 8.0 to 8.x, and no code for 9.0."""
-    monkeypatch.setattr(nvrtc, "architectures", lambda: (75, 80, 86, 90, 100))
+    """A device of compute capability 8.x runs code for 8.0 to 8.x but none for a Jetson, and no code for 9.0."""
+    monkeypatch.setattr(nvrtc, "architectures", lambda: (75, 80, 86, 87, 90, 100, 101))
     monkeypatch.setattr(nvrtc, "version", lambda: (12, 8))
-    for architecture, target in ((80, 80), (86, 86), (87, 86), (89, 86), (90, 90), (100, 100), (103, 100)):
+    for architecture, target in ((80, 80), (86, 86), (87, 87), (89, 86), (90, 90), (100, 100), (101, 101), (103, 100)):
         assert device.target_architecture(architecture) == target
     with pytest.raises(DeviceError, match=r"CUDA 12\.8 has no code for compute capability 12\.0; install CuPy"):
         device.target_architecture(120)

@@ -68,6 +68,21 @@ __device__ inline void apply_dropout(Row& row, const DropoutParams& dropout, uin
     }
 }
 
+// Write the sum of the warps' rows. They are added one after the other, always in the same order. sum: (C,).
+__device__ inline void sum_warps(const Row& row, float* sum) {
+    __shared__ float so_far[VECS_PER_LANE * LANE_STRIDE];
+    for (int warp = 0; warp < WARPS; warp++) {
+        if (threadIdx.x / 32 == warp)
+            for (int i = 0; i < PER_LANE; i++) {
+                int c = channel(i);
+                so_far[c] = row.x[i] + (warp ? so_far[c] : 0.0f);
+            }
+        __syncthreads();
+    }
+    for (int c = threadIdx.x; c < C; c += 32 * WARPS) sum[c] = so_far[c];
+    __syncthreads();
+}
+
 // s = x + dropout(y),  h = (s - mean) rstd w + b. Where y is null, x itself is normalised and s is not written.
 // x, y, s, h: (rows, C). w, b: (C,); b may be null. mean, rstd: (rows,).
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
@@ -138,19 +153,8 @@ layernorm_backward(const scalar_t* dh, const scalar_t* x, const scalar_t* w, con
         }
         for (int i = 0; i < PER_LANE; i++) branch_sum.x[i] += round_to_storage(dx, g.x[i]);
     }
-    // Add the warps' sums one after the other, always in the same order.
-    __shared__ float sums[3][VECS_PER_LANE * LANE_STRIDE];
-    for (int warp = 0; warp < WARPS; warp++) {
-        if (threadIdx.x / 32 == warp)
-            for (int i = 0; i < PER_LANE; i++) {
-                int c = channel(i);
-                sums[0][c] = dw.x[i] + (warp ? sums[0][c] : 0.0f);
-                sums[1][c] = db.x[i] + (warp ? sums[1][c] : 0.0f);
-                sums[2][c] = branch_sum.x[i] + (warp ? sums[2][c] : 0.0f);
-            }
-        __syncthreads();
-    }
     partial += 3LL * blockIdx.x * PARTIAL_LD;
-    for (int c = threadIdx.x; c < C; c += 32 * WARPS)
-        for (int i = 0; i < 3; i++) partial[i * PARTIAL_LD + c] = sums[i][c];
+    sum_warps(dw, partial);
+    sum_warps(db, partial + PARTIAL_LD);
+    sum_warps(branch_sum, partial + 2 * PARTIAL_LD);
 }

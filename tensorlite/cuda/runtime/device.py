@@ -24,13 +24,14 @@ from tensorlite.version import __version__
 
 MIN_ARCHITECTURE = {"bf16": 80, "tf32": 80, "fp16": 75, "float32": 60}  # the least compute capability, 80 for 8.0, per precision
 AUTO = ("bf16", "fp16", "float32")  # the precisions from which `auto` takes the first that the device supports
+SOCS = {53, 62, 72, 87, 88, 101, 110}  # compute capabilities of GPUs that share a chip with the CPU, such as Jetson's
 SM75_PATH = "TENSORLITE_SM75_PATH"  # environment variable: if set, a newer device is used as one of compute capability 7.5
 SM75_SHARED_MEMORY = 64 << 10  # bytes per block of a device of compute capability 7.5
-STATIC_SHARED = 64  # the most bytes of static shared memory in a kernel that also uses dynamic: the key of a dropout
+STATIC_SHARED = 128  # the most bytes of static shared memory, rounded up to the alignment of the dynamic that follows it
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 TIMED_FLOPS = 2**33  # a smaller matmul is over in some 20 microseconds, so its algorithms are not timed
 TIMED_CALLS = 10  # calls per candidate and round
-SPIN_CLOCKS = 500_000  # some 0.3 ms, in which the host queues the calls to be timed: about 15 microseconds for each
+SPIN_CLOCKS = 1_000_000  # some 0.5 ms, in which the host queues the calls to be timed: about 50 microseconds for each
 UNFUSED = "unfused"  # the name of a plain GEMM with kernels of our own, among the candidates
 
 
@@ -156,7 +157,8 @@ class CudaRuntime:
         function = self._kernels.get(key)
         if function is None:
             function = self._kernels[key] = self._load(file, kernel, defines, shared)
-        function(grid if isinstance(grid, tuple) else (grid,), (block,), tuple(arguments), shared_mem=shared)
+        values = tuple(0 if value is None else value for value in arguments)  # not every CuPy passes None as a null pointer
+        function(grid if isinstance(grid, tuple) else (grid,), (block,), values, shared_mem=shared)
 
     def _load(self, file: str, name: str, defines: Mapping[str, str | int], shared: int) -> Any:
         """Compile a file and return one of its kernels, which may use so many bytes of dynamic shared memory."""
@@ -328,10 +330,11 @@ def check_device(name: str, capability: int, precision: str) -> None:
 def target_architecture(architecture: int) -> int:
     """Return the newest architecture that the compiler knows and whose code runs on this one.
 
-    That is one of the same major version, and of the same or an earlier minor version.
+    That is one of the same major version, and of the same or an earlier minor version. Code for another SoC is not promised to run.
     """
     known = nvrtc.architectures()
-    runs = [target for target in known if target // 10 == architecture // 10 and target <= architecture]
+    family = [target for target in known if target // 10 == architecture // 10 and target <= architecture]
+    runs = [target for target in family if target == architecture or target not in SOCS]
     if not runs:
         version = "{}.{}".format(*nvrtc.version())
         way_out = INSTALL_CUDA if architecture > min(known) else 'that of CUDA 12 has one: pip install -e ".[cuda12x]"'

@@ -69,6 +69,14 @@ def test_heads_too_large_for_shared_memory(fake_gpu):
             runtime._load("attention.cu", "attention_forward", {"D": 384}, shared)
 
 
+def test_none_is_a_null_pointer(fake_gpu):
+    fake_gpu()
+    runtime, launched = CudaRuntime(), []
+    runtime._kernels["elementwise.cu", "accumulate_loss"] = lambda *args, **kwargs: launched.append(args)
+    runtime.launch("elementwise.cu", "accumulate_loss", 1, 1, total=None, loss="loss", weight=2.0, out="out")
+    assert launched == [((1,), (1,), (0, "loss", 2.0, "out"))]
+
+
 def test_a_choice_is_of_the_kernels_that_it_was_made_with(fake_gpu, monkeypatch):
     fake_gpu()
     first = CudaRuntime().autotune_cache.path
