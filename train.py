@@ -2,7 +2,11 @@
 
 import sys
 
-from gpt.train import main
+try:
+    from gpt.train import main
+except ModuleNotFoundError as error:
+    print(f"error: {error}; install what train.py needs: python -m pip install -e .", file=sys.stderr)
+    sys.exit(2)
 
 if __name__ == "__main__":
     sys.exit(main())

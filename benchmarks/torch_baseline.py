@@ -100,11 +100,10 @@ def steps_on_cuda(
 
 def _captured(step: Callable[[], None]) -> Callable[[], None]:
     """Return the step as one graph. First it is compiled and warmed up on a side stream, as PyTorch's notes recommend."""
-    step()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for _ in range(3):
+        for _ in range(4):
             step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()

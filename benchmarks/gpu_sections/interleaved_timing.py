@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpu_sections.report import Section, say
+from gpu_sections.report import MIN_SECONDS, Section, say
 from gpu_sections.workload import SCRIPT
 
-RESERVED = 30.0  # seconds that are kept for the rounds while implementations warm up
+RESERVED = 30.0  # seconds that are kept for the rounds while implementations warm up, at most a third of the section's
 
 
 class Server:
@@ -73,6 +73,7 @@ def time_interleaved(section: Section, names: Sequence[str], rounds: int, each: 
     with tempfile.TemporaryDirectory() as logs:
         servers = {name: Server(name, section.args.precision, Path(logs) / f"{i}.log") for i, name in enumerate(names)}
         sizes: dict[str, int] = {}
+        reserved = min(RESERVED, section.left / 3)
 
         def asked(name: str, **question: Any) -> dict[str, Any] | None:
             try:
@@ -88,8 +89,12 @@ def time_interleaved(section: Section, names: Sequence[str], rounds: int, each: 
 
         try:
             for name in names:
-                began = time.monotonic()
-                answer = asked(name, warm=3, blocks=1, each=5, timeout=max(1.0, min(patience, section.left - RESERVED)))
+                began, spare = time.monotonic(), section.left - reserved
+                if spare < MIN_SECONDS:
+                    section.fail(name, f"left out: {max(spare, 0):.0f} s were left to warm up")
+                    servers.pop(name).end()
+                    continue
+                answer = asked(name, warm=3, blocks=1, each=5, timeout=min(patience, spare))
                 if answer:
                     sizes[name] = each or max(1, min(50, round(0.3 / answer["seconds"][0])))
                     section.row(name, warm_up=time.monotonic() - began)

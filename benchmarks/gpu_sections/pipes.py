@@ -50,6 +50,7 @@ def profiled(section: Section, kernels: list[str]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "ncu.csv"
         command = [program, "--csv", "--page", "raw", "--log-file", str(log), "--section", "ComputeWorkloadAnalysis"]
+        command += ["--clock-control", "none"]  # by default ncu locks the clocks of the card
         command += ["--kernel-name", f"regex:^({'|'.join(kernels)})$", "--launch-count", str(len(kernels) * CONFIG.n_layer)]
         command += [sys.executable, str(SCRIPT), "--first-steps", "--precisions", section.args.precision]
         done = subprocess.run(command, capture_output=True, text=True, timeout=max(1.0, section.left - 2), check=False)

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -290,6 +291,15 @@ def test_the_programs_are_modules_too(tmp_path):
     assert f"done: step {step + 1} |" in subprocess.run([*SHELL, f"{advice} --max-iters {step + 1}"], **started).stdout
     sample = [sys.executable, "-m", "gpt.sample", "--checkpoint", "run", "--max-new-tokens", "5"]
     assert len(subprocess.run(sample, **started).stdout) == 6
+
+
+@pytest.mark.parametrize("script", ["train.py", "sample.py"])
+def test_what_is_not_installed_is_named(script, tmp_path):
+    """-S leaves Python without the installed packages."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-S", ROOT / script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert re.fullmatch(rf"error: No module named '\w+'; install what {script} needs: python -m pip install -e \.\n", done.stderr)
 
 
 def start_long_run(folder, out, *flags, before=(), program=(str(ROOT / "train.py"),), env=None):

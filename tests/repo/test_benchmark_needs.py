@@ -100,9 +100,12 @@ def test_a_corpus_that_cannot_be_fetched(monkeypatch, capsys, tmp_path):
         raise DataError("the corpus could not be fetched")
 
     monkeypatch.setattr(conductor, "tiny_shakespeare", offline)
+    (tmp_path / "text").touch()
     assert conductor.corpus_can_be_read(conductor.Args(data=tmp_path / "text"))
     assert conductor.corpus_can_be_read(conductor.Args(only=("steps",)))
     assert capsys.readouterr().err == ""
+    assert not conductor.corpus_can_be_read(conductor.Args(data=tmp_path / "texts"))
+    assert capsys.readouterr().err == f"error: --data: there is no file {tmp_path / 'texts'}\n"
     assert not conductor.corpus_can_be_read(conductor.Args(only=("steps", "run")))
     capsys.readouterr()
     assert not conductor.corpus_can_be_read(conductor.Args())

@@ -282,6 +282,16 @@ def test_a_timing_that_has_no_time_left_says_so(served, monkeypatch):
     assert "no time was left" in read(served)["steps"]["failures"]["rounds"]
 
 
+@pytest.mark.program
+def test_an_implementation_without_time_to_warm_up_is_left_out(served):
+    """It is not asked a question whose time would end at once."""
+    section = section_of(served)
+    section.end = time.monotonic() + 12
+    interleaved_timing.time_interleaved(section, ["one"], rounds=3, each=5)
+    assert read(served)["steps"]["failures"]["one"].startswith("left out: ")
+    assert "rows" not in read(served)["steps"]
+
+
 def test_a_turn():
     made = []
     answer = implementations.turn(lambda n: made.append(n) or 1.5, {"warm": 2, "blocks": 3, "each": 5})

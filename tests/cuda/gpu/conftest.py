@@ -1,4 +1,9 @@
-"""The device and one runtime for all tests of a GPU. Without a device these tests are skipped."""
+"""The device and one runtime for all tests of a GPU.
+
+Without CuPy, without a device, and with one that is too old, these tests are skipped. Whatever else does not work fails them.
+"""
+
+import importlib.util
 
 import pytest
 
@@ -11,18 +16,30 @@ def cupy():
     try:
         return pick_device("cuda").xp
     except DeviceError as error:
-        pytest.skip(str(error))
+        if importlib.util.find_spec("cupy") is None or not has_device():
+            pytest.skip(str(error))
+        raise
+
+
+def has_device():
+    """Return whether CUDA lists a device."""
+    import cupy
+
+    try:
+        return cupy.cuda.runtime.getDeviceCount() > 0
+    except cupy.cuda.runtime.CUDARuntimeError:
+        return False
 
 
 @pytest.fixture(scope="session")
 def gpu(cupy):
     """Return a runtime on the device."""
-    from tensorlite.cuda.runtime.device import CudaRuntime
+    from tensorlite.cuda.runtime.device import MIN_ARCHITECTURE, CudaRuntime
 
-    try:
-        return CudaRuntime()
-    except DeviceError as error:
-        pytest.skip(str(error))
+    capability, least = int(cupy.cuda.Device().compute_capability), min(MIN_ARCHITECTURE.values())
+    if capability < least:
+        pytest.skip(f"the GPU has compute capability {capability / 10}, the kernels need {least / 10}")
+    return CudaRuntime()
 
 
 @pytest.fixture(scope="session")

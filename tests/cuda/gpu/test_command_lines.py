@@ -28,7 +28,7 @@ def run(folder, command):
     script, *rest = command.split()
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
     done = subprocess.run(
-        [sys.executable, str(ROOT / script), *rest], cwd=folder, capture_output=True, text=True, env=environment, timeout=100
+        [sys.executable, str(ROOT / script), *rest], cwd=folder, capture_output=True, text=True, env=environment, timeout=300
     )
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     return done
