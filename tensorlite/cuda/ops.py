@@ -183,10 +183,10 @@ class CUDAOps(ReferenceOps):
         """Return the struct of a dropout, for a kernel."""
         return device_key.pack_dropout_params(shape, p, key, self.address)
 
-    def to_floats(self, scalars: Sequence[Array]) -> list[float]:  # type: ignore[override]  # static in ReferenceOps
-        """Return the values of some arrays of shape (), copied together."""
-        if not scalars:
-            return []
+    def to_floats(self, scalars: Sequence[Array | float]) -> list[float]:  # type: ignore[override]  # static in ReferenceOps
+        """Return the values of some arrays of shape (), copied together, or of floats, which a step of several shards returns."""
+        if all(isinstance(scalar, float) for scalar in scalars):
+            return list(scalars)
         return [float(x) for x in to_numpy(self.runtime.xp.stack(list(scalars)))]
 
     @contextmanager

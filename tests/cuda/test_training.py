@@ -33,7 +33,7 @@ def corpus(tmp_path):
     return tmp_path / "text"
 
 
-def trainer(corpus, out, ops=None, resume=False):
+def trainer(corpus, out, ops=None, resume=False, shards=1):
     """Return a trainer whose log is a list."""
     if resume:
         p = run_setup.resume(out, {}, {}, corpus)
@@ -41,7 +41,8 @@ def trainer(corpus, out, ops=None, resume=False):
         preset = Preset(config_of("gpt", dropout=0.2, block_size=8, n_layer=1), TRAIN, "")
         p = run_setup.new_run(preset, {}, {}, out, corpus, seed=1)
     out.mkdir(exist_ok=True)
-    run = Trainer(p, Workers.of(ops or CUDAOps("float32", check=False, runtime=HostRuntime())), np)
+    ops = ops or CUDAOps("float32", check=False, runtime=HostRuntime())
+    run = Trainer(p, Workers(lambda: ops, shards=shards), np)
     run.logged = []
     run.log = run.logged.append
     return run
@@ -61,6 +62,13 @@ def test_a_run_follows_the_reference_and_leaves_its_losses_unread(corpus, tmp_pa
     reference = trainer(corpus, tmp_path / "b", ReferenceOps(check=False))
     reference.run()
     np.testing.assert_allclose(losses(run), losses(reference), rtol=1e-5)
+
+
+def test_two_shards_on_one_gpu(corpus, tmp_path):
+    """Their losses are read in every step, so they are floats when the trainer reads them."""
+    one, two = trainer(corpus, tmp_path / "a"), trainer(corpus, tmp_path / "b", shards=2)
+    one.run(), two.run()
+    np.testing.assert_allclose(losses(two), losses(one), rtol=1e-5)
 
 
 def check_resume(corpus, folder, ops):

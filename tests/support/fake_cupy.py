@@ -170,6 +170,13 @@ for _name in [
         setattr(ndarray, f"__i{_dunder}__", _in_place(getattr(operator, f"i{_dunder}")))
 
 
+def stack(arrays, axis=0):
+    """np.stack, which CuPy's is but for numbers: it refuses them."""
+    if any(isinstance(a, int | float) for a in arrays):
+        raise TypeError("Argument 'a' has incorrect type (expected cupy._core.core._ndarray_base, got float)")
+    return np.stack(arrays, axis)
+
+
 def module() -> StandIn:
     """A module to put into sys.modules as `cupy`: the functions that both libraries have, and no device."""
 
@@ -178,7 +185,7 @@ def module() -> StandIn:
 
     def lookup(name):
         existing("cupy", name)
-        found = getattr(np, name)
+        found = stack if name == "stack" else getattr(np, name)
         if isinstance(found, type) or not callable(found):
             return found
 

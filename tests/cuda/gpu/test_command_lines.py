@@ -52,7 +52,7 @@ def test_the_full_model_from_the_command_line(folder, gpu):
     assert len(done.stdout) > 60
 
 
-@pytest.mark.parametrize("flags", ["--backend reference --max-iters 3", "--precision tf32 --profile"])
+@pytest.mark.parametrize("flags", ["--backend reference --max-iters 3", "--shards 2 --max-iters 3", "--precision tf32 --profile"])
 def test_other_ways_to_run_it(flags, folder, gpu):
     if "tf32" in flags:
         require(gpu, "tf32")
