@@ -295,7 +295,8 @@ def project() -> dict[str, Any]:
 
 def start() -> list[Cell]:
     """Return the cell that finds the repository."""
-    packages = [*project()["dependencies"], *project()["optional-dependencies"]["check"]]
+    needs = [*project()["dependencies"], *project()["optional-dependencies"]["check"]]
+    packages = [need for need in needs if ";" not in need]  # the cell that reads them knows no conditions
     return own_cells("start", version=__version__, packages='",\n    "'.join(packages))
 
 

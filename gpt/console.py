@@ -83,7 +83,11 @@ def set_up() -> None:
 
 def reader_gone() -> bool:
     """Return whether the reader of standard output, for example `head`, has left."""
-    return isinstance(sys.stdout, Outlet) and isinstance(sys.stdout.error, BrokenPipeError)
+    return isinstance(sys.stdout, Outlet) and sys.stdout.error is not None and _is_broken_pipe(sys.stdout.error)
+
+
+def _is_broken_pipe(error: OSError) -> bool:
+    return error.errno == errno.EPIPE or (os.name == "nt" and error.errno == errno.EINVAL)  # what Windows says of it
 
 
 def finish(status: int) -> int:
@@ -97,7 +101,7 @@ def finish(status: int) -> int:
     if outlets and outlets[0].error is not None:
         lost = outlets[0].error
         print(outlets[0].last_line, f"error: standard output cannot be written: {lost.strerror}", sep="\n", file=sys.stderr)
-        status = status or (READER_GONE if lost.errno == errno.EPIPE else 1)
+        status = status or (READER_GONE if _is_broken_pipe(lost) else 1)
     for outlet in outlets:
         if outlet.error is not None:
             _discard(outlet)

@@ -1,8 +1,11 @@
 """The memory and the processors that the container, shell and scheduler allow this process."""
 
+import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path("/")
 KIB = 1024
@@ -45,10 +48,21 @@ def processors(root: Path = ROOT) -> int:
 
 
 def _physical_memory() -> int | None:
+    if sys.platform == "win32":
+        return _windows_memory(ctypes.windll.kernel32)
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
+
+
+def _windows_memory(kernel32: Any) -> int | None:
+    """Return the bytes of memory that GlobalMemoryStatusEx counts, None if it fails."""
+    sizes = ("total", "free", "total_pages", "free_pages", "total_addresses", "free_addresses", "free_extended")
+    fields = [("length", ctypes.c_uint32), ("load", ctypes.c_uint32), *((name, ctypes.c_uint64) for name in sizes)]
+    status = type("MEMORYSTATUSEX", (ctypes.Structure,), {"_fields_": fields})()
+    status.length = ctypes.sizeof(status)
+    return status.total if kernel32.GlobalMemoryStatusEx(ctypes.byref(status)) else None
 
 
 def _shell_limits(threads: int) -> Iterator[int]:

@@ -67,7 +67,8 @@ def read_bytes(path: Path) -> bytearray:
     try:
         with _opened(path) as file:
             before = os.fstat(file.fileno())
-            with _progress(f"reading {name}", before.st_size or None) as bar:
+            size = before.st_size if stat.S_ISREG(before.st_mode) else None  # a Mac counts what waits in a pipe
+            with _progress(f"reading {name}", size or None) as bar:
                 while piece := file.read(PIECE):
                     raw += piece
                     bar.update(len(piece))

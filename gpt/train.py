@@ -46,7 +46,7 @@ def main() -> int:
     ranks = SingleProcess()
     try:
         ranks = init_distributed()
-        with open(os.devnull, "w") as devnull, contextlib.redirect_stdout(devnull if ranks.rank else sys.stdout):
+        with open(os.devnull, "w", encoding="utf-8") as devnull, contextlib.redirect_stdout(devnull if ranks.rank else sys.stdout):
             return console.finish(run(parse(ranks, devnull), ranks))
     except BaseException as error:
         if isinstance(error, SystemExit):

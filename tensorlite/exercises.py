@@ -1,5 +1,6 @@
 """`python -m tensorlite.exercises`: the program is tensorlite/testing/exercises/command.py."""
 
+import errno
 import os
 import sys
 
@@ -11,7 +12,10 @@ if __name__ == "__main__":
     try:
         status = main()
         print(end="", flush=True)
-    except BrokenPipeError:  # the reader of the output, such as `head`, has exited
+    except OSError as error:
+        if error.errno != errno.EPIPE and (os.name, error.errno) != ("nt", errno.EINVAL):
+            raise
+        # The reader of the output, such as `head`, has exited; Windows says EINVAL of it.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())  # or the interpreter would fail to flush the rest
         status = READER_GONE

@@ -7,6 +7,7 @@ import contextlib
 import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy loads: small matrices, and a test process for each core
+os.environ.setdefault("VECLIB_MAXIMUM_THREADS", "1")  # the same for a Mac's library
 
 import importlib.util
 import sys

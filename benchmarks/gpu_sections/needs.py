@@ -28,7 +28,8 @@ def required() -> list[str]:
     """Return the requirements of all sections: those of the project, and CuPy for the CUDA version of the driver."""
     project = _project()
     cuda = project["optional-dependencies"][f"cuda{driver_cuda()}x"]
-    return [*project["dependencies"], *(need for need in cuda if "nccl" not in need)]  # NCCL is for several GPUs
+    needs = [*project["dependencies"], *cuda]
+    return [need for need in needs if "nccl" not in need and "darwin" not in need]  # NCCL is for several GPUs, and no Mac has one
 
 
 def for_tests() -> list[str]:

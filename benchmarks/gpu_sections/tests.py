@@ -35,7 +35,7 @@ def tests(section: Section) -> None:
 def files() -> list[str]:
     """Return the files of tests in the order to run them."""
     found = sorted((ROOT / "tests" / "cuda" / "gpu").glob("test_*.py"), key=lambda path: (path.name == LAST, path.name))
-    return [str(path.relative_to(ROOT)) for path in found]
+    return [path.relative_to(ROOT).as_posix() for path in found]
 
 
 def counts(text: str) -> dict[str, float]:

@@ -39,7 +39,7 @@ def run(command, cwd, check=True):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
-    (folder / "text.txt").write_text(TEXT)
+    (folder / "text.txt").write_text(TEXT, newline="\n")
     odd = {
         "nul.txt": b"abc\0def",
         "latin.txt": "sch\u00f6n ".encode("latin-1") * 9,
@@ -254,6 +254,7 @@ def test_help(script, tmp_path):
     assert run([script, "--nonsense"], tmp_path, check=False).returncode == 2
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no signals to another process")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_saves_and_the_advice_can_be_pasted(trained, name):
     """In a folder whose name a shell would take apart; and what the run was told is still in force."""
@@ -274,6 +275,7 @@ def test_a_signal_saves_and_the_advice_can_be_pasted(trained, name):
 
 
 @pytest.mark.long
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no signals to another process")
 def test_the_programs_are_modules_too(tmp_path):
     """From an empty folder: both have a --help, and what an interrupted run says to go on with names the module."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

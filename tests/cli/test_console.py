@@ -1,5 +1,6 @@
 """Consoles of every kind: for any standard output and error, the run completes and its exit status is right."""
 
+import errno
 import io
 import json
 import os
@@ -119,6 +120,20 @@ def test_with_both_full_the_status_is_all_there_is(here):
     assert shell(here, "2> /dev/full", "train.py", *TINY, "--data", "none.txt").returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("system", "number", "expected"),
+    [("posix", errno.EPIPE, True), ("posix", errno.EINVAL, False), ("nt", errno.EINVAL, True), ("nt", errno.ENOSPC, False)],
+)
+def test_a_reader_that_has_gone_is_another_error_on_windows(system, number, expected, monkeypatch):
+    outlet = console.Outlet(None)
+    outlet.error = OSError(number, "a write failed")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "name", system)
+        patch.setattr(sys, "stdout", outlet)
+        gone = console.reader_gone()
+    assert gone == expected
+
+
 @program
 def test_a_reader_that_has_gone_stops_a_run_which_saves(here):
     """As Ctrl-C would: the step is finished, the work saved, and the status is that of a broken pipe."""
@@ -126,9 +141,12 @@ def test_a_reader_that_has_gone_stops_a_run_which_saves(here):
     process = subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.readline()
     process.stdout.close()
-    stderr = process.stderr.read().decode()
-    process.stderr.close()
-    assert process.wait(timeout=60) == console.READER_GONE, stderr
+    process.stdout = None
+    try:
+        stderr = process.communicate(timeout=60)[1].decode()
+    finally:
+        process.kill()
+    assert process.returncode == console.READER_GONE, stderr
     assert "Traceback" not in stderr
     assert "stopped at step" in stderr
     assert "go on with: " in stderr

@@ -92,7 +92,7 @@ def test_notes_are_printed(cli):
 
 
 def test_a_validation_text(cli):
-    Path("val").write_text(TEXT[:200] + "é")
+    Path("val").write_text(TEXT[:200] + "é", encoding="utf-8")
     status, out, _ = cli(train, *SMALL, "--data", "text.txt", "--val-data", "val", "--val-chars", "100", "--out", "run")
     assert status == 0
     assert f"({len(TEXT):,} train; 201 val, 96 evaluated in evenly spread windows), 31 symbols\n" in out

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 import signal
 
 import numpy as np
@@ -77,7 +76,7 @@ def check_resume(corpus, folder, ops):
     straight.run()
     first = trainer(corpus, folder / "b", ops())
     step = first.workers.train_step
-    first.workers.train_step = lambda *args: (os.kill(os.getpid(), signal.SIGINT) if first.state.step == 7 else None) or step(*args)
+    first.workers.train_step = lambda *args: (signal.raise_signal(signal.SIGINT) if first.state.step == 7 else None) or step(*args)
     assert first.run() == signal.SIGINT
     assert checkpoint.load(run_dir.last_checkpoint(folder / "b")).step == 8
     second = trainer(corpus, folder / "b", ops(), resume=True)

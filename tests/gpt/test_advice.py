@@ -12,6 +12,7 @@ from gpt.advice import resume_command, shell_word
 
 
 @pytest.mark.program
+@pytest.mark.skipif(os.name == "nt", reason="the advice is for cmd there")
 @pytest.mark.parametrize("name", ["plain", "with space", "it's", "$HOME", "a;b", "-dash", "\udcff", "tab\t", "日本", "\\x41"])
 def test_a_command_to_paste_names_any_folder(name):
     """As bash reads it: the very bytes come out again."""
@@ -24,6 +25,7 @@ def test_a_command_to_paste_names_any_folder(name):
 
 
 def test_the_command_that_resumes(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(sys, "argv", ["train.py", "--batch-size", "3"])
     monkeypatch.setattr(sys, "orig_argv", ["python3", "-u", "train.py", "--batch-size", "3"])
     assert resume_command(Path("a b"), ["--data", "t"]) == "python3 -u train.py --resume --out 'a b' --data t"
@@ -54,6 +56,7 @@ def test_the_command_is_started_as_this_one_was(words, module, command, monkeypa
         assert resume_command(Path("r"), []) == f"{command} --resume --out r"
 
 
-def test_a_name_that_is_not_utf_8_is_quoted_byte_by_byte():
+def test_a_name_that_is_not_utf_8_is_quoted_byte_by_byte(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
     assert shell_word("a b\udcff'\\\x7f\x1f~é") == r"$'a b\xff\x27\x5c\x7f\x1f~\xc3\xa9'"
     assert shell_word("é ~") == "'é ~'"

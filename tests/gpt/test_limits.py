@@ -3,11 +3,13 @@
 The groups are file trees and, if this machine allows it, real groups.
 """
 
+import ctypes
 import mmap
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -110,6 +112,19 @@ def test_memory_in_use_grows_by_what_is_used():
     np.frombuffer(block, np.uint8)[:] = 1
     grown = limits.memory_in_use() - before
     assert 0.75 * len(block) < grown < 1.5 * len(block)
+
+
+@pytest.mark.parametrize(("succeeds", "expected"), [(1, 8 * GIB), (0, None)])
+def test_the_memory_of_windows(succeeds, expected):
+    """MEMORYSTATUSEX has 64 bytes, and its third field is at byte 8."""
+
+    def fill(pointer):
+        status = pointer._obj
+        assert status.length == ctypes.sizeof(status) == 64
+        ctypes.memmove(ctypes.addressof(status) + 8, (8 * GIB).to_bytes(8, "little"), 8)
+        return succeeds
+
+    assert limits._windows_memory(SimpleNamespace(GlobalMemoryStatusEx=fill)) == expected
 
 
 @pytest.mark.skipif(not hasattr(os, "sysconf"), reason="this system does not say how much memory it has")
@@ -329,6 +344,7 @@ def test_a_system_without_affinity_counts_its_cores(cores, expected, tmp_path, m
     assert limits.processors(tmp_path) == expected
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no folder of Windows has a colon in its name")
 def test_control_groups_with_colons_in_their_names_and_after_other_controllers(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "_physical_memory", lambda: 64 * GIB)
     monkeypatch.setattr(limits, "_shell_limits", lambda _: iter(()))

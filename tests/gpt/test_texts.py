@@ -173,7 +173,7 @@ def read_stdin(**streams):
 @pytest.mark.program
 def test_standard_input(tmp_path):
     assert read_stdin(input="a" * 300_000).stdout == "300000\n"
-    (tmp_path / "t").write_text("first\nsecond\n")
+    (tmp_path / "t").write_bytes(b"first\nsecond\n")
     with open(tmp_path / "t") as file:
         os.lseek(file.fileno(), 6, os.SEEK_SET)  # as after a `read` of the shell
         assert read_stdin(stdin=file).stdout == "7\n"

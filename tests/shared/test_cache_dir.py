@@ -23,7 +23,8 @@ def test_no_home_folder(monkeypatch, tmp_path):
     if os.name == "posix":
         assert where.stat().st_mode & 0o077 == 0  # no other user may write there
     monkeypatch.setattr("tempfile.gettempdir", failing(FileNotFoundError("No usable temporary directory found")))
-    with pytest.raises(OSError, match=re.escape(os.strerror(errno.ENOTDIR))):  # every caller ignores an OSError
+    words = re.escape(os.strerror(errno.ENOTDIR)) if os.name == "posix" else None
+    with pytest.raises(OSError, match=words):  # every caller ignores an OSError
         write_whole(cache_folder() / "x", b"1")
 
 

@@ -202,7 +202,7 @@ class Library:
             from cuda.pathfinder import load_nvidia_dynamic_lib  # type: ignore
 
             self.lib = ctypes.CDLL(load_nvidia_dynamic_lib("cublasLt").abs_path)
-        except (ImportError, RuntimeError, OSError) as error:  # no pathfinder, not found, not loadable
+        except (ImportError, RuntimeError, OSError, AttributeError) as error:  # no pathfinder, not found, not loadable, a Mac
             raise ImportError(f"no cuBLASLt: {error}; {INSTALL_CUDA}") from error
         self.lib.cublasLtGetVersion.restype = c_size_t
         self.lib.cublasLtGetStatusName.restype = c_char_p

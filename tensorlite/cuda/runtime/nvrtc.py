@@ -40,7 +40,7 @@ def library() -> ctypes.CDLL:
         from cuda.pathfinder import load_nvidia_dynamic_lib  # type: ignore
 
         return ctypes.CDLL(load_nvidia_dynamic_lib("nvrtc").abs_path)
-    except (ImportError, OSError, RuntimeError) as error:  # pathfinder raises RuntimeError when it finds nothing
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:  # no pathfinder, not found, not loadable, a Mac
         raise DeviceError(f"no CUDA: the run-time compiler libnvrtc cannot be loaded ({error}); {INSTALL_CUDA}") from error
 
 

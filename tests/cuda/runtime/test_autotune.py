@@ -141,7 +141,9 @@ def test_a_candidate_may_make_choices_of_its_own(folder):
 
 
 @pytest.mark.parametrize(
-    "damage", [b"[" * 100_000, b"{", b"\xff\xfe", b"[]", b"7", b"null", b'{"p": 7}', b'{"p": {"algo": 7}}', b'{"p": {}}']
+    "damage",
+    [b"[" * 100_000, b"{", b"\xff\xfe", b"[]", b"7", b"null", b'{"p": 7}', b'{"p": {"algo": 7}}', b'{"p": {}}'],
+    ids=range(9),
 )
 def test_a_damaged_file(folder, damage):
     said = []

@@ -212,7 +212,10 @@ def test_a_hostile_header_is_refused(tmp_path, content):
 
 
 def test_what_is_no_file_is_refused_and_never_waited_for(tmp_path):
-    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    try:
+        (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    except OSError as error:
+        pytest.skip(f"this user may make no links: {error}")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "folder").mkdir()
     paths = [tmp_path / name for name in ("link", "loop", "folder", "a" * 5000, "\0", "\udcff")]

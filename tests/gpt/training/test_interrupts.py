@@ -1,6 +1,5 @@
 """Signals: a run that is interrupted saves, and resumes as if it had never stopped."""
 
-import os
 import signal
 import threading
 
@@ -21,7 +20,7 @@ def test_an_evaluation_that_is_interrupted_is_done_again(corpus, tmp_path, monke
 
         def interrupted(workers, *args, real=real, run=run, at=at):
             if run.state.step == at:
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
             return real(workers, *args)
 
         monkeypatch.setattr("gpt.training.trainer.split_loss", interrupted)
@@ -42,7 +41,7 @@ def test_a_long_evaluation_answers_a_signal_soon(corpus, tmp_path, monkeypatch):
     def slow(*args, **options):
         seen.append(1)
         if len(seen) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return forward(*args, **options)
 
     monkeypatch.setattr(run.task.model, "forward", slow)
@@ -61,10 +60,10 @@ def test_a_second_signal_acts_at_once_and_ignored_hangups_stay_ignored(name):
         try:
             with interrupts.catch_signals() as stop:
                 if name == "SIGHUP" and handler == signal.SIG_IGN:
-                    os.kill(os.getpid(), number)
+                    signal.raise_signal(number)
                     assert stop.signals == []
                     continue
-                os.kill(os.getpid(), number)
+                signal.raise_signal(number)
                 assert stop.signals == [number]
                 assert signal.getsignal(number) not in (signal.SIG_IGN, None)
             assert signal.getsignal(number) == handler

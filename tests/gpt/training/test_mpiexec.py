@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -141,6 +142,7 @@ def test_only_the_first_rank_needs_the_log(mpiexec, tmp_path):
     assert "done: step 30" in done.stdout
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="this system does not list a process's children")
 @pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.long)])
 def test_a_rank_that_waits_for_one_that_hangs_is_ended_by_signals(name, mpiexec, tmp_path):
     """Rank 1 is stopped in its tracks; rank 0, which waits for it, notes the first signal and obeys the second."""

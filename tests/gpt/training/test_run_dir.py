@@ -17,6 +17,7 @@ from trainers import RECORD, trainer
 
 
 def test_a_folder_holds_one_run_at_a_time(tmp_path):
+    pytest.importorskip("fcntl", reason="this system has no flock")
     with run_dir.locked(tmp_path):
         (tmp_path / "last.safetensors.tmp-1").touch()
         with pytest.raises(TrainingError, match=f"in use by process {os.getpid()}"), run_dir.locked(tmp_path):

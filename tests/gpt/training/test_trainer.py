@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 import signal
 
 import numpy as np
@@ -32,13 +31,13 @@ def test_resume_equals_a_straight_run(corpus, tmp_path, stop):
 
     def stop_there(*args):
         if first.state.step + 1 == stop:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return step(*args)
 
     if stop:
         first.workers.train_step = stop_there
     else:
-        first.log = lambda _: os.kill(os.getpid(), signal.SIGINT)  # during the first evaluation
+        first.log = lambda _: signal.raise_signal(signal.SIGINT)  # during the first evaluation
     assert first.run() == signal.SIGINT
     assert first.state.step == stop
     second = trainer(corpus, tmp_path / "b", resume=True)
@@ -55,14 +54,14 @@ def interrupt_before_the_evaluation_of(run, step):
 
     def interrupted(*args):
         if run.state.step == step - 1:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return train_step(*args)
 
     run.workers.train_step = interrupted
 
 
 def interrupt_after_the_evaluation_of(run, step):
-    run.log = lambda text: os.kill(os.getpid(), signal.SIGINT) if text.startswith(f"step {step}:") else None
+    run.log = lambda text: signal.raise_signal(signal.SIGINT) if text.startswith(f"step {step}:") else None
 
 
 @pytest.mark.parametrize(
@@ -129,7 +128,7 @@ def test_an_interrupt_between_evaluations_saves_too(corpus, tmp_path):
     def interrupted(*args):
         calls.append(1)
         if len(calls) == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return step(*args)
 
     run.workers.train_step = interrupted
@@ -140,14 +139,14 @@ def test_an_interrupt_between_evaluations_saves_too(corpus, tmp_path):
 
 def test_a_signal_in_the_last_evaluation_lets_the_run_end(corpus, tmp_path):
     run = trainer(corpus, tmp_path / "a")
-    run.log = lambda text: os.kill(os.getpid(), signal.SIGINT) if text.startswith("step 12:") else None
+    run.log = lambda text: signal.raise_signal(signal.SIGINT) if text.startswith("step 12:") else None
     assert run.run() is None
 
 
 def test_a_resumed_run_with_nothing_left_is_evaluated_where_it_stands(corpus, tmp_path):
     run = trainer(corpus, tmp_path / "a")
     step = run.workers.train_step
-    run.workers.train_step = lambda *args: (os.kill(os.getpid(), signal.SIGINT) if run.state.step == 5 else None) or step(*args)
+    run.workers.train_step = lambda *args: (signal.raise_signal(signal.SIGINT) if run.state.step == 5 else None) or step(*args)
     assert run.run() == signal.SIGINT
     resumed = trainer(corpus, tmp_path / "a", {"max_iters": 6}, resume=True)
     assert resumed.run() is None

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import os
 import signal
 from types import SimpleNamespace
 
@@ -301,7 +300,7 @@ def test_an_interrupt_reads_the_steps_in_flight_before_it_saves(corpus, tmp_path
 
         def interrupted(*args, step=step, loss=loss):
             _, norm = step(*args)
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
             return np.float64(loss), norm
 
         run.workers.train_step = interrupted

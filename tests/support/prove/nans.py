@@ -5,7 +5,6 @@ end the run within one step. An entry of the state does so as soon as it is used
 and is refused by the next save at the latest. In a third of the cases a signal arrives in that step, so that the run would save.
 """
 
-import os
 import random
 import re
 import shutil
@@ -64,7 +63,7 @@ def case(n: int) -> str:
         else:
             poison_an_op(run, place, numbers)
         if interrupted:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     before_step(run, at, inject)
     said = ""
