@@ -174,15 +174,14 @@ def trace_step(ops: CUDAOps, config: ModelConfig, train: TrainConfig, characters
     runtime = ops.runtime
     model = MODELS[config.model]
     table = ParamTable(model.init(config))
-    params, grads, m, v = (np.empty(table.size, np.float32) for _ in range(4))
-    device_step = DeviceStep(np.empty((), np.int64))
+    params, grads, m, v = (runtime.empty((table.size,), np.float32) for _ in range(4))
+    device_step, loss_ring = DeviceStep(runtime.empty((), np.int64)), runtime.empty((RING_SIZE, 2), np.float32)
     state = TrainState(table, params, grads, m, v, device_step)  # type: ignore[arg-type]
-    task = Task(model, config, train, data=np.empty(characters, np.uint16), seed=0)
+    task = Task(model, config, train, data=runtime.empty((characters,), np.uint16), seed=0)
 
     pool = GraphMemoryPool(runtime.block)
     with runtime.allocating(pool):
         loss, norm = train_step(instrument(ops, op_observer(runtime)), task, state)
-        loss_ring = np.empty((RING_SIZE, 2), np.float32)
         end = {"step": device_step.array, "loss": loss, "norm": norm, "loss_ring": loss_ring, "ring_size": RING_SIZE}
         ops.launch("optim.cu", "end_step", 1, 1, **end)  # as CapturedStep does
     del loss, norm

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tensorlite.arrays import Array
+from tensorlite.cuda.runtime.cublaslt import ALIGNMENT
 from tensorlite.cuda.runtime.memory_pool import GraphMemoryPool
 from tensorlite.cuda.runtime.signature import kernel_signature
 
@@ -82,8 +83,10 @@ class DryRunRuntime:
 
     @staticmethod
     def block(nbytes: int) -> np.ndarray:
-        """Return memory for a graph's memory pool."""
-        return np.empty(nbytes, np.uint8)
+        """Return memory for an array or a graph's memory pool, aligned as on a GPU: which GEMM is timed depends on it."""
+        memory = np.empty(nbytes + ALIGNMENT, np.uint8)
+        start = -DryRunRuntime.address(memory) % ALIGNMENT
+        return memory[start : start + nbytes]
 
     @contextlib.contextmanager
     def allocating(self, pool: GraphMemoryPool) -> Iterator[None]:

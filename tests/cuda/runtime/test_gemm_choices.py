@@ -71,12 +71,13 @@ def test_the_first_run_tunes_for_less_than_a_second(runtime):
     model, ops = MODELS["gpt"], CUDAOps("bf16", check=False, runtime=runtime)
     trace_step(ops, PRESET.model, PRESET.train, CHARACTERS)
     table = ParamTable(model.init(PRESET.model))
-    params = table.tree(ops.compute_params(np.empty(table.size, np.float32)))
+    params = table.tree(ops.compute_params(runtime.empty((table.size,), np.float32)))
     for rows, T in ((64, 256), (51, 256), (1, 179)):  # the batches of an evaluation
         ids = np.zeros((rows, T), np.int64)
         model.forward(ops, params, ids, ids, PRESET.model, with_cache=False)
     assert 200 < runtime.timed < 2000
     assert runtime.tuning_s < 1.0
+    assert all("aligned to 128 bytes" in problem for problem in json.loads(runtime.autotune_cache.path.read_text()))
     timed = runtime.timed
     for length in (1, 2, 17, 100, 255, 256):
         kv_cache = KVCache(PRESET.model.n_layer, PRESET.model.block_size)
