@@ -13,9 +13,9 @@ import numpy as np
 
 from tensorlite.testing.argument_check import ArgumentCheck, Settings
 from tensorlite.testing.contract import Trial, check_contract, comparable_gradients
-from tensorlite.testing.layer import PAIR, Layer, describe, random_like
+from tensorlite.testing.layer import AS_ARRAY, PAIR, Layer, describe, random_like
 from tensorlite.testing.poor_forward import blame_forward
-from tensorlite.testing.report import FAIL, PASS, GradcheckError, GradReport
+from tensorlite.testing.report import FAIL, INCONCLUSIVE, PASS, Argument, GradcheckError, GradReport
 from tensorlite.testing.trees import copy_leaf, copy_tree, flatten, is_float_array, map_arrays
 
 __all__ = ["GradReport", "GradcheckError", "gradcheck"]
@@ -105,6 +105,8 @@ def gradcheck(
     gradients = comparable_gradients(trial)
     checks = [ArgumentCheck(layer, path, dy, gradients[path], settings, random) for path in layer.checked if path in gradients]
     report.arguments += [check.run() for check in checks]
+    if gradients:
+        report.arguments += [_not_checked(path) for path in trial.gradients.of_python_floats]
     if any(argument.status != PASS for argument in report.arguments):
         report.arguments = blame_forward(report.arguments, layer, dy, random)
     if report.status == FAIL:
@@ -112,6 +114,11 @@ def gradcheck(
 
         add_hints(report, trial, checks, settings)
     return _passed(report, raise_on_fail)
+
+
+def _not_checked(path: str) -> Argument:
+    """Return the verdict on the gradient of a Python float."""
+    return Argument(path, (), "", "not checked", tolerance=0.0, status=INCONCLUSIVE, note=AS_ARRAY)
 
 
 def _passed(report: GradReport, raise_on_fail: bool) -> GradReport:
@@ -122,7 +129,8 @@ def _passed(report: GradReport, raise_on_fail: bool) -> GradReport:
 
 def _require_float64(layer: Layer) -> None:
     if not layer.checked:
-        raise ValueError(f"no input is a float array, so nothing would be checked: {list(layer.inputs)}")
+        way_out = f". {AS_ARRAY}" if any(isinstance(leaf, float) for leaf in layer.leaves.values()) else ""
+        raise ValueError(f"no input is a float array, so nothing would be checked: {list(layer.inputs)}{way_out}")
     for path in layer.checked:
         dtype = layer.leaves[path].dtype
         if dtype != np.float64:
@@ -137,6 +145,7 @@ def _output(layer: Layer) -> Any:
     leaves = flatten(y).values()
     if not leaves or not all(is_float_array(a) or isinstance(a, float) for a in leaves):
         raise ValueError(
-            f"y must be a float array, a float (a loss), or several, and forward returned {describe(y)} for it. {PAIR}"
+            f"y must be a float array, a float (a loss), or several, and forward returned {describe(y)} for it. {PAIR}; "
+            "what has no gradient, such as an array of integers, belongs in the cache"
         )
     return map_arrays(copy_leaf, y)

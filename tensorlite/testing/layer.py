@@ -11,6 +11,7 @@ import numpy as np
 from tensorlite.arrays import array_namespace, to_numpy
 from tensorlite.testing.trees import children, flatten, flatten_inputs, is_array, is_float_array, map_arrays, map_with_path
 
+AS_ARRAY = "A Python float has no gradient that can be checked: make it an array without axes, np.asarray(0.25)"
 PAIR = "forward must return a pair: `return y, cache`, where the cache may be None"
 
 
@@ -46,7 +47,8 @@ class Layer:
             address = name.replace("'", '"')
             below = [path for path in floats if path == address or path.startswith((f"{address}[", f"{address}."))]
             if not below:
-                raise ValueError(f"wrt names {name!r}, which is no float array among the inputs {floats}")
+                way_out = f". {AS_ARRAY}" if isinstance(self.leaves.get(address), float) else ""
+                raise ValueError(f"wrt names {name!r}, which is no float array among the inputs {floats}{way_out}")
             chosen.update(below)
         return [path for path in floats if path in chosen]
 
@@ -70,7 +72,7 @@ class Layer:
         try:
             returned = self.forward(**inputs)
         except TypeError:
-            _require_call(self.forward, f"forward(**inputs), with the inputs {list(inputs)}", (), inputs)
+            require_call(self.forward, f"forward(**inputs), with the inputs {list(inputs)}", (), inputs)
             raise
         if returned is None:
             raise ValueError(f"forward returned None. Is its return statement missing? {PAIR}")
@@ -85,7 +87,7 @@ class Layer:
         try:
             returned = self.backward(dy, cache)
         except TypeError:
-            _require_call(self.backward, "backward(dy, cache)", (dy, cache), {})
+            require_call(self.backward, "backward(dy, cache)", (dy, cache), {})
             raise
         return map_arrays(_gradient_leaf, returned)
 
@@ -129,7 +131,7 @@ def _gradient_leaf(g: Any) -> Any:
     return np.asarray(g) if isinstance(g, float) else g  # the gradient of an input without axes may be a Python float
 
 
-def _require_call(function: Callable, call: str, args: tuple, inputs: dict[str, Any]) -> None:
+def require_call(function: Callable, call: str, args: tuple, inputs: dict[str, Any]) -> None:
     """Raise ValueError if the signature of the function is the reason why `call` failed."""
     try:
         signature = inspect.signature(function)

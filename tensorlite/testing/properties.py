@@ -14,13 +14,19 @@ import numpy as np
 
 from tensorlite.arrays import Array
 from tensorlite.testing.gradcheck import gradcheck
-from tensorlite.testing.trees import as_tuple, map_arrays
+from tensorlite.testing.layer import Layer
+from tensorlite.testing.returned import read_gradients
+from tensorlite.testing.trees import as_tuple, flatten, is_array, map_arrays
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
 Inputs = Mapping[str, Any]
 EPS32 = float(np.finfo(np.float32).eps)
+
+
+class InexactFloat32Error(AssertionError):
+    """A float32 result is far from the float64 one, as it may be where the layer is ill-conditioned or has a kink."""
 
 
 # ---- strategies ----
@@ -79,16 +85,19 @@ def check_value(forward: Callable, inputs: Inputs, reference: Callable[..., Any]
 def check_read_only(forward: Callable, backward: Callable, inputs: Inputs) -> None:
     """Read-only inputs and dy are accepted and give equal results."""
     expected = _results(forward, backward, inputs)
-    found = _results(forward, backward, {name: _frozen(a) for name, a in inputs.items()}, dy_as=_frozen)
+    found = _results(forward, backward, _mapped(_frozen, inputs), dy_as=_frozen)
     for name, a, b in _pairs(expected, found):
         np.testing.assert_array_equal(b, a, err_msg=name)
 
 
 def check_non_contiguous(forward: Callable, backward: Callable, inputs: Inputs, rtol: float = 1e-12) -> None:
-    """Inputs and dy with gaps in memory or negative strides give the same values, up to the rounding of another summation order."""
+    """Any order of inputs and dy in memory gives the same values, up to the rounding of another summation order.
+
+    The orders are gaps between the entries, negative strides, and that of Fortran, which the transpose of an array has.
+    """
     expected = _results(forward, backward, inputs)
-    for spread in (_with_gaps, _reversed):
-        found = _results(forward, backward, {name: spread(a) for name, a in inputs.items()}, dy_as=spread)
+    for laid_out in (_with_gaps, _reversed, _in_fortran_order):
+        found = _results(forward, backward, _mapped(laid_out, inputs), dy_as=laid_out)
         for name, a, b in _pairs(expected, found):
             _assert_close(b, a, rtol, name)
 
@@ -99,20 +108,23 @@ def check_float32(forward: Callable, backward: Callable, inputs: Inputs, ulps: f
     ulps: the allowed difference, in units of the float32 epsilon times the largest entry of the float64 result (or 1).
     per_rounding: what is allowed besides, in units of how much a result changes when the inputs are rounded to float32. It
       allows for inputs at which the layer is ill-conditioned, such as a layernorm over two nearly equal values.
+
+    A Python float, as a loss may be one, has no precision: only its value counts.
     """
-    inputs = {name: _as32(a) for name, a in inputs.items()}  # float64 starts from the same rounded values
-    exact_inputs = {name: _as64(a) for name, a in inputs.items()}
+    inputs = _mapped(_as32, inputs)  # float64 starts from the same rounded values
+    exact_inputs = _mapped(_as64, inputs)
     exact = _results(forward, backward, exact_inputs, dy_as=_rounded)
     found = _results(forward, backward, inputs, dy_as=_as32)
     changed = (
         [_results(forward, backward, _nudged(exact_inputs, seed), dy_as=_rounded) for seed in range(3)] if per_rounding else []
     )
     for i, (name, a, b) in enumerate(_pairs(exact, found)):
-        assert b.dtype == np.float32, f"{name}: float32 in, {b.dtype} out"
+        assert found.is_python_float[i] or b.dtype == np.float32, f"{name}: float32 in, {b.dtype} out"
         change = max((_largest(a - other.arrays[i]) for other in changed), default=0.0)
         bound = ulps * EPS32 * max(1.0, _largest(a)) + per_rounding * change
         error = _largest(a - b)
-        assert error <= bound, f"{name}: the float32 error is {error / bound:.2g} times its bound"
+        if not error <= bound:
+            raise InexactFloat32Error(f"{name}: the float32 error is {error / bound:.2g} times its bound")
 
 
 def check_float_errors(forward: Callable, backward: Callable, inputs: Inputs) -> None:
@@ -175,6 +187,7 @@ def check_empty_batch(forward: Callable, backward: Callable, inputs: Inputs, bat
     for (name, a, b), axis in zip(_pairs(batch.whole, batch.part(none)), batch.axes, strict=True):
         expected = _taken(a, none, axis).shape
         assert b.shape == expected, f"{name} of an empty batch is of shape {b.shape} instead of {expected}"
+        assert not np.isnan(b).any(), f"{name} of an empty batch is NaN"
         assert not b.any(), f"{name} of an empty batch is not 0"
 
 
@@ -198,7 +211,7 @@ def check_leading(
     flat_inputs = {name: flat(name, a) for name, a in inputs.items()}
     flat_y, _ = forward(**flat_inputs)
     dy = iter(expected.dy)
-    found = _results(forward, backward, flat_inputs, dy=map_arrays(lambda a: next(dy).reshape(a.shape), flat_y))
+    found = _results(forward, backward, flat_inputs, dy=map_arrays(lambda a: next(dy).reshape(np.shape(a)), flat_y))
     for name, a, b in _pairs(expected, found):
         assert a.size == b.size, f"{name} is of shape {a.shape}, and {b.shape} with all leading axes in one"
         _assert_close(b.reshape(a.shape), a, rtol, f"{name} with all leading axes in one")
@@ -213,6 +226,7 @@ class _Results:
 
     names: list[str]
     arrays: list[Array]
+    is_python_float: list[bool]  # of each result, before it became an array
     dy: list[Array]
 
 
@@ -225,22 +239,29 @@ def _results(
     dy_as: what to do to each array of dy.
     """
     y, cache = forward(**inputs)
+    outputs = _leaves(y)
+    arrays = [np.array(a) for a in outputs]
     y = map_arrays(np.asarray, y)  # a loss may be a Python float
-    outputs = [a.copy() for a in _arrays(y)]
     dy = map_arrays(dy_as, _cotangent(y) if dy is None else dy)
-    gradients = [g.copy() for g in _arrays(backward(dy, cache))]
+    returned = backward(dy, cache)
+    gradients = _leaves(returned)
+    arrays += [np.array(g) for g in gradients]
     names = ["y" if len(outputs) == 1 else f"y[{i}]" for i in range(len(outputs))]
-    names += [f"gradient {i + 1} of {len(gradients)}" for i in range(len(gradients))]
-    return _Results(names, [*outputs, *gradients], _arrays(dy))
+    names += _names_of_gradients(gradients, returned, Layer(forward, backward, dict(inputs)))
+    return _Results(names, arrays, [not is_array(a) for a in outputs + gradients], _leaves(dy))
 
 
-def _arrays(tree: Any) -> list[Array]:
-    """Return the arrays of one result or of several, which may nest tuples, lists and dicts. None has no place among them."""
-    if isinstance(tree, Mapping):
-        tree = list(tree.values())
-    if isinstance(tree, tuple | list):
-        return [a for part in tree for a in _arrays(part)]
-    return [] if tree is None else [np.asarray(tree)]
+def _leaves(tree: Any) -> list[Any]:
+    """Return the parts of one result or of several, which may nest tuples, lists and dicts. None has no place among them."""
+    return [leaf for leaf in flatten(tree).values() if leaf is not None]
+
+
+def _names_of_gradients(gradients: list[Any], returned: Any, layer: Layer) -> list[str]:
+    """Return the name of each gradient: dw if it can be told whose it is."""
+    paths: dict[int, list[str]] = {}
+    for path, g in read_gradients(returned, layer).by_path.items():
+        paths.setdefault(id(g), []).append(f"d{path}")
+    return [" and ".join(paths.get(id(g), [f"gradient {i} of {len(gradients)}"])) for i, g in enumerate(gradients, start=1)]
 
 
 def _pairs(expected: _Results, found: _Results) -> list[tuple[str, Array, Array]]:
@@ -284,7 +305,7 @@ class _Batch:
             return np.asarray(dy * share if axis is None else _taken(dy, rows, axis), dtype=a.dtype)
 
         y, _ = self.forward(**inputs)
-        return _results(self.forward, self.backward, inputs, dy=map_arrays(next_dy, y))
+        return _results(self.forward, self.backward, inputs, dy=map_arrays(next_dy, map_arrays(np.asarray, y)))
 
 
 def _twice(a: Array, axis: int) -> Array:
@@ -324,7 +345,12 @@ def _is_float(a: Any) -> bool:
 def _nudged(inputs: Inputs, seed: int) -> dict[str, Any]:
     """Change every float by up to the rounding error of float32."""
     random = np.random.default_rng(seed)
-    return {name: a * (1 + EPS32 / 2 * random.uniform(-1, 1, a.shape)) if _is_float(a) else a for name, a in inputs.items()}
+    return _mapped(lambda a: a * (1 + EPS32 / 2 * random.uniform(-1, 1, a.shape)) if _is_float(a) else a, inputs)
+
+
+def _mapped(f: Callable[[Any], Any], inputs: Inputs) -> dict[str, Any]:
+    """Return the inputs with f applied to each leaf."""
+    return {name: map_arrays(f, tree) for name, tree in inputs.items()}
 
 
 def _frozen(a: Any) -> Any:
@@ -358,3 +384,7 @@ def _reversed(a: Any) -> Array:
     if not isinstance(a, np.ndarray) or a.ndim == 0:
         return a
     return np.ascontiguousarray(a[..., ::-1])[..., ::-1]
+
+
+def _in_fortran_order(a: Any) -> Array:
+    return np.asfortranarray(a) if isinstance(a, np.ndarray) and a.ndim else a

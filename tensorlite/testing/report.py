@@ -26,15 +26,15 @@ class Entry:
 
     @property
     def ratio(self) -> float:
-        """Return analytical / numerical: -1 is a wrong sign, 2 a factor, 8/7 an n - 1 for an n."""
-        return self.analytical / self.numerical if self.numerical else float("inf")
+        """Return analytical / numerical: -1 is a wrong sign, 2 a factor, 8/7 an n - 1 for an n. Infinite if numerical may be 0."""
+        return self.analytical / self.numerical if abs(self.numerical) > self.error else math.inf
 
     def __str__(self) -> str:
         index = ", ".join(map(str, self.index))
         text = f"[{index}] backward {self.analytical:.9g}, numerical {self.numerical:.9g} +- {self.error:.1g}"
         if self.left is not None:
             return f"{text}: not differentiable here (left {self.left:.6g}, right {self.right:.6g})"
-        return f"{text}, ratio {self.ratio:.7g}"
+        return f"{text}, ratio {self.ratio:.7g}" if math.isfinite(self.ratio) else f"{text}, which may be 0"
 
 
 @dataclass
@@ -43,8 +43,8 @@ class Argument:
 
     name: str
     shape: tuple[int, ...]
-    method: str  # "fd" or "complex"
-    checked: str  # "every entry" or "3 directions"
+    method: str  # "fd" or "complex"; "" if it could not be checked
+    checked: str  # "every entry", "3 directions" or "not checked"
     tolerance: float
     scale: float = 0.0  # the root mean square of the gradient
     status: str = PASS
@@ -56,8 +56,9 @@ class Argument:
     hint: str = ""  # what the wrong gradient looks like beside the true one, in one sentence
 
     def __str__(self) -> str:
-        text = f"{self.status:12s} d{self.name} {self.shape}: {self.checked} ({self.method}), "
-        text += f"largest error {self.worst:.2g} x tolerance"
+        text = f"{self.status:12s} d{self.name} {self.shape}: {self.checked}"
+        if self.method:
+            text += f" ({self.method}), largest error {self.worst:.2g} x tolerance"
         if self.bad:
             at_least = "at least " if self.more else ""
             text += f", entries that differ: {at_least}{self.bad} of {math.prod(self.shape)}"

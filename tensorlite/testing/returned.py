@@ -30,6 +30,7 @@ class Gradients:
     misfits: list[str]  # one sentence each
     readable: bool = True  # whether the gradients could be told apart at all
     misshapen: dict[str, Any] = field(default_factory=dict)  # gradients whose shape does not fit, by path
+    of_python_floats: list[str] = field(default_factory=list)  # paths of Python floats for which there is a gradient
 
 
 def read_gradients(returned: Any, layer: Layer) -> Gradients:
@@ -116,6 +117,7 @@ def _judge(reading: Mapping[str, Any], layer: Layer) -> Gradients:
     by_path: dict[str, Any] = {}
     misfits: list[str] = []
     misshapen: dict[str, Any] = {}
+    of_python_floats: list[str] = []
     missing = 0
 
     def compare(path: str, x: Any, g: Any) -> None:
@@ -126,6 +128,8 @@ def _judge(reading: Mapping[str, Any], layer: Layer) -> Gradients:
         if parts is None:
             if x is None and g is not None and layer.wrt is None:
                 misfits.append(f"d{path} is an array for an input that is None")
+            if isinstance(x, float) and path not in checked and g is not None and layer.wrt is None:
+                of_python_floats.append(path)
             misfit = _misfit(path, x, g) if path in checked else None
             if misfit:
                 misfits.append(misfit)
@@ -152,7 +156,7 @@ def _judge(reading: Mapping[str, Any], layer: Layer) -> Gradients:
         misfits[-1] = f"{misfits[-1]}. {WAY_OUT}"
     known = {*layer.inputs, *layer.leaves}
     misfits += [f"backward returns a gradient for {key!r}, which is no input" for key in reading if key not in known]
-    return Gradients(by_path, misfits, misshapen=misshapen)
+    return Gradients(by_path, misfits, misshapen=misshapen, of_python_floats=of_python_floats)
 
 
 def _misfit(path: str, x: Any, g: Any) -> str | None:

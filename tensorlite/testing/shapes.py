@@ -8,8 +8,8 @@ A specification names the inputs and their axes. Equal letters are axes of equal
     qkv: B T 3*H*D     products; 3C and (H D) are others. T+K is a sum.
     w: C gain          multipliers of either sign, not near 0
     a: C 0.1..0.9      floats between two bounds
-    ids: B T int<V     integers from 0 to V-1
-    mask: T T bool     booleans
+    ids: B T int<V     integers from 0 to V-1; without axes a Python integer, such as a seed
+    mask: T T bool     booleans; without axes a Python one
     scale:             a scalar, which is an array without axes
     b: D?              None in half of the examples
     n_head: =H         the length of an axis as a Python integer
@@ -115,10 +115,12 @@ class Example:
     def inputs(self) -> dict[str, Any]:
         """Return the inputs by name, drawn anew on each call and equal each time."""
         random = np.random.default_rng(self.seed)
+        integers = {i.name for i in self.specification.inputs if not i.axes and i.kind in ("int", "bool")}
         inputs = {}
         for name, value in self._values().items():
             if isinstance(value, list):
-                inputs[name] = np.asarray(functools.reduce(operator.mul, [call.made_on(random) for call in value]))
+                a = np.asarray(functools.reduce(operator.mul, [call.made_on(random) for call in value]))
+                inputs[name] = a.item() if name in integers else a
             else:
                 inputs[name] = value
         return inputs
@@ -128,8 +130,9 @@ class Example:
         lines = [f"random = np.random.default_rng({self.seed})", "inputs = {"]
         for name, value in self._values().items():
             text = " * ".join(map(str, value)) if isinstance(value, list) else repr(value)
-            if isinstance(value, list) and np.ndim(self.inputs()[name]) == 0:
-                text = f"np.asarray({text})"
+            drawn = self.inputs()[name]
+            if isinstance(value, list) and np.ndim(drawn) == 0:
+                text = f"{type(drawn).__name__ if isinstance(drawn, int) else 'np.asarray'}({text})"
             lines.append(f'    "{name}": {text},')
         return "\n".join([*lines, "}"])
 
@@ -217,6 +220,11 @@ class Specification:
         absent = tuple(i.name for i in self.inputs if i.optional and integer(0, 1) == 0)
         letters = dict(zip(self.letters, lengths[:n], strict=True))
         return Example(self, letters, tuple(lengths[n:]), absent, seed=integer(0, LARGEST_SEED))
+
+    def equal_lengths(self, length: int) -> Example:
+        """Return an example in which every letter and each leading axis has this length, and nothing is absent."""
+        leading = (length,) * MOST_LEADING if self.has_leading else ()
+        return Example(self, dict.fromkeys(self.letters, length), leading, (), seed=0)
 
 
 def _made_unequal(lengths: list[int]) -> list[int]:

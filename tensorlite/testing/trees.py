@@ -26,8 +26,8 @@ def is_float_array(a: Any) -> bool:
 
 
 def copy_leaf(a: Any) -> Any:
-    """Return a copy of an array, and anything else itself."""
-    return a.copy() if is_array(a) else a
+    """Return a copy of an array, in the same order in memory, and anything else itself."""
+    return a.copy(order="K") if is_array(a) else a
 
 
 # ---- containers ----

@@ -33,6 +33,18 @@ def test_a_wrong_factor_is_found_and_its_ratio_reported(factor, shape):
     assert all(np.isclose(e.ratio, factor, rtol=1e-6) for e in argument.entries)
 
 
+def test_an_entry_whose_derivative_may_be_0_has_no_ratio():
+    """cos^2 + sin^2 depends on nothing. Its difference is a rounding error, and a ratio to it says nothing."""
+
+    def forward(x):
+        return np.cos(x) ** 2 + np.sin(x) ** 2, None
+
+    report = gradcheck(forward, lambda dy, _: dy, {"x": RANDOM(3)}, raise_on_fail=False)
+    assert [e.ratio for e in report.arguments[0].entries] == [np.inf] * 3
+    assert str(report).count("which may be 0") == 3
+    assert "ratio" not in str(report)
+
+
 def test_one_wrong_entry_of_64000_is_named():
     x = RANDOM((40, 40, 40))
     x[3, 17, 31] = 0.8

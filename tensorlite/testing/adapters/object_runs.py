@@ -49,19 +49,21 @@ class Runner:
         """Return the backward of a copy."""
         return Method(layer, self.backward_name, "backward")
 
-    def forward(self, data: dict[str, Any], parameters: dict[str, Array], in_float64: bool, from_zero: list[str]) -> Run:
+    def forward(self, data: dict[str, Any], parameters: dict[str, Array], in_float64: bool, from_zero: dict[str, Any]) -> Run:
         """Call forward of a new copy.
 
         parameters: arrays to put in the places of the copy's own.
         in_float64: whether to convert the other float arrays of the copy.
-        from_zero: places of gradients, which start from zero.
+        from_zero: places of gradients, which start from zero, and the array that each is the gradient of, if that is known. It
+            gives the dtype.
         """
         source = self.new()
         held = float_arrays(source)
         start = {name: a.astype(np.float64) for name, a in held.items() if in_float64 and a.dtype != np.float64}
-        for place in from_zero:
+        for place, of in from_zero.items():
             if place in held:
-                start[place] = array_namespace(held[place]).zeros_like(start.get(place, held[place]))
+                own = start.get(place, held[place])
+                start[place] = array_namespace(own).zeros_like(own, dtype=own.dtype if of is None else of.dtype)
         layer = copy_with(source, start | parameters)
         y = call_forward(self.forward_method(layer), data)
         cache: tuple = ()

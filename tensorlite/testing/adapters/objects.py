@@ -14,6 +14,7 @@ from tensorlite.testing.adapters.calls import host
 from tensorlite.testing.adapters.gradient_names import find_gradient, what_was_sought
 from tensorlite.testing.adapters.object_runs import Run, Runner
 from tensorlite.testing.adapters.object_state import float_arrays
+from tensorlite.testing.layer import AS_ARRAY
 from tensorlite.testing.returned import Absent
 from tensorlite.testing.trees import children, flatten, flatten_inputs, is_array, is_float_array, map_arrays
 
@@ -72,6 +73,7 @@ class _Object:
 
     def __call__(self, **inputs: Any) -> tuple[Any, Run]:
         data = {name: value for name, value in inputs.items() if name not in self.parameters}
+        self.in_float64 = _in_float64(inputs)
         run = self.run(data, {name: inputs[name] for name in self.parameters})
         return run.y, run
 
@@ -86,7 +88,8 @@ class _Object:
 
     def run(self, data: dict[str, Any], parameters: dict[str, Array]) -> Run:
         """Call forward of a copy of the object that holds these parameters."""
-        return self.runner.forward(data, parameters, self.in_float64, list(self.places.values()) if self.reset else [])
+        from_zero = {place: parameters.get(name) for name, place in self.places.items()} if self.reset else {}
+        return self.runner.forward(data, parameters, self.in_float64, from_zero)
 
     # ---- gradients ----
 
@@ -128,11 +131,11 @@ class _Object:
         held = float_arrays(layer)
         for name in self.chosen or ():
             if name not in held:
-                raise ValueError(f"{type(layer).__name__} has no float array {name!r}. It has {list(held)}")
+                way_out = f". {AS_ARRAY}" if isinstance(getattr(layer, name, None), float) else ""
+                raise ValueError(f"{type(layer).__name__} has no float array {name!r}. It has {list(held)}{way_out}")
         given = self.given_parameters(inputs, held, layer)
         data = {name: value for name, value in inputs.items() if name not in given}
-        floats = [leaf for leaf in flatten_inputs(data).values() if is_float_array(leaf)]
-        self.in_float64 = not floats or any(leaf.dtype == np.float64 for leaf in floats)
+        self.in_float64 = _in_float64(data)
         self.parameters = self.find_parameters(held, data)
         random = np.random.default_rng(self.seed)
         own = {name: _moved(self.converted(held[name]), random) for name in self.parameters}
@@ -207,6 +210,12 @@ class _Object:
         text = f"y depends on {name} of {type(layer).__name__}, and no gradient of it was found after backward under names such as "
         text += f"{what_was_sought(name)}. Say where it is, of_object(..., gradients={{{name!r}: ...}}), or name the parameters "
         raise ValueError(f"{text}without it, of_object(..., parameters={found})")
+
+
+def _in_float64(inputs: Mapping[str, Any]) -> bool:
+    """Whether the object shall compute in float64: a float array among the inputs is of it, or there is none."""
+    floats = [leaf for leaf in flatten_inputs(inputs).values() if is_float_array(leaf)]
+    return not floats or any(leaf.dtype == np.float64 for leaf in floats)
 
 
 def _with_floats(data: Mapping[str, Any]) -> list[str]:

@@ -5,6 +5,8 @@ import numpy as np
 from tensorlite.testing.hints.case import DECISIVE, FEW, Case
 from tensorlite.testing.hints.factors import name_factor
 
+SAME = 1e-6  # factors that differ by less, relative to the largest, are the same up to rounding
+
 
 def zero_everywhere(case: Case) -> str:
     """No gradient at all."""
@@ -63,7 +65,7 @@ def a_factor_for_each_row(case: Case) -> str:
         ratios = np.where(usable, (case.wrong * case.true).sum(axis=axis, keepdims=True) / np.where(usable, squares, 1.0), 0.0)
         size = float(abs(ratios).max(initial=0.0))
         telling = (abs(case.true) > case.slack).sum(axis=axis, keepdims=True) > FEW
-        varies = telling.sum() > 1 and np.ptp(ratios[telling]) > 0
+        varies = telling.sum() > 1 and np.ptp(ratios[telling]) > SAME * size
         if varies and case.explained_by(ratios * case.true, scale=size):
             return f"{case.label} is the truth times a factor that is constant along axis {axis} and varies along the others"
     return ""
