@@ -7,6 +7,8 @@ from typing import Any, Literal, TypeVar, get_args
 
 from gpt.errors import ConfigError
 
+MOST = 2**40  # of any number in a configuration, so that products of a few of them are numbers of 64 bits or floats
+MOST_LAYERS = 10_000  # each has parameters to list before their memory can be estimated
 ModelName = Literal["bigram", "head", "multihead", "feedforward", "residual", "gpt"]
 Activation = Literal["gelu", "relu"]
 
@@ -95,6 +97,8 @@ def _require_whole(config: Config, field: str, least: int) -> None:
     value = getattr(config, field)
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     _require(config, field, is_whole and value >= least, f"must be a whole number of at least {least}")
+    most = MOST_LAYERS if field == "n_layer" else MOST
+    _require(config, field, value <= most, f"must not exceed {most:,}")
 
 
 def _require_at_least_0(config: Config, field: str) -> None:

@@ -8,6 +8,7 @@ import errno
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,11 @@ def set_up() -> None:
 
     A character that the console's encoding lacks is printed as an escape sequence. If standard output is closed, prints go to
     standard error. Standard descriptors that are closed are opened. Otherwise the next file would get such a descriptor, and
-    libraries would print into that file.
+    libraries would print into that file. Warnings of libraries, which quote source code, are not shown: a loss that overflows, say,
+    ends the run with an error of its own.
     """
+    if not sys.warnoptions:  # of python -W and PYTHONWARNINGS
+        warnings.simplefilter("ignore")
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

@@ -185,7 +185,7 @@ def _from_package_index() -> bytes:
         options = ["--quiet", "--no-deps", "--only-binary=:all:", "--dest", folder]
         command = [sys.executable, "-m", "pip", "download", *options, WHEEL]
         environment = os.environ | {"PYTHONWARNINGS": "ignore"}  # pip's own warnings are no reason to fail
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=300, env=environment)
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or not wheels:
             raise OSError((done.stderr.strip() or "pip downloaded no wheel").splitlines()[-1])

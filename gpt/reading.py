@@ -76,7 +76,7 @@ def read_bytes(path: Path) -> bytearray:
     except FileNotFoundError as error:
         raise DataError(f"{name}: no such file; check the path") from error
     except OSError as error:
-        if path.is_dir():
+        if os.path.isdir(path):
             raise DataError(f"{name} is a directory; name a text file") from error
         raise DataError(f"{name} cannot be read: {error.strerror}") from error
     if piece is None:

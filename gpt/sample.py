@@ -19,7 +19,7 @@ from gpt.reading import read
 from gpt.tokenizer import CharTokenizer
 from gpt.training import checkpoint
 from gpt.training.backends import PrecisionName, select_backend
-from gpt.training.run_dir import BEST, best_checkpoint, last_checkpoint, newest
+from gpt.training.run_dir import BEST, newest
 from tensorlite import pick_device
 
 OUT_OF_MEMORY = "out of memory ({}); the checkpoint's model does not fit this machine"
@@ -97,7 +97,8 @@ def run(args: Args) -> int:
     device = pick_device(args.device)
     saved = checkpoint.load(find_checkpoint(args.checkpoint))
     tokenizer = CharTokenizer(saved.vocabulary)
-    for text in args.stop:
+    stop = [as_utf8(text) for text in args.stop]
+    for text in stop:
         tokenizer.encode(text, f"stop {text!r}")
     prompt, tokens = read_prompt(args, tokenizer)
     ops = select_backend(args.backend, device, args.precision).make()
@@ -119,7 +120,7 @@ def run(args: Args) -> int:
             sample=i,
         )
         characters = (tokenizer.vocabulary[token] for token in new_tokens)
-        for text in until(args.stop, characters):
+        for text in until(stop, characters):
             print(text, end="", flush=True)
             if console.reader_gone():
                 return console.READER_GONE
@@ -146,7 +147,7 @@ def read_prompt(args: Args, tokenizer: CharTokenizer) -> tuple[str, np.ndarray]:
         prompt = text.utf8.decode()
         notes = list(text.notes)
     else:
-        prompt = os.fsencode(args.prompt or "").decode(errors="surrogateescape")  # a locale may have read it as ASCII
+        prompt = as_utf8(args.prompt or "")
         notes = hints(prompt)
     try:
         tokens = tokenizer.encode(prompt or tokenizer.start, "the prompt")
@@ -155,6 +156,12 @@ def read_prompt(args: Args, tokenizer: CharTokenizer) -> tuple[str, np.ndarray]:
     for note in notes:
         print(f"note     {note}", file=sys.stderr)
     return prompt, tokens
+
+
+def as_utf8(argument: str) -> str:
+    """Return an argument of the command line as UTF-8 if the locale could not read it, as that of ASCII cannot read an é."""
+    is_read = not any("\udc80" <= c <= "\udcff" for c in argument)
+    return argument if is_read else os.fsencode(argument).decode(errors="surrogateescape")
 
 
 def hints(prompt: str) -> list[str]:
@@ -169,9 +176,6 @@ def hints(prompt: str) -> list[str]:
 
 def find_checkpoint(path: Path | None) -> Path:
     """Return the checkpoint that the user named, or else that of the newest run."""
-    if path and path.is_dir() and last_checkpoint(path).exists() and not best_checkpoint(path).exists():
-        last = last_checkpoint(path)
-        raise CheckpointError(f"{path} has no {best_checkpoint(path).name}; use its last checkpoint: --checkpoint {last}")
     found = path or newest(Path("runs"), BEST)
     if found is None:
         raise CheckpointError(

@@ -28,7 +28,7 @@ from gpt.training import checkpoint, run_dir
 from gpt.training.backends import select_backend
 from gpt.training.data_parallel import Workers
 from gpt.training.distributed import SingleProcess, agree, init_distributed, main_process_first, on_device
-from gpt.training.run_setup import RunSetup, fine_tune, new_run, resume
+from gpt.training.run_setup import RunSetup, fine_tune, new_run, require_latest, resume
 from gpt.training.trainer import Trainer
 from tensorlite import Array, Device, pick_device
 
@@ -87,6 +87,7 @@ def run(args: Args, ranks: SingleProcess) -> int:
     backend = select_backend(args.backend, device, args.precision)
     setup = main_process_first(ranks, lambda: make_setup(args, device))
     threads = choose_threads(args, setup, device, ranks)
+    require_row_per_rank(setup, ranks)
     if args.shards is None and not args.resume:
         setup = with_default_shards(setup, ranks.size * (threads if backend.sharded else 1))
     agree(ranks, setup.facts() | {"device": device.name, "backend": f"{backend.name} ({backend.description})"})
@@ -107,6 +108,8 @@ def train(args: Args, setup: RunSetup, workers: Workers, device: Device) -> int:
             archive = run_dir.archive_previous(setup.out)
             if archive:
                 console.note(f"an earlier run was moved to {archive}")
+        if ranks.rank == 0 and setup.resumed:
+            require_latest(setup)
         trainer = Trainer(setup, workers, device.xp)
         print(f"time     {estimated_time(trainer)}", flush=True)
         ended_by = trainer.run()
@@ -135,6 +138,14 @@ def require_rereadable(args: Args, ranks: SingleProcess) -> None:
             raise ConfigError(
                 f"data {path} can be read only once, and each of {ranks.size} ranks reads it; save it to a file first"
             )
+
+
+def require_row_per_rank(setup: RunSetup, ranks: SingleProcess) -> None:
+    """Raise ConfigError if some rank would have nothing to compute."""
+    rows = setup.train.batch_size
+    if rows < ranks.size:
+        way_out = f"set --batch-size {ranks.size} or more, or start fewer ranks"
+        raise ConfigError(f"batch_size {rows} has fewer rows than there are ranks, {ranks.size}; {way_out}")
 
 
 def choose_threads(args: Args, setup: RunSetup, device: Device, ranks: SingleProcess) -> int:

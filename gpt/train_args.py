@@ -30,8 +30,8 @@ Files = Annotated[  # each use of the flag appends what follows it
 class Args:
     """Train a character-level GPT with hand-derived gradients, from the lecture's bigram to its full Shakespeare model.
 
-    The presets bigram, head, multihead, feedforward, residual and layernorm are the lecture's small stages and take about a
-    minute each. The preset laptop is a small GPT that a CPU trains in minutes. The preset shakespeare is the full model with 10.8
+    The presets bigram, head, multihead, feedforward, residual and layernorm are the lecture's small stages and take less than
+    a minute each. The preset laptop is a small GPT that a CPU trains in minutes. The preset shakespeare is the full model with 10.8
     million parameters and is meant for a GPU. A field that you leave out has the preset's value. Ctrl-C finishes the current
     step, saves and exits. You can continue such a run with --resume.
     """
@@ -61,7 +61,8 @@ class Args:
     seed: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 1337)")] = None
     """Seed of the initial parameters, the batches and the dropout masks."""
     resume: bool = False
-    """Continue from last.safetensors in the folder --out. The result is bitwise identical to that of a run that never stopped.
+    """Continue from last.safetensors in the folder --out. The result is bitwise identical to that of a run that never stopped,
+    if device, backend, precision and, with one shard, the number of threads are the same.
     You may change the training fields, but not the model fields.
     Without --out and --preset it continues the newest run under runs/."""
     init_from: File = None
@@ -108,7 +109,7 @@ class Args:
     min_lr: Float = None
     """Learning rate at the end of the cosine decay. If it equals learning-rate, the rate is constant."""
     warmup_iters: Int = None
-    """Number of updates over which the learning rate rises from 0 to its peak."""
+    """Number of updates over which the learning rate rises to its peak, in a line that begins above 0."""
     weight_decay: Float = None
     """Weight decay of AdamW. It applies to matrices and embeddings only."""
     beta1: Float = None
@@ -122,7 +123,7 @@ class Args:
     It has the effect of a larger batch and takes the memory of a small one."""
     shards: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
     """Number of shards per batch. Threads and ranks compute them in parallel.
-    For a fixed number of shards, results are bitwise identical for any number of threads.
+    For a fixed number of shards above 1, results are bitwise identical for any number of threads.
     Different numbers of shards agree up to rounding.
     Default: one per thread with the fast CPU backend, otherwise one per rank; with --resume, the number of the run."""
     eval_interval: Int = None

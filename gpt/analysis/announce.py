@@ -5,7 +5,7 @@ from threadpoolctl import threadpool_info
 from gpt.analysis.cost import Cost, available_bytes, estimate_cost, time_call
 from gpt.analysis.format import human_bytes, human_seconds
 from gpt.config import ModelConfig
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, TrainingError
 from gpt.limits import memory_in_use
 from gpt.training.backends import Backend
 from gpt.training.data_parallel import Workers
@@ -58,6 +58,10 @@ def require_memory(setup: RunSetup, device: Device, workers: Workers, cost: Cost
     has = f"the {device.name} has {human_bytes(memory)}"
     if in_use + cost.state_bytes > memory:
         needs = f"{cost.n_params:,} parameters and their optimizer need about {human_bytes(in_use + cost.state_bytes)}"
+        if setup.model.model == "bigram":  # its table has a row and a column per symbol, and nothing else
+            raise ConfigError(
+                f"data has {setup.model.vocab_size:,} symbols: {needs}, {has}; use a text with fewer, or another --preset"
+            )
         raise ConfigError(f"n_embd {setup.model.n_embd}: {needs}, {has}; lower --n-embd or --n-layer")
     if in_use + cost.peak_bytes > memory:
         raise ConfigError(
@@ -112,15 +116,21 @@ def _memory(cost: Cost, in_use: int) -> str:
 
 
 def estimated_time(trainer: Trainer) -> str:
-    """Time a step and return how long the run will take. Without a backward pass, an evaluation costs a third per character."""
+    """Time a step and return how long the run will take. Without a backward pass, an evaluation costs a third per character.
+
+    A step that ends in an error is not timed: the run may be over before it makes that step.
+    """
     cfg = trainer.task.train
 
     def step_and_wait() -> None:
         trainer.train_step()
         trainer.sync()
 
-    with trainer.rolled_back():
-        step_s = time_call(step_and_wait, trainer.workers.mean, warm_up=trainer.workers.ops.warm_up)
+    try:
+        with trainer.rolled_back():
+            step_s = time_call(step_and_wait, trainer.workers.mean, warm_up=trainer.workers.ops.warm_up)
+    except TrainingError as error:
+        return f"not known, because the steps to be timed ended in an error ({error})"
     steps_left = max(0, cfg.max_iters - trainer.state.step)
     val_chars = evaluated_chars(len(trainer.val_data), trainer.task.config.block_size, cfg.val_chars)
     train_chars = cfg.eval_batches * cfg.batch_size * trainer.task.config.block_size

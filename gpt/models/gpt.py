@@ -1,8 +1,8 @@
 """The full model: a pre-norm decoder-only Transformer (presets layernorm, laptop, shakespeare).
 
 Forward stands directly above backward. Both are op calls alone: no arithmetic and no allocation happens here, and a test makes
-sure. Read a forward line by line downwards and its backward upwards. `diff gpt/models/residual.py gpt/models/gpt.py` is what
-layernorm changes. Shapes: idx, targets (B, T); x, h, a, m (B, T, C); logits (B, T, V).
+sure. A backward undoes the lines of its forward, from the last to the first. `diff gpt/models/residual.py gpt/models/gpt.py` is
+what layernorm changes, with the sums that move into its op. Shapes: idx, targets (B, T); x, h, a, m (B, T, C); logits (B, T, V).
 """
 
 from gpt.config import ModelConfig
@@ -66,7 +66,7 @@ def block_forward(
 
 
 def block_backward(ops: Ops, dx: Array, dm: Array, cache: tuple) -> tuple[Array, Array | None, Params]:
-    """The same lines upwards. x was used twice by each half, so its gradients add, inside the two layernorm composites."""
+    """The same lines, last to first. x was used twice by each half, so its gradients add, inside the two layernorm composites."""
     ln1_cache, attn_cache, ln2_cache, mlp_cache = cache
     dh, dfc_w, dfc_b, dmlp_proj_w, dmlp_proj_b = ops.mlp_backward(dm, mlp_cache)
     dx, da, dln2_w, dln2_b = ops.dropout_add_layernorm_backward((dx, dh), ln2_cache)

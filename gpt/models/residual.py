@@ -1,6 +1,6 @@
 """Stage 5, residual: blocks of attention and MLP around a residual stream, without layernorm.
 
-`diff gpt/models/residual.py gpt/models/gpt.py` is what layernorm changes.
+`diff gpt/models/residual.py gpt/models/gpt.py` is what layernorm changes, with the sums that move into its op.
 Shapes: idx, targets (B, T); x, a, m (B, T, C); logits (B, T, V).
 """
 
@@ -54,7 +54,7 @@ def block_forward(
 
 
 def block_backward(ops: Ops, dx: Array, cache: tuple) -> tuple[Array, Params]:
-    """The same lines upwards. x was used twice by each half, so its gradients add."""
+    """The same lines, last to first. x was used twice by each half, so its gradients add."""
     attn_cache, attn_residual_cache, mlp_cache, mlp_residual_cache = cache
     dx, dm = ops.residual_backward(dx, mlp_residual_cache)
     dx_mlp, dfc_w, dfc_b, dmlp_proj_w, dmlp_proj_b = ops.mlp_backward(dm, mlp_cache)

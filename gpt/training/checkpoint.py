@@ -140,6 +140,8 @@ def link_or_copy(path: Path, other: Path) -> None:
             os.link(path, partial)
         except OSError:
             shutil.copyfile(path, partial)
+            with open(partial, "rb+") as copy:
+                files.flush_to_disk(copy.fileno(), partial)
         files.replace(partial, other)
         _sync_folder(other.parent)
     except OSError as error:
@@ -172,7 +174,10 @@ def load(path: Path) -> Checkpoint:
     """
     try:
         if path.is_dir():
-            path = path / "best.safetensors"
+            best, last = path / "best.safetensors", path / "last.safetensors"
+            if last.exists() and not best.exists():
+                raise CheckpointError(f"{path} has no {best.name}; name its last checkpoint: {last}")
+            path = best
         if not path.is_file():
             raise CheckpointError(f"no checkpoint at {path}; train one with: python -m gpt.train")
         _check_sizes(path)

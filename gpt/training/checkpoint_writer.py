@@ -58,9 +58,15 @@ class CheckpointWriter:
         is_best: whether it is the loss of this state. The checkpoint is then both the best and the last one.
         loss_scale: of a float16 run, after this step.
 
-        Raises the error of the previous save. An error of this save is raised by the next call, or by `wait`.
+        Raises CheckpointError if the previous save has failed and this one fails too. If it has not, an error of this save is noted
+        by the next call, or raised by `wait`.
         """
-        self.wait()
+        failed = False
+        try:
+            self.wait()
+        except CheckpointError as error:
+            failed = True
+            console.note(f"{error}; trying again, with step {state.step}")
         buffers: dict[str, Any] = {name: to_numpy(getattr(state, name).copy()) for name in checkpoint.BUFFERS}
         saved = Checkpoint(
             model=self.setup.model,
@@ -76,6 +82,8 @@ class CheckpointWriter:
             **buffers,
         )
         self._pending_save = self._thread.submit(self._save, saved, is_best, list(history))
+        if failed:
+            self.wait()
 
     def wait(self) -> None:
         """Wait until the files are on the disk. Raises the error of a save that failed, once."""

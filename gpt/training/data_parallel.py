@@ -29,7 +29,7 @@ class Stopped(Exception):  # noqa: N818  (no error: a user asked for it)
 class Workers:
     """This rank's share of the shards, each with a backend, and the threads that compute them.
 
-    For a fixed number of shards and ranks, results are bitwise identical for any number of threads.
+    For a fixed number of ranks, and of shards above 1, results are bitwise identical for any number of threads.
 
     backend: returns a new backend; it is called once per shard of this rank.
     shards: the number of shards of the global batch, over all ranks.

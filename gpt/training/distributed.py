@@ -1,6 +1,6 @@
 """The all-reduce between processes (ranks), over MPI or NCCL, and which rank this process is.
 
-Training needs three things: this process's rank, the number of ranks, and the sum of an array over all ranks.
+A training step needs three things: this process's rank, the number of ranks, and the sum of an array over all ranks.
 """
 
 import json

@@ -70,8 +70,8 @@ def split_loss(workers: Workers, task: Task, params: dict, data: Array) -> float
 def evaluated_chars(split: int, block_size: int, chars: int) -> int:
     """Return how many characters `split_loss` predicts in a text of `split` characters.
 
-    These are all but the first, or else as many whole windows as fit in `chars`, but at least one.
+    These are all but the first, or else as many whole windows as fit in `chars`, but at least one if the text is as long.
     """
     if chars == 0 or split - 1 <= chars:
         return split - 1
-    return max(1, chars // block_size) * block_size
+    return min(split - 1, max(1, chars // block_size) * block_size)

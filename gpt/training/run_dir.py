@@ -65,11 +65,9 @@ def _take(lock: TextIO, folder: Path) -> None:
 
 
 def _write_pid(lock: TextIO, folder: Path) -> None:
-    try:
-        lock.seek(0)
-        lock.truncate()
-        lock.write(str(os.getpid()))
-        lock.flush()
+    try:  # without a buffer, which would be written once more when the file is closed
+        os.ftruncate(lock.fileno(), 0)
+        os.write(lock.fileno(), str(os.getpid()).encode())
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error.strerror}; free space or choose another --out") from error
 
@@ -105,7 +103,11 @@ def archive_previous(folder: Path) -> Path | None:
 
 def newest(runs: Path, name: str) -> Path | None:
     """Return the newest file of this name, BEST or LAST, in the folders below `runs`, or None if there is none."""
-    return max(runs.glob(f"*/{name}"), key=lambda path: path.stat().st_mtime, default=None)
+    times: dict[Path, float] = {}
+    for path in runs.glob(f"*/{name}"):
+        with contextlib.suppress(OSError):  # moved away by a run that has just begun
+            times[path] = path.stat().st_mtime
+    return max(times, key=times.__getitem__, default=None)
 
 
 def read_metrics(folder: Path, up_to: int) -> list[dict[str, Any]]:

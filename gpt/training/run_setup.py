@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from gpt.config import ModelConfig, Preset, TrainConfig, override
 from gpt.console import note
 from gpt.data import Corpus, Source, load_corpus
-from gpt.errors import ConfigError, DataError, UnknownCharactersError
+from gpt.errors import ConfigError, DataError, TrainingError, UnknownCharactersError
 from gpt.models import MODELS
 from gpt.params import ParamTable
 from gpt.tokenizer import CharTokenizer
@@ -109,12 +110,12 @@ def fine_tune(
     """Set up a run on another text with the weights, model and vocabulary of a checkpoint.
 
     path: of the checkpoint.
-    base: the training configuration before train_fields change it; None: the checkpoint's.
+    base: the training configuration before train_fields change it; None: the checkpoint's, but for its shards.
     drop_unknown: whether to leave characters out of the text that the vocabulary lacks. Otherwise they are a DataError.
     """
     start = checkpoint.load(path)
     model = _check_unchanged(start.model, model_fields, may_change=("dropout",))
-    train = _override_train(base or start.train, train_fields)
+    train = _override_train(base or override(start.train, {"shards": 1}), train_fields)
     try:
         corpus = load_corpus(
             data, model.block_size, tokenizer=CharTokenizer(start.vocabulary), drop_unknown=drop_unknown, val_data=val_data
@@ -138,9 +139,8 @@ def resume(
 
     Raises ConfigError for a model field or a seed that is not the run's, because they fix what is computed.
     """
-    path = run_dir.last_checkpoint(out)
-    if not path.exists() and run_dir.best_checkpoint(out).exists():
-        path = run_dir.best_checkpoint(out)
+    path = _checkpoint_to_resume(out)
+    if path == run_dir.best_checkpoint(out):
         note(f"{run_dir.last_checkpoint(out)} is missing: the run goes on from {path}")
     start = checkpoint.load(path)
     if seed not in (None, start.seed):
@@ -160,6 +160,21 @@ def resume(
     return RunSetup(out, model, train, corpus, start.seed, weights=start, resumed=True, drop_unknown=start.drop_unknown)
 
 
+def require_latest(setup: RunSetup) -> None:
+    """Raise TrainingError if another process has continued a resumed run since its checkpoint was read. Call it under the lock."""
+    assert setup.weights is not None
+    step = checkpoint.load(_checkpoint_to_resume(setup.out)).step
+    if step != setup.weights.step:
+        read = f"step {setup.weights.step} was read, and another process has since saved step {step}"
+        raise TrainingError(f"{setup.out}: {read}; give the same command again")
+
+
+def _checkpoint_to_resume(out: Path) -> Path:
+    """Return last.safetensors, or best.safetensors if there is only that."""
+    last, best = run_dir.last_checkpoint(out), run_dir.best_checkpoint(out)
+    return best if os.path.exists(best) and not os.path.exists(last) else last
+
+
 def _check_unchanged(model: ModelConfig, fields: dict[str, Any], may_change: tuple[str, ...] = ()) -> ModelConfig:
     """Return the model with these fields. Raises ConfigError if one that may not change would change."""
     for field, value in fields.items():
@@ -172,6 +187,6 @@ def _check_unchanged(model: ModelConfig, fields: dict[str, Any], may_change: tup
 
 def _override_train(base: TrainConfig, fields: dict[str, Any]) -> TrainConfig:
     """Return the configuration with these fields. A new learning rate scales min_lr with it, unless min_lr is given too."""
-    if "learning_rate" in fields and "min_lr" not in fields:
+    if fields.get("learning_rate", base.learning_rate) != base.learning_rate and "min_lr" not in fields:
         fields = fields | {"min_lr": fields["learning_rate"] * (base.min_lr / base.learning_rate)}
     return override(base, fields)

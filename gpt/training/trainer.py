@@ -66,7 +66,7 @@ class Trainer:
             if self.history:
                 self.clock.elapsed_before = self.history[-1]["elapsed_s"]
             best = run_dir.best_checkpoint(self.setup.out)
-            if not best.exists():
+            if not best.exists() and math.isfinite(self.best_val):  # a run that was not evaluated yet has no best
                 console.note(f"{best} is missing: the best of the evaluations from here on takes its place")
                 self.best_val = math.inf
         step = self.history[-1]["step"] if self.history else -1

@@ -195,6 +195,11 @@ USER_ERRORS = {
     "train.py --data text.txt --shards 0": "shards must be a whole number",
     "train.py --data text.txt --threads 0": "threads",
     "train.py --data text.txt --out text.txt": "text.txt",
+    "train.py --data text.txt --eval-batches 99999999999999999999": "eval_batches must not exceed",
+    "train.py --data text.txt --n-layer 99999999999": "n_layer must not exceed 10,000",
+    f"train.py --data {'a' * 300}": "cannot be read: ",
+    f"train.py --resume --data text.txt --out {'a' * 300}": "cannot be read: ",
+    f"sample.py --checkpoint {'a' * 300}": "cannot be read: ",
     "train.py --resume --out nowhere": "no checkpoint at nowhere",
     "train.py --resume --init-from run": "exclude",
     "train.py --init-from text.txt": "text.txt",
@@ -228,7 +233,7 @@ def run_here(command, cwd, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("own_process", [False, pytest.param(True, marks=pytest.mark.long)])
-@pytest.mark.parametrize("command", USER_ERRORS)
+@pytest.mark.parametrize("command", USER_ERRORS, ids=lambda command: command[:80])
 def test_a_mistake_is_one_clear_line(trained, command, own_process, monkeypatch, capsys):
     folder, _ = trained
     if "--device cuda" in command and shutil.which("nvidia-smi"):

@@ -5,13 +5,15 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tyro
 
 from gpt import sample, train
-from gpt.errors import DataError
-from gpt.training import checkpoint
+from gpt.config import PRESETS
+from gpt.errors import ConfigError, DataError
+from gpt.training import checkpoint, run_setup
 from tensorlite import pick_device
 
 TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n" * 30
@@ -186,7 +188,20 @@ def test_a_folder_without_its_best(trained):
     Path("run/best.safetensors").unlink()
     status, _, err = trained(sample, *WRITE)
     assert status == 2
-    (named,) = re.findall(r"--checkpoint (\S+)", err)
+    (named,) = re.findall(r"name its last checkpoint: (\S+)", err)
     assert trained(sample, "--checkpoint", named, "--device", "cpu")[0] == 0
     Path(named).unlink()
     assert "error: no checkpoint at run/best.safetensors" in trained(sample, *WRITE)[2].replace("\\", "/")
+
+
+def test_a_text_on_the_command_line_is_utf8_where_the_locale_could_not_read_it():
+    """Prompts and stop texts alike. A locale of Latin-1 has read its é; one of ASCII leaves the bytes."""
+    assert sample.as_utf8("\u00e9") == "\u00e9"
+    assert sample.as_utf8("\udcc3\udca9") == "\u00e9"
+
+
+def test_a_batch_has_a_row_for_each_rank(cli, tmp_path):
+    setup = run_setup.new_run(PRESETS["bigram"], {}, {"batch_size": 2}, tmp_path, tmp_path / "text.txt", 1)
+    train.require_row_per_rank(setup, SimpleNamespace(size=2))
+    with pytest.raises(ConfigError, match="batch_size 2 has fewer rows than there are ranks, 4; set --batch-size 4 or more"):
+        train.require_row_per_rank(setup, SimpleNamespace(size=4))

@@ -1,17 +1,18 @@
 """What a run prints before it starts, and the memory at which it is refused."""
 
+import numpy as np
 import pytest
 
 from gpt.analysis import announce
 from gpt.analysis.cost import estimate_cost
 from gpt.analysis.format import human_bytes
-from gpt.config import TrainConfig
+from gpt.config import PRESETS, TrainConfig
 from gpt.errors import ConfigError
 from gpt.training import run_setup
 from gpt.training.backends import select_backend
 from gpt.training.data_parallel import Workers
 from tensorlite import pick_device
-from trainers import preset
+from trainers import preset, trainer
 
 TRAIN = TrainConfig(batch_size=4, max_iters=12, learning_rate=0.01, min_lr=0.001)
 IN_USE = 5 * 2**20
@@ -56,3 +57,21 @@ def test_a_run_is_refused_by_the_byte(described):
         ConfigError, match=r"^n_embd 6: .* parameters and their optimizer need about .*; lower --n-embd or --n-layer"
     ):
         described(needs - 1)
+
+
+def test_a_bigram_is_refused_for_its_symbols(corpus, tmp_path, monkeypatch):
+    device = pick_device("cpu")
+    backend = select_backend("reference", device)
+    setup = run_setup.new_run(PRESETS["bigram"], {"block_size": 5}, {}, tmp_path / "run", corpus, seed=1)
+    monkeypatch.setattr(announce, "available_bytes", lambda xp, threads: 1)
+    with pytest.raises(ConfigError, match=r"^data has 28 symbols: .*; use a text with fewer, or another --preset$"):
+        announce.describe(setup, device, backend, Workers(backend.make), threads=1)
+
+
+def test_an_error_in_the_timed_steps_does_not_end_the_run(corpus, tmp_path):
+    run = trainer(corpus, tmp_path / "run", {"learning_rate": 1e300, "min_lr": 0.0, "max_iters": 1})
+    with np.errstate(all="ignore"):
+        assert announce.estimated_time(run).startswith(
+            "not known, because the steps to be timed ended in an error (step 2: the loss"
+        )
+    assert run.state.step == 0

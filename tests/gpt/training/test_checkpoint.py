@@ -114,9 +114,10 @@ def field(name, value):
 
 SCALE = {"scale": 2.0, "finite_steps": 0, "skipped_steps": 0}
 HOSTILE = {
-    "n_layer that would take all memory": (model_field("n_layer", 10**9), "n_layer is 1000000000, but there are"),
+    "n_layer that would take all memory": (model_field("n_layer", 10**4), "n_layer is 10000, but there are"),
+    "a number that no model has": (model_field("n_layer", 10**9), "n_layer must not exceed 10,000"),
     "n_embd that would take all memory": (model_field("n_embd", 3 * 10**9), "the configuration says"),
-    "a size beyond 64 bits": (model_field("block_size", 10**30), "the configuration says"),
+    "a size beyond 64 bits": (model_field("block_size", 10**30), "block_size must not exceed"),
     "an unknown model": (model_field("model", "gtp"), "model must be one of"),
     "a model that is a list": (model_field("model", []), "model must be one of"),
     "a truth value for a number": (model_field("n_head", True), "n_head must be a whole number"),
@@ -327,7 +328,10 @@ def test_a_link_is_the_same_file_and_keeps_its_content(saved, monkeypatch, links
     other = run_dir.last_checkpoint(path.parent)
     if not links:
         monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+    flushed = []
+    monkeypatch.setattr(checkpoint.files, "flush_to_disk", lambda descriptor, path: flushed.append(path.name))
     checkpoint.link_or_copy(path, other)
+    assert [name.partition(".tmp-")[0] for name in flushed] == ([] if links else ["last.safetensors"])
     checkpoint.link_or_copy(path, other)  # again, over the earlier one
     assert other.read_bytes() == path.read_bytes()
     assert os.path.samefile(path, other) == links

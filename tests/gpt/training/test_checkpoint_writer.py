@@ -91,8 +91,19 @@ def test_the_best_checkpoint_is_the_last_as_well(setup, state, drawn):
     assert drawn == []  # no evaluation, no curve
 
 
-def test_the_error_of_a_save_is_reported_once(setup, state, drawn, monkeypatch):
-    failing_first(monkeypatch, checkpoint, "save", CheckpointError("no space"), 2)
+def test_a_save_that_failed_is_noted_and_the_next_one_is_made(setup, state, drawn, monkeypatch, notes):
+    failing_first(monkeypatch, checkpoint, "save", CheckpointError("no space"), 1)
+    writer = CheckpointWriter(setup)
+    save(writer, state)
+    state.step = 6
+    save(writer, state)
+    assert notes == {"no space; trying again, with step 6"}
+    assert checkpoint.load(run_dir.last_checkpoint(setup.out)).step == 6
+    writer.wait()
+
+
+def test_two_saves_that_fail_in_a_row_are_an_error_once(setup, state, drawn, monkeypatch, notes):
+    failing_first(monkeypatch, checkpoint, "save", CheckpointError("no space"), 3)
     writer = CheckpointWriter(setup)
     save(writer, state)
     with pytest.raises(CheckpointError, match="no space"):

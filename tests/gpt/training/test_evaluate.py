@@ -121,6 +121,13 @@ def test_a_split_that_is_short_enough_is_evaluated_whole():
     assert loss(data, 96) != whole
 
 
+@pytest.mark.parametrize("n", range(2, T + 2))
+def test_a_split_shorter_than_a_window_is_evaluated_whole(n):
+    data = np.random.default_rng(n).integers(0, CONFIG.vocab_size, n)
+    assert loss(data, 1) == loss(data, 0)
+    assert evaluated_chars(n, T, 1) == n - 1
+
+
 def test_the_lectures_corpus_is_evaluated_whole_and_a_large_one_is_not():
     for preset in PRESETS.values():
         T, chars = preset.model.block_size, preset.train.val_chars

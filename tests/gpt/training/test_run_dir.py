@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import io
 import json
 import os
 from pathlib import Path
@@ -152,6 +151,13 @@ def test_the_newest_run_is_the_one_written_last(tmp_path):
     assert run_dir.newest(tmp_path, run_dir.LAST) == run_dir.last_checkpoint(tmp_path / "a")
 
 
+def test_a_run_that_is_moved_away_meanwhile_is_not_the_newest(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / run_dir.BEST).touch()
+    monkeypatch.setattr(Path, "glob", lambda folder, pattern: [folder / "gone" / run_dir.BEST, folder / "a" / run_dir.BEST])
+    assert run_dir.newest(tmp_path, run_dir.BEST) == tmp_path / "a" / run_dir.BEST
+
+
 def test_an_earlier_run_that_cannot_be_moved_is_one_line(tmp_path, monkeypatch):
     run_dir.last_checkpoint(tmp_path).touch()
     monkeypatch.setattr(os, "replace", failing(OSError(errno.ENOSPC, "No space left")))
@@ -188,16 +194,16 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         run_dir.write_metrics(tmp_path, [RECORD])
 
 
-def test_a_full_disk_under_the_lock_is_one_line(tmp_path, monkeypatch):
-    """The process's number is still in a buffer when it is flushed."""
-
-    class Full(io.StringIO):
-        flush = failing(OSError(errno.ENOSPC, "No space left"))
-
-    monkeypatch.setattr(run_dir, "_take", lambda lock, folder: None)
-    monkeypatch.setattr("builtins.open", lambda *_, **__: Full())
-    with pytest.raises(CheckpointError, match="cannot be written: No space left; free space or"), run_dir.locked(tmp_path):
-        pass
+def test_a_full_disk_under_the_lock_is_one_line(tmp_path):
+    """A limit on the length of files stands for the full disk. No part of the process's number is left for a later flush."""
+    resource = pytest.importorskip("resource", reason="this system has no limits for processes")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match="cannot be written: File too large; free space or"), run_dir.locked(tmp_path):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_leftover_that_cannot_be_removed_stays(tmp_path):

@@ -6,7 +6,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from gpt.errors import CheckpointError, ConfigError, DataError
+from gpt.errors import CheckpointError, ConfigError, DataError, TrainingError
 from gpt.models import MODELS
 from gpt.params import ParamTable
 from gpt.tokenizer import CharTokenizer
@@ -57,6 +57,35 @@ def test_training_leaves_the_setups_own_arrays_alone(corpus, tmp_path):
 def test_a_new_learning_rate_takes_its_floor_along(corpus, tmp_path):
     assert run_setup.new_run(preset(), {}, {"learning_rate": 0.1}, tmp_path, corpus, 1).train.min_lr == pytest.approx(0.01)
     assert run_setup.new_run(preset(), {}, {"learning_rate": 0.1, "min_lr": 0.05}, tmp_path, corpus, 1).train.min_lr == 0.05
+
+
+def test_the_same_learning_rate_given_again_changes_nothing(corpus, tmp_path):
+    train = dataclasses.replace(TRAIN, learning_rate=1e-4, min_lr=1.3e-5)
+    assert run_setup.new_run(preset(train), {}, {"learning_rate": 1e-4}, tmp_path, corpus, 1).train == train
+    assert 1e-4 * (1.3e-5 / 1e-4) != 1.3e-5, "scaling it would have changed it"
+
+
+def test_a_fine_tuning_run_chooses_its_own_shards(corpus, tmp_path):
+    trainer(corpus, tmp_path / "a", {"shards": 4}).run()
+    tuned = run_setup.fine_tune(tmp_path / "a", None, {}, {"batch_size": 2}, tmp_path / "b", corpus, False, 5)
+    assert (tuned.train.batch_size, tuned.train.shards) == (2, 1)
+
+
+def test_a_run_that_another_process_has_continued_is_not_overwritten(corpus, tmp_path):
+    """It did so between the reading of the checkpoint and the lock."""
+    trainer(corpus, tmp_path / "a").run()
+    setup = run_setup.resume(tmp_path / "a", {}, {}, corpus)
+    run_setup.require_latest(setup)
+    trainer(corpus, tmp_path / "a", {"max_iters": setup.train.max_iters + 2}, resume=True).run()
+    with pytest.raises(TrainingError, match=r"step 12 was read, and another process has since saved step 14; give the same"):
+        run_setup.require_latest(setup)
+
+
+def test_a_folder_with_a_last_checkpoint_alone_names_it(corpus, tmp_path):
+    trainer(corpus, tmp_path / "a").run()
+    run_dir.best_checkpoint(tmp_path / "a").unlink()
+    with pytest.raises(CheckpointError, match=r"a has no best\.safetensors; name its last checkpoint: .*last\.safetensors"):
+        run_setup.fine_tune(tmp_path / "a", None, {}, {}, tmp_path / "b", corpus, False, 5)
 
 
 def new(corpus, out, **options):

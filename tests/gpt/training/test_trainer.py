@@ -210,20 +210,25 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_good_files(corpus,
     assert checkpoint.load(run_dir.last_checkpoint(tmp_path / "a")).step == 8
 
 
-def test_what_fails_on_the_disk_ends_the_run(corpus, tmp_path, monkeypatch):
+def test_what_fails_on_the_disk_twice_ends_the_run(corpus, tmp_path, monkeypatch, notes):
     """Files are written on a thread of their own: its errors come out, and not in the place of another that ended the run."""
-    save = checkpoint.save
+    save, fails = checkpoint.save, {4}
 
     def full(path, saved):
-        if saved.step == 4:
+        if saved.step in fails:
             raise CheckpointError("no space")
         save(path, saved)
 
     monkeypatch.setattr(checkpoint, "save", full)
+    run = trainer(corpus, tmp_path / "once")
+    run.run()
+    assert notes == {"no space; trying again, with step 8"}
+    assert checkpoint.load(run_dir.last_checkpoint(tmp_path / "once")).step == run.task.train.max_iters
+    fails.add(8)
     run = trainer(corpus, tmp_path / "a")
     with pytest.raises(CheckpointError, match="no space"):
         run.run()
-    assert run.state.step == 8  # noticed when the next one was to be written
+    assert run.state.step == 8
     assert checkpoint.load(run_dir.last_checkpoint(tmp_path / "a")).step == 0
     run = trainer(corpus, tmp_path / "b")
     step = run.workers.train_step

@@ -351,6 +351,14 @@ def test_a_resumed_run_without_its_best_checkpoint_looks_for_a_new_best(corpus, 
     assert notes == {f"{best} is missing: the best of the evaluations from here on takes its place"}
 
 
+def test_a_run_that_stopped_before_its_first_evaluation_misses_no_best(corpus, tmp_path, notes):
+    resumed(corpus, tmp_path / "a", step=0, val_loss=math.nan, best_val=math.inf)
+    run_dir.best_checkpoint(tmp_path / "a").unlink()
+    notes.clear()
+    assert trainer(corpus, tmp_path / "a", resume=True).best_val == math.inf
+    assert not notes
+
+
 def test_a_fine_tuning_run_has_no_history(corpus, tmp_path):
     start = resumed(corpus, tmp_path / "a").setup.out
     tuned = run_setup.fine_tune(start / run_dir.LAST, None, {}, {}, start, corpus, False, 5)
