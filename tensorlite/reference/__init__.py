@@ -3,7 +3,7 @@
 Read in this order: linear, softmax, cross_entropy, embedding, layernorm, activations, attention, dropout, composites, optim.
 The folder `longhand` has seven of these ops in the long form, with one operation per line.
 `ops.py` gathers the ops under one object, `ReferenceOps`. The folders `tensorlite/cpu` and `tensorlite/cuda` hold
-those ops that they make faster, under the same file names.
+the ops that they compute in another way, under the same file names.
 """
 
 from tensorlite.reference.ops import ReferenceOps

@@ -9,7 +9,7 @@ CUBIC = 0.044715
 
 
 def gelu_forward(x: Array) -> tuple[Array, Array]:
-    """y = x (1 + tanh u) / 2,  u = sqrt(2/pi) (x + 0.044715 x^3): nearly x times the normal distribution function of x.
+    """y = x (1 + tanh u) / 2,  u = sqrt(2/pi) (x + 0.044715 x^3). y is nearly x times the normal distribution function of x.
 
     x: any shape, float. Returns y of the same shape, and as cache a reference to x.
     Source: Hendrycks and Gimpel 2016, arXiv:1606.08415, the tanh form. Tests: tests/reference/test_ops.py[gelu].
@@ -33,10 +33,10 @@ def gelu_backward(dy: Array, cache: Array) -> Array:
     x = cache
     xp = array_namespace(dy, x)
     tanh = xp.tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x))  # as in forward
-    du = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x)
+    du = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x)  # 2.
     dtanh = (1.0 - tanh * tanh) * du  # 2.
     dydx = 0.5 * (1.0 + tanh) + 0.5 * x * dtanh  # 1. and 3.
-    return dy * dydx
+    return dy * dydx  # 3.
 
 
 def relu_forward(x: Array) -> tuple[Array, Array]:

@@ -58,7 +58,7 @@ def attention_forward(
 
 
 def attention_backward(dy: Array, cache: tuple) -> Array:
-    """dv = p_dropped^T dy,  ds = softmax_backward(dropout_backward(dy v^T)),  dq = ds k / sqrt(D),  dk = ds^T q / sqrt(D).
+    """dv = p_dropped^T dy,  dscores = softmax_backward(dropout_backward(dy v^T)),  dq, dk = (dscores k, dscores^T q) / sqrt(D).
 
     dy: (B, T, C).
     Returns dqkv: (B, T, 3C), packed as qkv is.

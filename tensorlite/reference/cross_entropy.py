@@ -41,7 +41,7 @@ def cross_entropy_forward(logits: Array, targets: Array, *, check: bool = True) 
 def cross_entropy_backward(dloss: Array | float, cache: tuple) -> Array:
     """dlogits = dloss (p - onehot) / N,  p = softmax(logits).
 
-    dloss: scalar, the gradient of the value that the loss enters; 1 in training.
+    dloss: scalar, the gradient of the value that the loss enters: 1 for a whole batch, N_i / N for a part of N_i rows.
     Returns dlogits: (..., V).
 
     Derivation, for row n with target t:

@@ -54,7 +54,7 @@ def clip_grad_norm_(grads: Array, max_norm: float) -> Array:
     """
     norm = global_norm(grads)
     if max_norm > 0:
-        grads *= array_namespace(grads).fmin(1.0, max_norm / (norm + 1e-6))  # fmin: a NaN norm leaves the others to be looked at
+        grads *= array_namespace(grads).fmin(1.0, max_norm / (norm + 1e-6))  # fmin: a NaN norm scales by 1
     return norm
 
 
