@@ -36,8 +36,14 @@ def sample_token(logits: np.ndarray, sampling: Sampling, u: float) -> int:
 
     logits: (V,).
     u: a uniform random value in [0, 1), which fixes the choice.
+
+    Raises ConfigError for logits that are NaN.
     """
     logits = logits.astype(np.float64)
+    if np.isnan(logits).any():
+        raise ConfigError(
+            "precision is too low for this model: its logits are NaN; set --precision float32, or --backend reference"
+        )
     order: np.ndarray = np.argsort(-logits, kind="stable")  # likeliest first
     if sampling.temperature == 0:
         return int(order[0])
@@ -76,6 +82,8 @@ def generate(
     sample: index of the text; texts with different indices are independent.
     cached: whether to cache keys and values.
     """
+    if not len(prompt):
+        raise ValueError("generate: the prompt has no token to continue")
     xp = array_namespace(prompt)
     sampling = sampling or Sampling()
     text = prompt[-config.block_size :]  # all that the model may see

@@ -28,7 +28,8 @@ def _private_temporary_folder() -> Path:
     try:
         folder = Path(tempfile.gettempdir()) / f"tensorlite-{user}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        if user and folder.stat().st_uid != user:  # another user was faster
+        about = folder.stat()
+        if hasattr(os, "getuid") and (about.st_uid != user or about.st_mode & 0o022):  # another user was faster
             return Path(tempfile.mkdtemp(prefix="tensorlite-"))
         return folder
     except OSError:

@@ -15,7 +15,7 @@ class LayerCache:
     def extend(self, k: Array, v: Array) -> tuple[Array, Array]:
         """Append k and v: (B, H, T, D); return all keys and all values: (B, H, length, D).
 
-        Raises ValueError if the context is full.
+        Raises ValueError if the context is full, or B, H or D is not that of the first call.
         """
         B, H, T, D = k.shape
         if self.length + T > self.capacity:
@@ -23,6 +23,8 @@ class LayerCache:
         if self._k is None:
             self._k = array_namespace(k).empty((B, H, self.capacity, D), k.dtype)
             self._v = array_namespace(v).empty((B, H, self.capacity, D), v.dtype)
+        if self._k.shape != (B, H, self.capacity, D):
+            raise ValueError(f"attention: k {k.shape} does not continue a cache of {self._k.shape}; use a new KVCache")
         self._k[:, :, self.length : self.length + T] = k
         self._v[:, :, self.length : self.length + T] = v
         self.length += T

@@ -64,6 +64,7 @@ def threefry2x32(xp: Any, k0: int, k1: int, c0: Array, c1: Array, rounds: int = 
 
 def step_key(seed: int, step: int, row0: int = 0) -> Key:
     """Return the key of one training step; `row0` is the global index of the caller's first batch row."""
+    seed, step = int(seed), int(step)  # NumPy's integers would overflow
     return Key(*_mix(seed & MASK32, (seed >> 32) & MASK32, step & MASK32, (step >> 32) & MASK32), row0)
 
 
@@ -128,8 +129,8 @@ def _lanes(xp: Any, key: Key, start: int, stop: int) -> Array:
 def random_uint64(xp: Any, key: Key, rows: int) -> Array:
     """Return one uint64 per global row row0..row0+rows-1, for batch offsets and sampled characters."""
     if xp is np and rows <= SMALL_BATCH:
-        words = [_mix(key.k0, key.k1, row & MASK32, 0) for row in range(key.row0, key.row0 + rows)]
+        words = [_mix(key.k0, key.k1, row & MASK32, row >> 32) for row in range(key.row0, key.row0 + rows)]
         return np.array([x0 << 32 | x1 for x0, x1 in words], np.uint64)
-    row = xp.arange(key.row0, key.row0 + rows, dtype=np.uint32)
-    x0, x1 = threefry2x32(xp, key.k0, key.k1, row, xp.zeros_like(row))
+    row = xp.arange(key.row0, key.row0 + rows)
+    x0, x1 = threefry2x32(xp, key.k0, key.k1, row.astype(np.uint32), (row >> 32).astype(np.uint32))
     return (x0.astype(np.uint64) << 32) | x1.astype(np.uint64)

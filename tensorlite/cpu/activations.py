@@ -39,9 +39,11 @@ def gelu_forward(ops: "CPUOps", x: Array) -> tuple[Array, tuple]:
 
 
 def gelu_backward(ops: "CPUOps", dy: Array, cache: tuple) -> Array:
-    """dx = dy (s + x s') = dy s (1 + 2 (1 - s) x u'),  x u' = x (a + 3 a c x^2)."""
+    """dx = dy (s + x s') = dy (2 u' (1 - s) s x + s),  u' = a + 3 a c x^2. Where s is 0 or 1, no x is too large for the product."""
     x, gate = cache
     array_namespace(dy, x)
+    if dy.shape != x.shape:
+        raise ValueError(f"gelu: dy has the shape {dy.shape}, x {x.shape}")
     dx = ops.memory.empty(x.shape, dy, x)
     flat_x, flat_gate, flat_dy, flat_dx = x.reshape(-1), gate.reshape(-1), dy.reshape(-1), dx.reshape(-1)
     rest = ops.memory.scratch((TILE,), gate.dtype)
@@ -50,10 +52,10 @@ def gelu_backward(ops: "CPUOps", dy: Array, cache: tuple) -> Array:
         x_, s, dy_, d = flat_x[tile], flat_gate[tile], flat_dy[tile], flat_dx[tile]
         np.multiply(x_, x_, out=d)
         d *= 6.0 * SQRT_2_OVER_PI * CUBIC
-        d += 2.0 * SQRT_2_OVER_PI
-        d *= x_  # 2 x u'
+        d += 2.0 * SQRT_2_OVER_PI  # 2 u'
         d *= np.subtract(1.0, s, out=rest[: len(s)])
-        d += 1.0
         d *= s
+        d *= x_
+        d += s
         d *= dy_
     return dx

@@ -27,7 +27,7 @@ from tensorlite.reference.softmax import softmax_forward
 if TYPE_CHECKING:
     from tensorlite.cpu.ops import CPUOps
 
-MAX_SAFE_SCORE = 60.0  # exp(60) = 1e26: the sum of 1e12 such terms is still finite in float32
+MAX_SAFE_SCORE = 60.0  # exp(60) = 1e26: the sum of 1e12 such terms is still finite in float32, but not in float16
 
 
 class AttentionCache(NamedTuple):
@@ -103,6 +103,7 @@ def attention_backward(ops: "CPUOps", dy: Array, cache: tuple) -> Array:
     else:
         ds -= delta
         ds *= probs
+    ds[:, :, :1] = 0.0  # query 0 sees one key, and AdamW would make a step of the rounding of dy v^T - delta
     np.matmul(ds, k, out=dq)  # (B, H, T, T) @ (B, H, T, D)
     np.matmul(ds.transpose(0, 1, 3, 2), q, out=dk)
     return dqkv
@@ -114,7 +115,7 @@ def masked_softmax(ops: "CPUOps", scores: Array, bound: float) -> Array:
     scores: (B, H, T, S), which are overwritten. bound: a value that no score exceeds, possibly NaN.
     """
     T, S = scores.shape[-2:]
-    if not bound < MAX_SAFE_SCORE:  # also where the bound is NaN
+    if scores.dtype.itemsize < 4 or not bound < MAX_SAFE_SCORE:  # also where the bound is NaN
         visible = np.tri(T, S, S - T, dtype=bool)  # (T, S), as in the reference
         return softmax_forward(np.where(visible, scores, -math.inf))[0]
     e = np.exp(scores, out=scores)  # b.

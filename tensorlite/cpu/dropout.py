@@ -1,7 +1,7 @@
 """Dropout and the residual connection, in place and by a multiplication with the mask.
 
 They replace tensorlite/reference/dropout.py, which uses np.where. With a random mask, np.where mispredicts its branch and takes ten
-times as long as a multiplication [benchmarks/RESULTS.md].
+times as long as a multiplication [benchmarks/RESULTS.md]. So an infinity that is dropped becomes NaN here, and 0 there.
 """
 
 from typing import TYPE_CHECKING

@@ -1,7 +1,7 @@
 """Layer normalisation in fewer passes over memory. It replaces tensorlite/reference/layernorm.py; the derivation is there.
 
 Two things differ. xhat is saved instead of x; both have one size, and backward needs only xhat. And every mean over the channels is
-a matmul with a vector, for which the BLAS reads memory once.
+a matmul with a vector, for which the BLAS reads memory once. A row of equal values is 0 up to the rounding of its mean, times rstd.
 """
 
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def layernorm_forward(ops: "CPUOps", x: Array, w: Array, b: Array | None = None, eps: float = 1e-5) -> tuple[Array, tuple]:
-    """y = xhat w + b,  xhat = (x - mean) rstd. The cache refers to w, and holds two new arrays, xhat: (N, C) and rstd: (N, 1)."""
+    """y = xhat w + b,  xhat = (x - mean) rstd. The cache refers to w, and holds the new arrays xhat, as x, and rstd: (N, 1)."""
     array_namespace(x, w, b)
     check_layernorm(x, w, b)
     C = x.shape[-1]
@@ -29,7 +29,7 @@ def layernorm_forward(ops: "CPUOps", x: Array, w: Array, b: Array | None = None,
     y = np.multiply(xhat, w, out=ops.memory.empty(rows.shape, x, w, b))
     if b is not None:
         y += b
-    return y.reshape(x.shape), (xhat, w, b is not None, rstd)
+    return y.reshape(x.shape), (xhat.reshape(x.shape), w, b is not None, rstd)
 
 
 def layernorm_backward(ops: "CPUOps", dy: Array, cache: tuple) -> tuple[Array, Array, Array | None]:
@@ -39,9 +39,10 @@ def layernorm_backward(ops: "CPUOps", dy: Array, cache: tuple) -> tuple[Array, A
     """
     xhat, w, has_bias, rstd = cache
     array_namespace(dy, xhat)
-    C = xhat.shape[-1]
-    shape = dy.shape
-    dy = dy.reshape(-1, C)  # (N, C)
+    if dy.shape != xhat.shape:
+        raise ValueError(f"layernorm: dy has the shape {dy.shape}, x {xhat.shape}")
+    shape, C = dy.shape, xhat.shape[-1]
+    dy, xhat = dy.reshape(-1, C), xhat.reshape(-1, C)  # (N, C)
     dy_xhat = np.multiply(dy, xhat, out=ops.memory.empty(dy.shape, dy, xhat))
     dw = ops.memory.column_sums(dy_xhat)  # (N, C) -> (C,)
     db = ops.memory.column_sums(dy) if has_bias else None

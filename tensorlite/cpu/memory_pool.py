@@ -10,6 +10,7 @@ from math import prod
 import numpy as np
 
 SMALL = 1 << 12  # elements: below this, the system's allocator is faster than a block
+MOST_SHAPES = 256  # a training step has some 50; prompts of ever new lengths have ever new shapes
 Shape = tuple[int, ...]
 
 
@@ -49,10 +50,12 @@ class MemoryPool:
         for other in others:
             if other is not None and other.dtype is not dtype:
                 dtype = np.promote_types(dtype, other.dtype)
-        if prod(shape) < SMALL:
+        if prod(shape) < SMALL or dtype.kind == "V":  # bfloat16, whose interface does not name it
             return np.empty(shape, dtype)
         free = self._free.get((shape, dtype))
         if free is None:
+            if len(self._free) == MOST_SHAPES:  # begin anew; a block in use goes with its own list
+                self._free, self._constants = {}, {}
             free = self._free[shape, dtype] = []
         if free:
             block, interface = free.pop()

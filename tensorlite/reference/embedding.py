@@ -42,8 +42,8 @@ def embedding_backward(dy: Array, cache: tuple) -> Array:
 def check_position_embedding(x: Array, wpe: Array, start: int) -> None:
     """Raise ValueError unless the positions start..start+T-1 of x: (..., T, C) are rows of wpe: (block_size, C)."""
     T = x.shape[-2]
-    if start + T > wpe.shape[0]:
-        raise ValueError(f"position_embedding: {start + T} positions do not fit a context of {wpe.shape[0]}")
+    if not 0 <= start <= wpe.shape[0] - T:
+        raise ValueError(f"position_embedding: positions {start} to {start + T - 1} do not fit a context of {wpe.shape[0]}")
     if x.shape[-1] != wpe.shape[1]:
         raise ValueError(f"position_embedding: x has {x.shape[-1]} channels, wpe {wpe.shape[1]}")
 

@@ -137,6 +137,8 @@ class ReferenceOps:
         key: row r's window is a function of the key and the global row number key.row0 + r.
         """
         xp = array_namespace(data)
+        if len(data) <= block_size:
+            raise ValueError(f"get_batch: a text of {len(data)} tokens has no window of {block_size} and a target")
         n_starts = xp.uint64(len(data) - block_size)
         starts = (random_uint64(xp, key, rows) % n_starts).astype("int64")  # (B,)
         index = starts[:, None] + xp.arange(block_size)  # (B, T)

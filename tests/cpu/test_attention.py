@@ -93,3 +93,20 @@ def test_attention_with_a_past_equals_attention_at_once(cuts, size, shifts):
     assert len(shifts) == sum(size > 1.0 or y.shape[1] == 1 for y in pieces)  # a single row is always shifted, which is faster
     expected, _ = REFERENCE.attention_forward(qkv, 2)
     assert_same([np.concatenate(pieces, axis=1)], [expected])
+
+
+@pytest.mark.parametrize("T", [1, 5])
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_the_query_that_sees_one_key_has_no_gradient(T, p):
+    """Its softmax is 1 whatever its score. AdamW divides a gradient by its size, so noise would count as much as any."""
+    qkv = normal(0, 3, T, 12).astype(np.float32)
+    _, cache = OPS.attention_forward(qkv, 2, p, KEY)
+    dq = OPS.attention_backward(normal(1, 3, T, 4).astype(np.float32), cache)[..., :4]
+    assert not dq[:, 0].any()
+    assert dq[:, 1:].any() == (T > 1)
+
+
+def test_float16_does_not_overflow():
+    qkv = (2 * normal(0, 2, 32, 96)).astype(np.float16)
+    (found, _), (expected, _) = (ops.attention_forward(qkv, 2) for ops in (OPS, REFERENCE))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=0.02)

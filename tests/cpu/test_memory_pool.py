@@ -26,6 +26,20 @@ def blocks(store):
     return sorted(block.ctypes.data for free in store._free.values() for block, _ in free)
 
 
+def test_ever_new_shapes_do_not_take_ever_more_memory(monkeypatch):
+    """As prompts of ever new lengths have. An array in use stays whole, and its block is not used again."""
+    monkeypatch.setattr(memory_pool, "MOST_SHAPES", 3)
+    store, like = MemoryPool(), np.ones(1)
+    kept = store.empty((1, 1), like)
+    kept[...] = 7.0
+    for n in range(2, 12):
+        store.empty((n, n), like)
+        assert len(blocks(store)) <= 3
+    assert kept == 7.0
+    del kept
+    assert len(blocks(store)) <= 3
+
+
 def test_a_block_is_used_again_when_the_last_view_has_gone():
     store, like = MemoryPool(), np.ones(1)
     array = store.empty((3, 4), like)

@@ -95,3 +95,26 @@ def test_gelu_over_tiles(tile, monkeypatch):
     monkeypatch.setattr(activations, "TILE", tile)
     x = 2 * normal(0, 5, 9)
     assert_same(op_results(OPS, "gelu", {"x": x}), op_results(REFERENCE, "gelu", {"x": x}))
+
+
+@pytest.mark.parametrize("x", [2e13, -2e13, 1e18, -1e18])
+def test_gelu_is_a_line_far_from_0_in_float32_too(x):
+    x = np.full(3, x, np.float32)
+    with np.errstate(over="ignore"):
+        _, cache = OPS.gelu_forward(x)
+        assert OPS.gelu_backward(np.ones_like(x), cache).tolist() == (x > 0).tolist()
+
+
+def test_a_dy_of_another_shape_is_refused():
+    x, w = normal(0, 2, 3, 4), np.ones(4)
+    for name, inputs in (("gelu", (x,)), ("layernorm", (x, w))):
+        _, cache = getattr(OPS, f"{name}_forward")(*inputs)
+        with pytest.raises(ValueError, match=rf"{name}: dy has the shape \(3, 2, 4\), x \(2, 3, 4\)"):
+            getattr(OPS, f"{name}_backward")(normal(1, 3, 2, 4), cache)
+
+
+def test_bfloat16_of_any_size():
+    x = normal(0, 8, 1024).astype(pytest.importorskip("ml_dtypes").bfloat16)
+    (found, _), (expected, _) = (ops.linear_forward(x, x.T) for ops in (OPS, REFERENCE))
+    assert found.dtype == x.dtype
+    np.testing.assert_allclose(found.astype(float), expected.astype(float), rtol=2**-8)

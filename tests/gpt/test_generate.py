@@ -103,6 +103,14 @@ def test_nonsense_is_refused(bad):
         Sampling(**bad)
 
 
+def test_logits_that_are_nan_and_an_empty_prompt_are_refused():
+    with pytest.raises(ConfigError, match="logits are NaN; set --precision float32"):
+        sample_token(np.array([1.0, np.nan]), Sampling(), 0.5)
+    config, model, params = model_of("gpt")
+    with pytest.raises(ValueError, match="the prompt has no token"):
+        next(generate(OPS, model, params, np.zeros(0, int), 1, config))
+
+
 @example(["b", "ab"], "cab")
 @given(st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.text("abc", max_size=12))
 def test_a_stop_text_ends_a_sample_and_no_part_of_it_is_seen(stops, text):

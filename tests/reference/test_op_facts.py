@@ -61,8 +61,9 @@ def test_embedding_adds_repeated_ids_and_leaves_unused_rows_zero(ops):
 
 
 def test_positions_refuse_to_run_out(ops):
-    with pytest.raises(ValueError, match="5 positions do not fit a context of 4"):
-        ops.position_embedding_forward(np.ones((1, 3, 2)), np.ones((4, 2)), 2)
+    for start in (2, -1, -3):
+        with pytest.raises(ValueError, match=f"positions {start} to {start + 2} do not fit a context of 4"):
+            ops.position_embedding_forward(np.ones((1, 3, 2)), np.ones((4, 2)), start)
     with pytest.raises(ValueError, match="x has 2 channels, wpe 1"):
         ops.position_embedding_forward(np.ones((1, 5, 3, 2)), np.ones((4, 1)))
 
@@ -258,6 +259,20 @@ def test_attention_in_pieces_equals_attention_at_once(ops, case, data):
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), ops.attention_forward(qkv, H)[0], rtol=1e-12, atol=1e-13)
     with pytest.raises(ValueError, match=f"{T + 1} positions do not fit a context of {T}"):
         ops.attention_forward(qkv[:, :1], H, 0.0, None, kv_cache)
+
+
+def test_a_cache_of_keys_is_that_of_one_batch(ops):
+    qkv, kv_cache = normal(0, 3, 2, 12), KVCache(1, 4).layers[0]
+    ops.attention_forward(qkv, 2, 0.0, None, kv_cache)
+    with pytest.raises(ValueError, match=r"k \(1, 2, 1, 2\) does not continue a cache of \(3, 2, 4, 2\)"):
+        ops.attention_forward(qkv[:1, :1], 2, 0.0, None, kv_cache)
+    assert kv_cache.length == 2
+
+
+def test_a_text_without_a_window_has_no_batch(ops):
+    assert ops.get_batch(np.arange(4), ops.step_key(1, 2), 2, 3)[1].tolist() == [[1, 2, 3]] * 2
+    with pytest.raises(ValueError, match="a text of 3 tokens has no window of 3 and a target"):
+        ops.get_batch(np.arange(3), ops.step_key(1, 2), 2, 3)
 
 
 def test_a_cache_keeps_the_dtype(ops):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from failing import failing
+from tensorlite import cache_dir
 from tensorlite.cache_dir import cache_folder, write_whole
 
 
@@ -26,6 +27,22 @@ def test_no_home_folder(monkeypatch, tmp_path):
     words = re.escape(os.strerror(errno.ENOTDIR)) if os.name == "posix" else None
     with pytest.raises(OSError, match=words):  # every caller ignores an OSError
         write_whole(cache_folder() / "x", b"1")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX has owners and modes")
+@pytest.mark.parametrize("user", [0, 4711])
+def test_a_temporary_folder_that_others_may_write_into_is_not_used(user, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "getuid", lambda: user)
+    theirs = tmp_path / f"tensorlite-{user}"
+    theirs.mkdir(mode=0o700)
+    os.chmod(theirs, 0o777)
+    private = cache_dir._private_temporary_folder()
+    assert private != theirs
+    assert private.stat().st_mode & 0o077 == 0
+    os.chmod(theirs, 0o700)
+    is_owner = theirs.stat().st_uid == user
+    assert (cache_dir._private_temporary_folder() == theirs) == is_owner
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):

@@ -117,6 +117,19 @@ def test_rows_are_the_words_of_their_counters():
     assert fold_in(Key(3, 4), 2, "attention")[:2] == references.threefry(3, 4, 2, zlib.crc32(b"attention"))
 
 
+def test_rows_beyond_32_bits_are_rows_of_their_own():
+    for n in (3, SMALL_BATCH + 1):
+        expected = [(hi << 32) | lo for hi, lo in (references.threefry(3, 4, row, 2) for row in range(5, 5 + n))]
+        assert random_uint64(np, Key(3, 4, row0=2 * 2**32 + 5), n).tolist() == expected
+
+
+@pytest.mark.parametrize("integer", [np.int32, np.uint32, np.int64, np.uint64])
+def test_a_seed_may_be_an_integer_of_numpys(integer):
+    key = step_key(integer(1337), integer(5))
+    assert key == step_key(1337, 5)
+    assert random_uint64(np, key, 2).tolist() == random_uint64(np, step_key(1337, 5), 2).tolist()
+
+
 def test_rows_are_uniform():
     """Chi-squared over 64 cells is within 5 sigma."""
     counts = np.bincount((random_uint64(np, Key(1, 1), 1 << 16) >> np.uint64(58)).astype(int), minlength=64)

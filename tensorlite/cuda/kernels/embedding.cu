@@ -13,7 +13,8 @@ extern "C" __global__ void get_batch(const index_t* data, long long n, Key key, 
                                      long long T) {
     __shared__ long long start;
     if (threadIdx.x == 0) {
-        uint2 k = resolve_key(key), x = threefry2x32(k.x, k.y, (unsigned)(row0 + blockIdx.x), 0);
+        long long row = row0 + blockIdx.x;
+        uint2 k = resolve_key(key), x = threefry2x32(k.x, k.y, (unsigned)row, (unsigned)(row >> 32));
         start = (long long)(((unsigned long long)x.x << 32 | x.y) % (unsigned long long)(n - T));
     }
     __syncthreads();
