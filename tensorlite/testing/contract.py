@@ -121,7 +121,8 @@ def forward_is_repeatable(trial: Trial) -> list[str]:
     calls = trial.forward_calls
     if same_bits(calls.y, calls.y_again) or calls.wrote_inputs:
         return []
-    return ["forward is not repeatable: two calls differ. If it draws random values, pass it a seed or a mask as an input"]
+    way_out = "If it draws random values, pass it a seed or a mask as an input; for a PyTorch module, call module.eval()"
+    return [f"forward is not repeatable: two calls differ. {way_out}"]
 
 
 def forward_writes_nothing(trial: Trial) -> list[str]:

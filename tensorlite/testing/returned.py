@@ -35,6 +35,8 @@ class Gradients:
 
 def read_gradients(returned: Any, layer: Layer) -> Gradients:
     """Return the gradients of the inputs that are checked, by the reading that leaves the fewest misfits."""
+    if returned is None and layer.checked:
+        return Gradients({}, ["backward returned None. Is its return statement missing?"], readable=False)
     found = [_judge(reading, layer) for reading in _readings(returned, layer)]
     if found:
         return min(found, key=lambda gradients: len(gradients.misfits))
@@ -68,7 +70,9 @@ def _readings(returned: Any, layer: Layer) -> Iterator[dict[str, Any]]:
             yield dict(zip(names, sequence, strict=False))
     if len(checked) == 1 and children(layer.inputs[checked[0]]) is not None:
         yield {checked[0]: returned}
-    if any(isinstance(g, Mapping) for g in sequence):  # names count for more than an order
+    is_nested = any(children(g) is not None for g in sequence)
+    has_trees = any(children(tree) is not None for tree in layer.inputs.values())
+    if any(isinstance(g, Mapping) for g in sequence) or (is_nested and not has_trees):  # names count for more than an order
         return
     flat = list(flatten(sequence).values())
     for paths in (layer.checked, [path for path, leaf in layer.leaves.items() if is_float_array(leaf)]):

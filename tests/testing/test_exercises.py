@@ -180,7 +180,8 @@ def test_the_gradients_of_packed_attention_have_names():
 
 
 @pytest.mark.parametrize(
-    ("reply", "verdict"), [("dx", "Yes."), ("dw", "No."), ("dx, dw", "No."), ("", "No."), (EOFError, "See also")]
+    ("reply", "verdict"),
+    [("dx", "Yes."), ("dw", "No."), ("dx, dw", "No."), ("DX is wrong", "Yes."), ("", "No."), (EOFError, "See also")],
 )
 def test_a_reply_is_judged(reply, verdict, monkeypatch, capsys):
     def answer(question):
@@ -194,6 +195,12 @@ def test_a_reply_is_judged(reply, verdict, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert verdict in out
     assert reply is not EOFError or ("Yes." not in out and "No." not in out)
+
+
+@pytest.mark.parametrize(("number", "way_out"), [("linear", "--write linear writes one"), ("a.py", "--try a.py checks a file")])
+def test_another_task_in_the_place_of_a_number_is_told_its_flag(number, way_out, capsys):
+    assert main([number]) == 2
+    assert f"there is no exercise {number}; {way_out}" in capsys.readouterr().err
 
 
 def test_an_interrupt_ends_the_question(monkeypatch):

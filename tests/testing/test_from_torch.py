@@ -248,7 +248,7 @@ def test_no_output_or_a_missing_option():
     function = function_of(forward, lambda ctx, dy: (dy, None, dy))
     with pytest.raises(ValueError, match=r"\['eps'\] must be among the inputs"):
         gradcheck(*from_torch(function), {"x": RANDOM(3), "w": RANDOM(3)})
-    with pytest.raises(ValueError, match="y must be a float array"):
+    with pytest.raises(ValueError, match=r"the function returned .*: there is no float tensor in it"):
         gradcheck(*from_torch(lambda x: x.argmax()), {"x": RANDOM(3)})
 
 
@@ -266,3 +266,86 @@ def test_without_pytorch_the_error_names_the_command(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     with pytest.raises(ImportError, match="pip install torch"):
         from_torch(lambda x: x)
+
+
+# ---- nothing is left unchecked ----
+
+
+class Doubled(torch.nn.Module):
+    """A linear layer whose dw is doubled."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(RANDOM((3, 5))))
+
+    def forward(self, x):
+        return linear(lambda g: 2 * g).apply(x, self.weight)
+
+
+def test_a_parameter_that_is_no_input_is_refused():
+    """A function around a module hides the module's parameters."""
+    x, module = {"x": RANDOM((4, 3))}, Doubled()
+    with pytest.raises(GradcheckError, match=r"ratio 2\n"):
+        gradcheck(*from_torch(module), x)
+    for function in (module.forward, lambda x: module(x)):
+        with pytest.raises(ValueError, match=r"depend on a tensor \(3, 5\) that requires grad and is not among the inputs"):
+            gradcheck(*from_torch(function), x)
+    module.requires_grad_(False)
+    assert gradcheck(*from_torch(lambda x: module(x)), x).ok
+
+
+def test_outputs_within_outputs_are_checked():
+    wrong = function_of(lambda ctx, x: x * 1.0, lambda ctx, dy: 2 * dy)
+    for outputs in (lambda x: (x * x, (wrong.apply(x),)), lambda x: {"a": x * x, "b": wrong.apply(x)}):
+        with pytest.raises(GradcheckError):
+            gradcheck(*from_torch(outputs), {"x": RANDOM(3)})
+
+
+def test_a_backward_that_writes_into_dy_is_refused():
+    function = function_of(lambda ctx, x: 2 * x, lambda ctx, dy: dy.mul_(2))
+    with pytest.raises(ValueError, match="backward writes into dy"):
+        gradcheck(*from_torch(function), {"x": RANDOM(3)})
+
+
+class Masked(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.ones(3, dtype=torch.float64))
+
+    def forward(self, x, mask=None):
+        return x * self.mask if mask is None else x * x * mask
+
+
+def test_an_argument_of_forward_is_no_buffer_of_the_same_name():
+    x, mask = RANDOM((2, 3)), np.array([1.0, 0.0, 2.0])
+    forward, _ = from_torch(Masked())
+    np.testing.assert_array_equal(forward(x=x, mask=mask)[0], x * x * mask)
+    np.testing.assert_array_equal(forward(x=x)[0], x)
+    assert gradcheck(*from_torch(Masked()), {"x": x, "mask": mask}).ok
+
+
+def test_names_that_nobody_knows_are_listed():
+    with pytest.raises(ValueError, match=r"\['wieght'\] are neither parameters of the module, \['weight'\], nor arguments"):
+        from_torch(Doubled())[0](x=RANDOM((4, 3)), weight=RANDOM((3, 5)), wieght=RANDOM((3, 5)))
+
+
+def test_an_argument_and_a_parameter_of_one_name_are_told_apart_by_nobody():
+    class Scale(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(3))
+
+        def forward(self, x, weight):
+            return x * self.weight * weight
+
+    with pytest.raises(ValueError, match=r"\['weight'\] are parameters of the module and arguments of its forward"):
+        gradcheck(*from_torch(Scale()), {"x": RANDOM(3), "weight": RANDOM(3)})
+
+
+def test_a_sparse_gradient_and_any_keyword():
+    class Keywords(torch.nn.Module):
+        def forward(self, x, **others):
+            return x * others["factor"]
+
+    assert gradcheck(*from_torch(torch.nn.Embedding(5, 3, sparse=True)), {"input": np.array([[0, 1, 1], [2, 4, 0]])}).ok
+    assert gradcheck(*from_torch(Keywords()), {"x": RANDOM(3), "factor": RANDOM(3)}).ok

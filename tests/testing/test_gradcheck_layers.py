@@ -522,11 +522,12 @@ ROUNDED = {
 @pytest.mark.parametrize("size", [1, 3, 300])
 @pytest.mark.parametrize("where", ROUNDED)
 def test_float32_inside_is_named_in_place_of_ratios(where, size):
-    report = check(ROUNDED[where], lambda dy, x: 2 * dy * x, {"x": RANDOM(size) + 2})
+    x = np.random.default_rng(size).uniform(1.0, 3.0, size)  # where no rounding error is 0 by chance
+    report = check(ROUNDED[where], lambda dy, x: 2 * dy * x, {"x": x})
     assert report.status == "inconclusive"
     assert "as by float32 inside forward: cast less, or check with twin=" in str(report)
     assert "ratio" not in str(report)
-    assert check(ROUNDED[where], lambda dy, x: -2 * dy * x, {"x": RANDOM(size) + 2}).status != "pass"
+    assert check(ROUNDED[where], lambda dy, x: -2 * dy * x, {"x": x}).status != "pass"
 
 
 @pytest.mark.parametrize("where", ROUNDED)
@@ -550,7 +551,7 @@ def test_the_arguments_beside_a_rounded_one_are_excused_too():
 
 def test_a_wrong_backward_beside_kinks_or_large_values_is_no_rounding():
     """What is blamed on forward must be noise: of one size at all steps, and coarser than that of float64."""
-    x = np.concatenate([np.zeros(5), RANDOM(5)])
+    x = np.array([0.0, 0.0, 0.0, 1.3, -0.4, 0.6, -1.1, 0.9])  # a slope of ReLU is wrong where x is above 0 alone
     for f, g in (
         (lambda x: np.maximum(x, 0), lambda x: (x > 0) * 1.0001),
         (lambda x: 1e6 + x * x, lambda x: 2.0001 * x),

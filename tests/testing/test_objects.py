@@ -645,3 +645,104 @@ def test_values_that_pass_gradients_back(slope):
     pair = of_object(Perceptron(slope), forward=forward_of_values, backward=lambda network, dy, y: y.backward(dy))
     report = check(pair, X, wrt=["first.data", "second.data"])
     assert [argument.status for argument in report.arguments] == ["pass" if slope == 1 else "fail", "pass"]
+
+
+# ---- what cannot be checked is said ----
+
+
+class OfClass:
+    W = RANDOM((4, 3))
+
+
+class OfFloat:
+    def __init__(self):
+        self.W = 0.7
+
+
+class OfIntegers:
+    def __init__(self):
+        self.W = np.arange(12).reshape(4, 3)
+
+
+class OfLists:
+    def __init__(self):
+        self.W = RANDOM((4, 3)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [(OfClass, "an attribute of the class"), (OfFloat, "a float"), (OfIntegers, "an array"), (OfLists, "a list")],
+)
+def test_a_gradient_of_what_is_no_float_array_is_refused(kind, what):
+    class Layer(kind):
+        def forward(self, x):
+            self.x = x
+            return x @ np.asarray(self.W) if np.ndim(self.W) else x * self.W
+
+        def backward(self, dy):
+            self.dW = 2 * (self.x.T @ dy if np.ndim(self.W) else np.asarray((self.x * dy).sum()))
+            return dy @ np.transpose(self.W) if np.ndim(self.W) else dy * self.W
+
+    with pytest.raises(ValueError, match=f"Layer has a gradient, dW, for W, which is {what}.* and cannot be checked"):
+        gradcheck(*of_object(Layer()), X)
+    assert gradcheck(*of_object(Layer(), parameters=[]), X).ok
+
+
+class Private:
+    def __init__(self):
+        self.__W, self.__dW = RANDOM((4, 3)), np.zeros((4, 3))
+
+    def forward(self, x):
+        self.__x = x
+        return x @ self.__W
+
+    def backward(self, dy):
+        self.__dW += self.factor * self.__x.T @ dy
+        return dy @ self.__W.T
+
+    factor = 1
+
+
+class Slots(Private):
+    __slots__ = ("__V", "__dV", "__z")
+
+    def __init__(self):
+        super().__init__()
+        self.__V, self.__dV = RANDOM(4), np.zeros(4)
+
+    def forward(self, x):
+        self.__z = x
+        return super().forward(x * self.__V)
+
+    def backward(self, dy):
+        dz = super().backward(dy)
+        self.__dV += self.factor * (dz * self.__z).sum(axis=0)
+        return dz * self.__V
+
+
+def test_private_names_are_names():
+    assert names(check(of_object(Private()), X)) == ["x", "_Private__W"]
+    assert sorted(names(check(of_object(Slots()), X))) == ["_Private__W", "_Slots__V", "x"]
+    assert check(of_object(Slots()), X).ok
+    Slots.factor = 2
+    assert not check(of_object(Slots()), X).ok
+
+
+def test_an_object_that_draws_random_values_is_told_so():
+    random = np.random.default_rng(1)
+
+    class Noisy(Linear):
+        def forward(self, x):
+            return super().forward(x) * random.random()
+
+    assert "forward is not repeatable" in str(check(of_object(Noisy()), X))
+
+
+def test_a_gradient_within_a_tuple_is_not_that_of_the_input():
+    def backward(dy, cache):
+        x, w = cache
+        return (dy @ w.T,), x.T @ dy
+
+    inputs = {"x": RANDOM((2, 4)), "w": RANDOM((4, 3))}
+    report = gradcheck(lambda x, w: (x @ w, (x, w)), backward, inputs, raise_on_fail=False)
+    assert "backward returns a tuple (an array (2, 4) float64) where dx" in str(report)

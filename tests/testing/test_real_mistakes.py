@@ -143,7 +143,7 @@ def linear_softmax_backward(dy, cache):
     [
         (lambda dx, dw: (None, None), "dw is None or missing"),
         (lambda dx, dw: {}, "backward returns 0 gradients for the 2 inputs"),
-        (lambda dx, dw: None, "backward returns 1 gradient for the 2 inputs ['x', 'w']: None"),
+        (lambda dx, dw: None, "backward returned None. Is its return statement missing?"),
         (lambda dx, dw: (dx,), "backward returns 1 gradient for the 2 inputs"),
         (lambda dx, dw: (dx * 0, dw * 0), "fail         dw"),
         (lambda dx, dw: (dx, np.zeros_like(dw)), "fail         dw"),

@@ -1,11 +1,14 @@
 """The exercises in writing a backward: each hole solved, left open, and filled with a known mistake."""
 
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from paths import ROOT
 from tensorlite.op_info import OP_INFO
 from tensorlite.testing.bugs import BUGS, CHAPTERS, true_pair
 from tensorlite.testing.exercises import attempt, inputs, judge, sources
@@ -125,6 +128,40 @@ def test_the_axes_of_an_argument_differ(op):
     assert all(len(set(shape)) == len(shape) for shape in shapes)
 
 
+def test_three_right_gradients_that_are_not_packed_are_told_so(capsys):
+    body = sources.body(true_pair("attention").backward) + "\n"
+    unpacked = re.sub(r"    dqkv = .*", "    return merge_heads(dq), merge_heads(dk), merge_heads(dv)\n", body, flags=re.DOTALL)
+    status, out = tried(fill("attention", unpacked), capsys)
+    assert status == 1
+    assert "dq, dk, dv are right. Return one array: np.concatenate([dq, dk, dv], axis=-1)" in out
+
+
+def test_what_a_wrong_shape_looks_like_is_a_hint_of_the_second_level(capsys):
+    body = sources.body(true_pair("linear").backward).replace("return dx, dw, db", "return dx, dw.T, db")
+    path = fill("linear", body)
+    assert "transpose" not in tried(path, capsys)[1]
+    assert main(["--try", path, "--hint", "2"]) == 1
+    assert "dw equals the transpose of the truth" in capsys.readouterr().out
+
+
+def test_a_file_imports_what_is_beside_it(tmp_path, capsys):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "my_sums.py").write_text("def rows(a):\n    return a.reshape(-1, a.shape[-1])\n")
+    path = fill("linear", sources.body(true_pair("linear").backward))
+    (tmp_path / "sub" / "mine.py").write_text("from my_sums import rows\n" + Path(path).read_text())
+    assert main(["--try", str(tmp_path / "sub" / "mine.py")]) == 0
+    assert "linear_backward is right" in capsys.readouterr().out
+
+
+@pytest.mark.program
+def test_an_open_hole_run_alone_is_one_line(tmp_path):
+    (tmp_path / "exercise_linear.py").write_text(exercise("linear"))
+    command = [sys.executable, "exercise_linear.py"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "write me: return dx, dw, db\n")
+
+
 def test_a_file_is_never_overwritten(capsys):
     path = fill("linear", "    return mine")
     with open(path, encoding="utf-8") as file:
@@ -206,8 +243,8 @@ def test_an_open_hole_has_the_words_of_every_gradient(capsys):
         ("    raise SystemExit", "exercise_linear.py:41, in linear_backward: SystemExit\n    raise SystemExit\n"),
         ("    return half(dy)\n\n\ndef half(dy):\n    return dy / two", "exercise_linear.py:45, in half: NameError: name 'two'"),
         ("    return dy", "backward returns 1 gradient for the 3 inputs"),
-        ("    return None", "backward returns 1 gradient for the 3 inputs"),
-        ("    pass", "backward returns 1 gradient for the 3 inputs"),
+        ("    return None", "backward returned None. Is its return statement missing?"),
+        ("    pass", "backward returned None. Is its return statement missing?"),
         ("    return 'dx', 'dw', 'db'", "backward returns a str where dx, a float array or None belongs"),
         ("    return {'x': 0.0 * x, 'w': 0.0 * w, 'b': 0.0 * dy[0, 0]}", "fail         dw"),
         ("    x *= 2\n    return x, w, dy.sum((0, 1))", "fail"),

@@ -10,6 +10,17 @@ def positional_names(function: Callable) -> list[str]:
     return _names(function, {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD})
 
 
+def parameter_names(function: Callable) -> list[str]:
+    """Return the names of the parameters that have one, of any kind."""
+    variable = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    return _names(function, set(inspect._ParameterKind) - variable)
+
+
+def takes_more(function: Callable) -> bool:
+    """Whether the function takes *args or **kwargs."""
+    return bool(_names(function, {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}))
+
+
 def call_with(function: Callable, inputs: dict[str, Any], signature_of: Callable | None = None) -> Any:
     """Call the function with its inputs by name where all names are its parameters, otherwise by position in their own order.
 
@@ -22,7 +33,8 @@ def call_with(function: Callable, inputs: dict[str, Any], signature_of: Callable
     if set(order) == set(inputs):
         return function(*(inputs[name] for name in order))
     keywords = _names(described, {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY})
-    if set(inputs) <= set(keywords):
+    any_keyword = _names(described, {inspect.Parameter.VAR_KEYWORD}) and not _names(described, {inspect.Parameter.VAR_POSITIONAL})
+    if set(inputs) <= set(keywords) or (any_keyword and set(keywords) <= set(inputs)):
         return function(**inputs)
     return function(*inputs.values())
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from tensorlite.testing.adapters.by_name import call_with, positional_names
+from tensorlite.testing.adapters.by_name import call_with, parameter_names, positional_names, takes_more
+from tensorlite.testing.layer import describe
 from tensorlite.testing.trees import as_tuple, flatten, is_float_array, map_arrays
 
 INSTALL = "from_torch needs PyTorch: pip install torch"
@@ -39,12 +40,12 @@ def from_torch(function: Any, *, device: str = "cpu") -> tuple[Callable[..., tup
       a parameter of the module replace it. All trainable parameters must be given; gradcheck adds those that are missing, with the
       values of `parameters_of(module)`.
       Returns y, which is an array or a tuple of the float outputs, and the graph of this call as the cache.
-    backward(dy, cache) returns one gradient per input that holds a float array. As in PyTorch, no gradient (None) counts as zero.
-      It may be called repeatedly. If the backward of a Function returns another dtype than its input has, so does this one:
-      autograd would hide it by a cast.
+    backward(dy, cache) returns one gradient per input that holds a float array. As in PyTorch, no gradient (None) counts as zero,
+      and one that is larger than its input along broadcast axes is summed over them. It may be called repeatedly. If the backward
+      of a Function returns another dtype than its input has, so does this one: autograd would hide it by a cast.
 
-    Raises ImportError without PyTorch; ValueError when the function writes into its inputs or into a saved tensor, or when a float
-    output has no gradient.
+    Raises ImportError without PyTorch; ValueError when the function writes into its inputs, a saved tensor or dy, when a float
+      output has no gradient, or when a tensor that requires grad is not among the inputs.
     """
     try:
         import torch
@@ -68,13 +69,16 @@ def from_torch(function: Any, *, device: str = "cpu") -> tuple[Callable[..., tup
                 outputs = call_with(function, tensors)
         for name in inputs:
             _require_unchanged(name, inputs[name], tensors[name])
-        float_outputs = [y for y in as_tuple(outputs) if isinstance(y, torch.Tensor) and _is_float(y)]
+        float_outputs = [y for y in _leaves(outputs) if isinstance(y, torch.Tensor) and _is_float(y)]
+        if not float_outputs:
+            raise ValueError(f"the function returned {describe(outputs)}: there is no float tensor in it to differentiate")
         for i, y in enumerate(float_outputs):
             if not y.requires_grad:
                 raise ValueError(
                     f"output {i} of the function does not require grad: detach(), no_grad() or a conversion cut it off, or no "
                     "input is a float array. If it is meant to have no gradient, leave it out: lambda *inputs: f(*inputs)[0]"
                 )
+        _require_known_leaves(float_outputs, [leaf for leaf in _leaves(tensors) if _requires_grad(leaf)])
         arrays = [_to_array(y) for y in float_outputs]
         alone = isinstance(outputs, torch.Tensor) and len(arrays) == 1
         return arrays[0] if alone else tuple(arrays), Graph(inputs, tensors, float_outputs, returned_dtypes)
@@ -83,8 +87,11 @@ def from_torch(function: Any, *, device: str = "cpu") -> tuple[Callable[..., tup
         differentiable = [leaf for leaf in _leaves(cache.tensors) if _requires_grad(leaf)]
         dys = [_to_tensor(dyi, device, torch).to(y.dtype) for dyi, y in zip(as_tuple(dy), cache.outputs, strict=True)]
         cache.returned_dtypes.clear()
+        before = [_to_array(dyi) for dyi in dys]
         with _errors_in_words():
             found = torch.autograd.grad(cache.outputs, differentiable, dys, retain_graph=True, allow_unused=True)
+        if any(_to_array(dyi).tobytes() != a.tobytes() for dyi, a in zip(dys, before, strict=True)):
+            raise ValueError("backward writes into dy, which is not its own; compute a new tensor instead")
         arrays = [np.zeros_like(_to_array(x)) if g is None else _to_array(g) for x, g in zip(differentiable, found, strict=True)]
         remaining = iter(arrays)
         gradients = []
@@ -166,8 +173,17 @@ def _call_module(module: Any, inputs: dict[str, Any], torch: Any) -> Any:
             "add **parameters_of(module) to the inputs"
         )
     known = {name for name, _ in module.named_parameters()} | {name for name, _ in module.named_buffers()}
-    replaced = {name: value for name, value in inputs.items() if name in known}
-    rest = {name: value for name, value in inputs.items() if name not in known}
+    taken = parameter_names(module.forward)
+    both = [name for name in trainable if name in taken]
+    if both:
+        raise ValueError(
+            f"{both} are parameters of the module and arguments of its forward; check a module that renames the arguments"
+        )
+    replaced = {name: value for name, value in inputs.items() if name in known and name not in taken}
+    rest = {name: value for name, value in inputs.items() if name not in replaced}
+    unknown = [name for name in rest if name not in taken]
+    if taken and len(rest) > len(taken) and not takes_more(module.forward):
+        raise ValueError(f"{unknown} are neither parameters of the module, {sorted(known)}, nor arguments of its forward, {taken}")
     like = next((leaf for leaf in _leaves(inputs) if _requires_grad(leaf)), None)
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:  # frozen ones, in the dtype of the others
         if name not in replaced and like is not None:
@@ -190,7 +206,9 @@ def _errors_in_words() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if "a leaf Variable that requires grad" in str(error) and "in-place" in str(error):
-            text = "the function writes into one of its inputs in place; check lambda x: f(x.clone()) instead"
+            text = (
+                "the function writes into one of its inputs in place; check a function, or a module, that calls it with x.clone()"
+            )
             raise ValueError(f"{text} ({error})") from error
         if "modified by an inplace operation" in str(error):
             text = "a tensor that backward needs was written in place after it had been saved; compute a new tensor instead"
@@ -198,11 +216,30 @@ def _errors_in_words() -> Iterator[None]:
         raise
 
 
+def _require_known_leaves(outputs: list[Any], inputs: list[Any]) -> None:
+    """Raise ValueError if the outputs depend on a tensor that requires grad and is no input, so that nobody would check it."""
+    known, seen = {id(leaf) for leaf in inputs}, set()
+    nodes = [y.grad_fn for y in outputs]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if type(node).__name__ == "AccumulateGrad" and id(node.variable) not in known:
+            text = (
+                f"the outputs depend on a tensor {tuple(node.variable.shape)} that requires grad and is not among the inputs, so "
+            )
+            raise ValueError(f"{text}nobody would check its gradient: give from_torch the nn.Module, or a module that calls it")
+        nodes += [next_node for next_node, _ in node.next_functions]
+
+
 def _require_unchanged(name: str, value: Any, tensors: Any) -> None:
     """Raise ValueError if the function has changed this input."""
     for array, tensor in zip(_leaves(value), _leaves(tensors), strict=True):
         if isinstance(array, np.ndarray) and _to_array(tensor).tobytes() != array.tobytes():
-            raise ValueError(f"the function writes into its input {name!r}; check lambda x: f(x.clone()) instead")
+            raise ValueError(
+                f"the function writes into its input {name!r}; check a function, or a module, that calls it with {name}.clone()"
+            )
 
 
 # ---- arrays and tensors ----
@@ -218,6 +255,8 @@ def _to_tensor(a: Any, device: str, torch: Any) -> Any:
 def _to_array(tensor: Any) -> np.ndarray:
     """Return the tensor's values as an array of its own."""
     tensor = tensor.detach().cpu()
+    if tensor.is_sparse:  # the gradient of an embedding may be
+        tensor = tensor.to_dense()
     if str(tensor.dtype) == "torch.bfloat16":
         import torch
 

@@ -37,7 +37,7 @@ def _owner_and_names(path: str) -> tuple[str, list[str]]:
     if parts[-1] in VALUES and len(parts) > 1:
         parts.pop()
     last = parts.pop()
-    names = [last.strip("[]\"'")]
+    names = [_public(last).strip("[]\"'")]
     if last.startswith("[") and parts:
         names.append(parts.pop() + names[0])
     owner = "".join(part if part.startswith("[") else f".{part}" for part in parts).removeprefix(".")
@@ -54,4 +54,9 @@ def _wanted(names: list[str]) -> set[str]:
 
 def _plain(text: str) -> str:
     """Return the letters and digits of a path in lower case: `self.grads["W"]` and `self.grads_w` are spelled alike."""
-    return re.sub(r"[^0-9a-z]", "", text.lower())
+    return re.sub(r"[^0-9a-z]", "", _public(text).lower())
+
+
+def _public(text: str) -> str:
+    """Return a path without the class that Python puts before private names: `self.__W` of a class C is `_C__W`."""
+    return re.sub(r"\b_\w+?__(?=\w)", "", text)

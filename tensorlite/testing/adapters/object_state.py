@@ -40,13 +40,19 @@ def _attributes(value: Any) -> dict[str, Any] | None:
         return parts
     if is_array(value) or isinstance(value, OPAQUE):
         return None
-    slots = [name for kind in type(value).__mro__ for name in _names(getattr(kind, "__slots__", ()))]
+    slots = [_as_stored(name, kind) for kind in type(value).__mro__ for name in _names(vars(kind).get("__slots__", ()))]
     attributes = {name: getattr(value, name) for name in slots if hasattr(value, name)} | getattr(value, "__dict__", {})
     return {f".{name}": part for name, part in attributes.items()} or None
 
 
 def _names(slots: Any) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _as_stored(name: str, kind: type) -> str:
+    """Return the name of an attribute of a class as Python stores it: `__W` of a class C is `_C__W`."""
+    is_private = name.startswith("__") and not name.endswith("__")
+    return f"_{kind.__name__.lstrip('_')}{name}" if is_private else name
 
 
 def _visit(value: Any, path: str, above: set[int], found: dict[str, Any]) -> None:

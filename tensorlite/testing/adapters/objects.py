@@ -14,9 +14,9 @@ from tensorlite.testing.adapters.calls import host
 from tensorlite.testing.adapters.gradient_names import find_gradient, what_was_sought
 from tensorlite.testing.adapters.object_runs import Run, Runner
 from tensorlite.testing.adapters.object_state import float_arrays
-from tensorlite.testing.layer import AS_ARRAY
+from tensorlite.testing.layer import AS_ARRAY, describe
 from tensorlite.testing.returned import Absent
-from tensorlite.testing.trees import children, flatten, flatten_inputs, is_array, is_float_array, map_arrays
+from tensorlite.testing.trees import children, flatten, flatten_inputs, is_array, is_float_array, map_arrays, same_bits
 
 Pair = tuple[Callable[..., tuple[Any, Any]], Callable[[Any, Any], Any]]
 
@@ -159,6 +159,10 @@ class _Object:
         arrays, extra = float_arrays(run.layer), _returned_arrays(run, returned)
         if not held:
             self.refuse_late_parameters(run.layer, arrays)
+        if self.chosen is None:
+            refuse_other_numbers(self.runner.new(), held, arrays, data)
+        again = zip(flatten(run.y).values(), flatten(self.run(data, {}).y).values(), strict=False)
+        is_repeatable = all(same_bits(host(y), host(z)) for y, z in again)  # if not, gradcheck says so
 
         found: list[str] = []
         without_gradient: list[str] = []
@@ -166,7 +170,7 @@ class _Object:
             places = [self.places.get(alias) for alias in aliases]
             places += [find_gradient(alias, held[name], arrays | extra) for alias in aliases]
             place = next((place for place in places if place), None)
-            is_used, is_replaced = self.use_of(name, held[name], run)
+            is_used, is_replaced = self.use_of(name, held[name], run) if is_repeatable else (False, False)
             if place and (is_used or not is_replaced):
                 self.places[name] = place
                 found.append(name)
@@ -210,6 +214,24 @@ class _Object:
         text = f"y depends on {name} of {type(layer).__name__}, and no gradient of it was found after backward under names such as "
         text += f"{what_was_sought(name)}. Say where it is, of_object(..., gradients={{{name!r}: ...}}), or name the parameters "
         raise ValueError(f"{text}without it, of_object(..., parameters={found})")
+
+
+def refuse_other_numbers(layer: Any, held: Mapping[str, Array], arrays: Mapping[str, Array], data: Mapping[str, Any]) -> None:
+    """Raise ValueError for an attribute that has a gradient and is no float array of the object, so it could not be checked."""
+    attributes = {name: a for kind in reversed(type(layer).__mro__) for name, a in vars(kind).items()} | getattr(
+        layer, "__dict__", {}
+    )
+    for name, a in attributes.items():
+        if name in held or name in data or not isinstance(a, float | list | np.ndarray):
+            continue
+        try:
+            numbers = np.asarray(a)
+        except ValueError:  # a list of arrays of several shapes
+            continue
+        if numbers.dtype.kind in "if" and (place := find_gradient(name, numbers, dict(arrays))):
+            what = "an attribute of the class" if is_float_array(a) else describe(a)
+            text = f"{type(layer).__name__} has a gradient, {place}, for {name}, which is {what} and cannot be checked: make it a "
+            raise ValueError(f"{text}float array of the object, np.asarray(..., float), or choose of_object(..., parameters=[...])")
 
 
 def _in_float64(inputs: Mapping[str, Any]) -> bool:

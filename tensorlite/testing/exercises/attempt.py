@@ -1,5 +1,6 @@
 """Run the exercise file that a reader filled in, and judge what it defines."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,13 @@ def try_file(path: Path, level: int = 1) -> Outcome:
     """
     text = path.read_bytes()
     place = Place(str(path))
+    folder = str(path.resolve().parent)  # from which the file may import, as when it is run alone
     try:
-        names = load(place, text)
+        sys.path.insert(0, folder)
+        try:
+            names = load(place, text)
+        finally:
+            sys.path.remove(folder)
         op = find_op(place, names)
     except AttemptError as problem:
         return Outcome(str(problem), ok=False)

@@ -95,7 +95,10 @@ def run(args: Args) -> int:
 def show(number: str, args: Args) -> int:
     """Show an exercise, and then what the flags ask for; without flags, ask what is wrong."""
     if not number.isdecimal() or not 1 <= int(number) <= len(BUGS):
-        raise RefusedError(f"there is no exercise {number}; they are numbered 1 to {len(BUGS)}")
+        way_out = f"--write {number} writes one" if number in CHAPTERS else f"they are numbered 1 to {len(BUGS)}"
+        if number.endswith(".py"):
+            way_out = f"--try {number} checks a file"
+        raise RefusedError(f"there is no exercise {number}; {way_out}")
     bug = BUGS[int(number) - 1]
     print(find.code(bug))
     if args.hint is not None:

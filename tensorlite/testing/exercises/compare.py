@@ -28,7 +28,7 @@ def random_dy(y: Array) -> Array:
 def named_gradients(op: str, returned: Any) -> dict[str, Any]:
     """Return what a backward returned by the names of the gradients. One that is missing is None."""
     names = gradient_names(op)
-    if op in PACKED:
+    if op in PACKED and not isinstance(returned, tuple | list):
         can_split = isinstance(returned, np.ndarray) and returned.ndim and returned.shape[-1] % len(names) == 0
         parts = np.split(returned, len(names), axis=-1) if can_split else []
     elif isinstance(returned, Mapping):

@@ -39,7 +39,8 @@ def ask(bug: Bug) -> None:
     reply = None
     if sys.stdin is not None and sys.stdin.isatty():
         try:
-            reply = set(re.findall(r"\w+", input(question)))
+            words = re.findall(r"\w+", input(question).lower())
+            reply = {choice for choice in choices(bug) if choice.lower() in words}
         except EOFError:
             print()
     else:

@@ -116,8 +116,10 @@ def check(place: Place, op: str, forward: Callable, backward: Callable, level: i
         wrong = list(gradient_names(op))
         lines = [str(problem)]
     else:
-        if op in PACKED and wrong:
-            lines.append(f"The last axis is [{' | '.join(PACKED[op])}]. Wrong: {', '.join(wrong)}.")
+        if op in PACKED:
+            parts = PACKED[op]
+            not_packed = f"{', '.join(parts)} are right. Return one array: np.concatenate([{', '.join(parts)}], axis=-1)"
+            lines.append(f"The last axis is [{' | '.join(parts)}]. Wrong: {', '.join(wrong)}." if wrong else not_packed)
     return Outcome("\n".join([*lines, *hints(place, op, wrong, level)]), ok=False)
 
 
@@ -135,7 +137,8 @@ def wrong_gradients(op: str, forward: Callable, backward: Callable) -> list[str]
 def without_hints(report: GradReport) -> GradReport:
     """Return the report without what the wrong gradients look like."""
     arguments = [replace(argument, hint="") for argument in report.arguments]
-    return replace(report, arguments=arguments)
+    of_shapes = [violation.partition(". ")[0] if " is (" in violation else violation for violation in report.contract_violations]
+    return replace(report, arguments=arguments, contract_violations=of_shapes)
 
 
 def hints(place: Place, op: str, wrong: list[str], level: int) -> list[str]:

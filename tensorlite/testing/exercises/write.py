@@ -20,7 +20,10 @@ python -m tensorlite.exercises --try exercise_{op}.py   runs it with hints: add 
 TEST = """\
 if __name__ == "__main__":
     random = np.random.default_rng(0)
-    report = gradcheck({op}_forward, {op}_backward, draw_inputs(random), raise_on_fail=False)
+    try:
+        report = gradcheck({op}_forward, {op}_backward, draw_inputs(random), raise_on_fail=False)
+    except NotImplementedError as hole:
+        sys.exit(str(hole))
     print(report)
     sys.exit(0 if report.ok else 1)
 """
