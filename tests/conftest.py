@@ -13,6 +13,7 @@ import importlib.util
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
@@ -96,6 +97,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "gpu" if nodeid.startswith("tests/cuda/gpu/") else nodeid
 
     return OneForTheGpu(config, log)
+
+
+@pytest.fixture(autouse=True)
+def same_random_values(request) -> None:
+    """Let RANDOM of a module begin anew, so that a test has the same values whatever tests ran before it in its process."""
+    random = getattr(request.module, "RANDOM", None)
+    generator = getattr(random, "__self__", random)  # it may be a generator, or the method of one
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = np.random.default_rng(0).bit_generator.state
 
 
 @pytest.fixture(scope="session")

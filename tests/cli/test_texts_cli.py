@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tyro
 
@@ -14,7 +15,8 @@ from gpt import sample, train
 from gpt.config import PRESETS
 from gpt.errors import ConfigError, DataError
 from gpt.training import checkpoint, run_setup
-from tensorlite import pick_device
+from gpt.training.data_parallel import Workers
+from tensorlite import ReferenceOps, pick_device
 
 TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n" * 30
 SMALL = ["--device", "cpu", "--threads", "1", "--preset", "bigram", "--batch-size", "4", "--max-iters", "2", "--eval-batches", "2"]
@@ -205,3 +207,44 @@ def test_a_batch_has_a_row_for_each_rank(cli, tmp_path):
     train.require_row_per_rank(setup, SimpleNamespace(size=2))
     with pytest.raises(ConfigError, match="batch_size 2 has fewer rows than there are ranks, 4; set --batch-size 4 or more"):
         train.require_row_per_rank(setup, SimpleNamespace(size=4))
+
+
+def test_threads_shards_and_the_threads_of_a_matmul(cli, tmp_path, monkeypatch):
+    """Bits depend on the threads of a matmul, so a shard among several has one."""
+    monkeypatch.setattr(train, "processors", lambda: 8)
+    cpu, cuda = SimpleNamespace(name="cpu"), SimpleNamespace(name="cuda")
+    laptop, stage = PRESETS["laptop"].model, PRESETS["layernorm"].model
+    assert [train.default_threads(laptop, cpu, ranks) for ranks in (1, 3, 16)] == [8, 2, 1]
+    assert train.default_threads(stage, cpu) == train.default_threads(laptop, cuda) == 1
+    workers = Workers(ReferenceOps, shards=4)
+    assert train.blas_threads(workers, 8) == 1
+    assert train.blas_threads(Workers(ReferenceOps), 8) == 8
+    setup = run_setup.new_run(PRESETS["laptop"], {}, {}, tmp_path, tmp_path / "text.txt", 1)
+    assert [train.with_default_shards(setup, shards).train.shards for shards in (8, 40)] == [8, 12]
+
+
+def test_the_sample_of_a_run_is_of_its_best_model(trained, monkeypatch):
+    run = SimpleNamespace(setup=SimpleNamespace(out=Path("run")), state=SimpleNamespace(step=9, params=[0]), xp=np)
+    best = checkpoint.load(Path("run/best.safetensors"))
+    which, step, params = train.model_to_show(run)
+    assert (which, step) == ("best", best.step)
+    np.testing.assert_array_equal(params, best.params)
+    Path("run/best.safetensors").unlink()
+    assert train.model_to_show(run) == ("last", 9, [0])
+
+
+def test_a_run_that_another_process_continues_meanwhile_is_refused(trained, monkeypatch):
+    """The other one has the folder between the reading of the checkpoint and the lock."""
+    status, _, _ = trained(train, *SMALL, "--data", "text.txt", "--out", "run")
+    assert status == 0
+    describe = train.describe
+
+    def meanwhile(*args):
+        monkeypatch.setattr(train, "describe", describe)
+        assert trained(train, "--resume", "--out", "run", "--data", "text.txt", "--max-iters", "5", "--device", "cpu")[0] == 0
+        describe(*args)
+
+    monkeypatch.setattr(train, "describe", meanwhile)
+    status, _, err = trained(train, "--resume", "--out", "run", "--data", "text.txt", "--max-iters", "9", "--device", "cpu")
+    assert (status, checkpoint.load(Path("run/last.safetensors")).step) == (2, 5)
+    assert "step 2 was read, and another process has since saved step 5" in err

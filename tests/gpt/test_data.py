@@ -141,6 +141,7 @@ def test_a_checkpoints_vocabulary_on_another_text(tmp_path):
 
 @pytest.fixture
 def no_network(monkeypatch, tmp_path):
+    monkeypatch.delenv("TENSORLITE_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(data, "WEB", "http://127.0.0.1:9/nothing")
     return tmp_path / "cache" / "tensorlite" / "tinyshakespeare.txt"

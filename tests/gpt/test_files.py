@@ -48,6 +48,15 @@ def test_a_rename_that_is_refused_for_a_moment_is_waited_for(number, corpus, tmp
     assert not notes
 
 
+def test_a_rename_is_waited_for_for_three_seconds(tmp_path, monkeypatch):
+    slept = []
+    monkeypatch.setattr(files.time, "sleep", slept.append)
+    monkeypatch.setattr(os, "replace", failing(PermissionError(errno.EACCES, "Permission denied")))
+    with pytest.raises(PermissionError):
+        files.replace(tmp_path / "a", tmp_path / "b")
+    assert sum(slept) == pytest.approx(3.17)
+
+
 def test_a_rename_that_is_refused_for_good_is_one_line(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "RETRY_DELAYS_S", (0.001,))
     monkeypatch.setattr(os, "replace", failing(PermissionError(errno.EACCES, "Permission denied")))

@@ -396,8 +396,9 @@ def test_the_last_table_of_what_is_left(whole):
     assert last == "| failed or left out | steps: torch.compile, one graph; run: all of it; ncu: all of it |"
 
 
-def test_the_last_table_names_no_host_user_or_path():
+def test_the_last_table_names_no_host_user_or_path(monkeypatch):
     """Whatever the reasons of failures and a run's words name."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "a-host-of-this-name")
     secret = f"/home/somebody/{socket.gethostname()}/tests.log"
     found = {name: own | {"failures": {"pytest": secret}, "tracebacks": {"x": secret}} for name, own in H200.items()}
     found["run"]["rows"]["bf16"] |= {"said": [secret], "last_line": secret, "sample": secret}

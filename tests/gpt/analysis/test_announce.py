@@ -1,11 +1,13 @@
 """What a run prints before it starts, and the memory at which it is refused."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
 from gpt.analysis import announce
 from gpt.analysis.cost import estimate_cost
-from gpt.analysis.format import human_bytes
+from gpt.analysis.format import human_bytes, human_seconds
 from gpt.config import PRESETS, TrainConfig
 from gpt.errors import ConfigError
 from gpt.training import run_setup
@@ -75,3 +77,29 @@ def test_an_error_in_the_timed_steps_does_not_end_the_run(corpus, tmp_path):
             "not known, because the steps to be timed ended in an error (step 2: the loss"
         )
     assert run.state.step == 0
+
+
+@pytest.mark.parametrize(("resumed", "evaluations"), [(False, 4), (True, 3)])
+def test_the_time_that_is_announced_is_that_of_steps_and_evaluations(resumed, evaluations, corpus, tmp_path, monkeypatch):
+    """12 steps of half a second. An evaluation reads 12 rows of 5 characters for the training loss, and the validation text."""
+    monkeypatch.setattr(announce, "time_call", lambda *_, **__: 0.5)
+    run = trainer(corpus, tmp_path / "run", {"max_iters": 12, "eval_interval": 4, "batch_size": 4, "eval_batches": 3})
+    run.history = [{}] * resumed
+    evaluation_s = 0.5 / 3 * (len(run.val_data) - 1 + 3 * 4 * 5) / (4 * 5)
+    said = f"about {human_seconds(12 * 0.5 + evaluations * evaluation_s)}: 12 steps of 0.5 s, timed here"
+    assert announce.estimated_time(run).startswith(said)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_ranks_of_one_machine_share_its_memory(ranks, corpus, tmp_path, monkeypatch):
+    device = pick_device("cpu")
+    backend = select_backend("reference", device)
+    setup = run_setup.new_run(preset(TRAIN), {}, {}, tmp_path / "run", corpus, seed=1)
+    workers = Workers(backend.make)
+    monkeypatch.setattr(workers.ranks, "local_size", ranks, raising=False)
+    cost = announce.cost_of(setup, device, backend, workers)
+    memory = ranks * cost.peak_bytes
+    for has, refused in ((memory, False), (memory - ranks, True)):
+        monkeypatch.setattr(announce, "available_bytes", lambda xp, threads, has=has: has)
+        with pytest.raises(ConfigError, match="batch_size") if refused else contextlib.nullcontext():
+            announce.require_memory(setup, device, workers, cost, 0)

@@ -29,6 +29,7 @@ def forked(work: Callable[[], int]) -> int:
     if pid == 0:
         status = 99
         try:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is ignored under nohup, and a run respects that
             status = work()
         except BaseException:
             traceback.print_exc()

@@ -18,7 +18,7 @@ from tensorlite import pick_device
 
 BACKENDS = ("reference", "fast")
 
-gpt.training.checkpoint_writer.loss_curve = lambda *_: None  # a picture takes longer than all else of such a run
+gpt.training.checkpoint_writer.loss_curve = lambda *_, **__: None  # a picture takes longer than all else of such a run
 
 
 def drawn(numbers: random.Random) -> Preset:
