@@ -44,7 +44,7 @@ stages:  ## train the lecture's six small stages, three seeds each, and compare 
 	$(PYTHON) benchmarks/stages.py
 
 figures:  ## draw docs/figures again. It trains the models whose runs are missing below runs/: two to three minutes at first
-	for figure in loss_stages attention_maps gradcheck_step attention_backward time_and_memory; do \
+	for figure in loss_stages loss_full_model attention_maps gradcheck_step attention_backward time_and_memory; do \
 		$(PYTHON) docs/figures/$$figure.py || exit 1; done
 
 bench:  ## time the CPU backends beside PyTorch on this machine: 12 minutes (benchmarks/cpu.py --quick: a few seconds)

@@ -4,6 +4,7 @@ The models of two of them are not trained again here: loss-stages.csv has the lo
 """
 
 import importlib
+import json
 import re
 import sys
 from xml.etree import ElementTree
@@ -190,6 +191,25 @@ def test_losses_of_the_stages():
         lecture, worst = re.search(rf"^\| `{stage}` \|.*\| ([\d.]+) \| ([\d.]+) \|$", readme, re.MULTILINE).groups()
         assert float(worst) - 0.03 < curve[-1][1] < float(worst) + 0.001
         assert lecture in texts(file)
+
+
+def test_losses_of_the_full_model(monkeypatch, tmp_path):
+    """They are drawn from their file, whose best loss is the one that docs/training.md reports."""
+    picture = script("loss-full-model.svg")
+    records = picture.read_table()
+    file, drawn = source(picture.PICTURE), picture.draw(records)
+    assert texts(file) == texts(drawn), "run make figures"
+    shown, expected = places(file, "curve-"), places(drawn, "curve-")
+    assert len(shown) == 2
+    for name in shown:
+        np.testing.assert_allclose(shown[name], expected[name], atol=0.01)
+    best = picture.best(records)
+    assert best["val_loss"] <= 1.48
+    assert f"{best['val_loss']:.4f}" in (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    monkeypatch.setattr(picture, "DATA", tmp_path / "again.csv")
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(record | {'lr': 0.1})}\n" for record in records))
+    picture.write_table(picture.read_run(tmp_path))
+    assert picture.read_table() == records
 
 
 def test_labels_are_moved_apart_as_little_as_it_takes():
