@@ -99,6 +99,9 @@ def test_configurations_are_frozen_and_override_checks_again():
         (TrainConfig, {"min_lr": 1}),
         (TrainConfig, {"grad_clip": -1}),
         (TrainConfig, {"beta2": 1}),
+        (ModelConfig, {"n_layer": 10_001}),
+        (ModelConfig, {"block_size": 2**40 + 1}),
+        (TrainConfig, {"eval_batches": 2**40 + 1}),
     ],
 )
 def test_a_refusal_names_the_field_the_rule_and_the_value(kind, fields):
@@ -113,6 +116,7 @@ def test_what_lies_on_a_border_is_allowed():
         assert ModelConfig(model, tied=True, dropout=0, init_std=0).tied
     least = {"max_iters": 1, "eval_interval": 1, "warmup_iters": 0, "val_chars": 0, "min_lr": 0, "beta1": 0, "beta2": 0.9999}
     assert TrainConfig(batch_size=3, shards=3, weight_decay=0, grad_clip=0, **least).shards == 3
+    assert (ModelConfig(n_layer=10_000).n_layer, TrainConfig(val_chars=2**40).val_chars) == (10_000, 2**40)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ def pip(monkeypatch):
                     for name, part in parts.items():
                         wheel.writestr(name, part)
             said = error if options.get("text") else error.encode()
+            assert options["errors"] == "replace"  # what pip prints may be in any encoding
             return subprocess.CompletedProcess(command, status, *(("", said) if capture_output else (None, None)))
 
         monkeypatch.setattr(subprocess, "run", run)

@@ -127,6 +127,13 @@ def test_the_memory_of_windows(succeeds, expected):
     assert limits._windows_memory(SimpleNamespace(GlobalMemoryStatusEx=fill)) == expected
 
 
+def test_windows_asks_its_kernel(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(limits.ctypes, "windll", SimpleNamespace(kernel32="the kernel"), raising=False)
+    monkeypatch.setattr(limits, "_windows_memory", lambda kernel: [kernel])
+    assert limits._physical_memory() == ["the kernel"]
+
+
 @pytest.mark.skipif(not hasattr(os, "sysconf"), reason="this system does not say how much memory it has")
 def test_the_memory_of_the_machine(tmp_path, monkeypatch):
     """As /proc/meminfo gives it, in KiB, less what the kernel keeps for itself."""

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -321,6 +322,20 @@ def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):
     assert os.listdir(path.parent) == [path.name]
 
 
+def test_a_folder_whose_best_is_gone_names_its_last(saved):
+    path, original = saved
+    assert checkpoint.load(path.parent).step == original.step
+    last = run_dir.last_checkpoint(path.parent)
+    checkpoint.link_or_copy(path, last)
+    assert checkpoint.load(path.parent).step == original.step
+    path.unlink()
+    with pytest.raises(CheckpointError, match=f"has no best.safetensors; name its last checkpoint: {re.escape(str(last))}"):
+        checkpoint.load(path.parent)
+    last.unlink()
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        checkpoint.load(path.parent)
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_a_link_is_the_same_file_and_keeps_its_content(saved, monkeypatch, links):
     """Where the system has no second names it is a copy. Saving under one name leaves the other alone."""
@@ -329,9 +344,12 @@ def test_a_link_is_the_same_file_and_keeps_its_content(saved, monkeypatch, links
     if not links:
         monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
     flushed = []
-    monkeypatch.setattr(checkpoint.files, "flush_to_disk", lambda descriptor, path: flushed.append(path.name))
+    monkeypatch.setattr(
+        checkpoint.files, "flush_to_disk", lambda descriptor, path: flushed.append((path.name, os.fstat(descriptor).st_size))
+    )
     checkpoint.link_or_copy(path, other)
-    assert [name.partition(".tmp-")[0] for name in flushed] == ([] if links else ["last.safetensors"])
+    flushed = [(name.partition(".tmp-")[0], size) for name, size in flushed]
+    assert flushed == ([] if links else [("last.safetensors", path.stat().st_size)])
     checkpoint.link_or_copy(path, other)  # again, over the earlier one
     assert other.read_bytes() == path.read_bytes()
     assert os.path.samefile(path, other) == links

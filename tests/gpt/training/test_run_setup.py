@@ -224,6 +224,9 @@ def test_ranks_compare_all_that_fixes_a_run(corpus, tmp_path):
     assert differing(resumed, dataclasses.replace(resumed, weights=dataclasses.replace(saved, step=8))) == {"the checkpoint"}
     scaled = dataclasses.replace(saved, loss_scale=LossScale())
     assert differing(resumed, dataclasses.replace(resumed, weights=scaled)) == {"the loss scale"}
+    other = dataclasses.replace(saved, loss_scale=LossScale(8.0))
+    both = (dataclasses.replace(resumed, weights=weights) for weights in (scaled, other))
+    assert differing(*both) == {"the loss scale"}
     facts = resumed.facts()
     assert facts["the version"] == __version__
     assert facts["the text"] == hashlib.sha256(setup.corpus.sha256.encode()).hexdigest()[:12]
