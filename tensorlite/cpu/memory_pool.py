@@ -10,7 +10,7 @@ from math import prod
 import numpy as np
 
 SMALL = 1 << 12  # elements: below this, the system's allocator is faster than a block
-MOST_SHAPES = 256  # a training step has some 50; prompts of ever new lengths have ever new shapes
+MOST_SHAPES = 256  # a training run has some 30; prompts of ever new lengths have ever new shapes
 Shape = tuple[int, ...]
 
 

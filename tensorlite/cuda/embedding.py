@@ -14,6 +14,7 @@ from tensorlite.integers import ceil_div, round_up
 from tensorlite.random import Key
 from tensorlite.reference.embedding import check_position_embedding
 from tensorlite.reference.indices import check_indices
+from tensorlite.reference.ops import check_batch
 
 if TYPE_CHECKING:
     from tensorlite.cuda.ops import CUDAOps
@@ -119,8 +120,7 @@ def position_embedding_backward(ops: "CUDAOps", dy: Array, cache: tuple) -> tupl
 def get_batch(ops: "CUDAOps", data: Array, key: Key | DeviceKey, rows: int, block_size: int) -> tuple[Array, Array]:
     """Return windows of the text at places drawn from the key: idx and targets, both (rows, block_size), of the text's dtype."""
     array_namespace(data)
-    if len(data) <= block_size:
-        raise ValueError(f"get_batch: a text of {len(data)} tokens has no window of {block_size} and a target")
+    check_batch(data, block_size)
     idx = ops.runtime.empty((rows, block_size), data.dtype)
     targets = ops.runtime.empty((rows, block_size), data.dtype)
     ops.launch(

@@ -25,6 +25,12 @@ from tensorlite.reference import (
 )
 
 
+def check_batch(data: Array, block_size: int) -> None:
+    """Raise ValueError unless the text has a window of block_size tokens and one more, its last target."""
+    if len(data) <= block_size:
+        raise ValueError(f"get_batch: a text of {len(data)} tokens has no window of {block_size} and a target")
+
+
 class ReferenceOps:
     """Plain array code on NumPy or CuPy, by the type of the arguments.
 
@@ -137,8 +143,7 @@ class ReferenceOps:
         key: row r's window is a function of the key and the global row number key.row0 + r.
         """
         xp = array_namespace(data)
-        if len(data) <= block_size:
-            raise ValueError(f"get_batch: a text of {len(data)} tokens has no window of {block_size} and a target")
+        check_batch(data, block_size)
         n_starts = xp.uint64(len(data) - block_size)
         starts = (random_uint64(xp, key, rows) % n_starts).astype("int64")  # (B,)
         index = starts[:, None] + xp.arange(block_size)  # (B, T)

@@ -11,9 +11,8 @@ def positional_names(function: Callable) -> list[str]:
 
 
 def parameter_names(function: Callable) -> list[str]:
-    """Return the names of the parameters that have one, of any kind."""
-    variable = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
-    return _names(function, set(inspect._ParameterKind) - variable)
+    """Return the names of all parameters, without *args and **kwargs."""
+    return [*positional_names(function), *_names(function, {inspect.Parameter.KEYWORD_ONLY})]
 
 
 def takes_more(function: Callable) -> bool:

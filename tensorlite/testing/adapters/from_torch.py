@@ -78,13 +78,13 @@ def from_torch(function: Any, *, device: str = "cpu") -> tuple[Callable[..., tup
                     f"output {i} of the function does not require grad: detach(), no_grad() or a conversion cut it off, or no "
                     "input is a float array. If it is meant to have no gradient, leave it out: lambda *inputs: f(*inputs)[0]"
                 )
-        _require_known_leaves(float_outputs, [leaf for leaf in _leaves(tensors) if _requires_grad(leaf)])
         arrays = [_to_array(y) for y in float_outputs]
         alone = isinstance(outputs, torch.Tensor) and len(arrays) == 1
         return arrays[0] if alone else tuple(arrays), Graph(inputs, tensors, float_outputs, returned_dtypes)
 
     def backward(dy: Any, cache: Graph) -> tuple:
         differentiable = [leaf for leaf in _leaves(cache.tensors) if _requires_grad(leaf)]
+        _require_known_leaves(cache.outputs, differentiable)  # here, because forward is called for every difference
         dys = [_to_tensor(dyi, device, torch).to(y.dtype) for dyi, y in zip(as_tuple(dy), cache.outputs, strict=True)]
         cache.returned_dtypes.clear()
         before = [_to_array(dyi) for dyi in dys]

@@ -218,10 +218,8 @@ class _Object:
 
 def refuse_other_numbers(layer: Any, held: Mapping[str, Array], arrays: Mapping[str, Array], data: Mapping[str, Any]) -> None:
     """Raise ValueError for an attribute that has a gradient and is no float array of the object, so it could not be checked."""
-    attributes = {name: a for kind in reversed(type(layer).__mro__) for name, a in vars(kind).items()} | getattr(
-        layer, "__dict__", {}
-    )
-    for name, a in attributes.items():
+    of_classes = {name: a for kind in reversed(type(layer).__mro__) for name, a in vars(kind).items()}
+    for name, a in (of_classes | getattr(layer, "__dict__", {})).items():
         if name in held or name in data or not isinstance(a, float | list | np.ndarray):
             continue
         try:
